@@ -1,0 +1,184 @@
+"""From an `experts` instance and the files it names to the arrays of the problem, with every mistake located."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from formulations.expert_placement.problem import CommunicationModel, ExpertPlacementProblem
+from planner.descriptions.experts import MAX_EXPERTS, MAX_LAYERS, ExpertsInstance
+from planner.errors import DescriptionError, Finding
+from planner.files import SourceText, canonical_json
+from planner.readers.expert_loads import read_expert_load
+from planner.readers.expert_placement import read_expert_placement
+from planner.readers.routing_trace import read_routing_trace
+from planner.topology import hop_costs
+from planner.workload import ExpertLoad, FloatArray, IntArray, RoutingTrace
+
+
+def read_problem(instance: ExpertsInstance, source: SourceText | None = None) -> ExpertPlacementProblem:
+    """Read every file the instance names (relative to `source`, or to the working folder) and build the arrays.
+
+    Raises DescriptionError with all problems found.
+    """
+    return _Reading(instance, source).problem()
+
+
+class _Reading:
+    """Reads an instance's data files and collects findings at the keys that name them."""
+
+    def __init__(self, instance: ExpertsInstance, source: SourceText | None) -> None:
+        self.instance = instance
+        self.source = source
+        self.base_dir = Path.cwd() if source is None else source.base_dir
+        self.findings: list[Finding] = []
+
+    def problem(self) -> ExpertPlacementProblem:
+        loads = self._loads()
+        trace = self._trace()
+        self._stop_if_wrong()
+        num_experts = self._num_experts(loads, trace)
+        if loads:
+            counts = np.stack([load.counts for load in loads])
+        else:
+            assert trace is not None
+            counts = trace.counts(num_experts)[None]
+        used = counts.sum(axis=(0, 2)) > 0
+        self._check_counts(counts, loads, used, trace)
+        self._stop_if_wrong()
+        layer_ids = tuple(int(layer) for layer in np.flatnonzero(used))
+        current = self._current(layer_ids, num_experts)
+        self._stop_if_wrong()
+        instance = self.instance
+        return ExpertPlacementProblem.from_arrays(
+            counts[:, used],
+            name=instance.name,
+            sha256=self._sha256(),
+            num_gpus=instance.num_gpus,
+            num_slots=instance.num_slots,
+            gpus_per_node=instance.gpus_per_node,
+            weight=np.array([load.weight for load in loads]) if loads else None,
+            speed=None if instance.gpu_speed is None else np.array(instance.gpu_speed),
+            scenario_names=tuple(load.name for load in loads) or ("trace",),
+            layer_ids=layer_ids,
+            num_decoder_layers=counts.shape[1],
+            split=instance.split,
+            trace=trace,
+            communication=self._communication(),
+            num_groups=instance.num_groups,
+            group_spread=instance.group_spread,
+            expert_bytes=instance.expert_bytes,
+            gpu_memory_bytes=instance.gpu_memory_bytes,
+            current=current,
+            max_moves=instance.max_moves,
+            move_cost=instance.move_cost,
+        )
+
+    def _find(self, loc: tuple[int | str, ...], message: str) -> None:
+        if self.source is None:
+            self.findings.append(Finding("instance", f"{'.'.join(map(str, loc))}: {message}"))
+        else:
+            self.findings.append(self.source.finding(loc, message))
+
+    def _stop_if_wrong(self) -> None:
+        if self.findings:
+            raise DescriptionError(self.findings)
+
+    def _path(self, name: str) -> Path:
+        return self.base_dir / name
+
+    def _loads(self) -> list[ExpertLoad]:
+        loads = []
+        for index, item in enumerate(self.instance.loads):
+            name = item.name or (Path(item.file).stem if item.file else f"scenario {index}")
+            try:
+                if item.file is not None:
+                    loads.append(read_expert_load(self._path(item.file), name=name, weight=item.weight))
+                else:
+                    widths = {len(row) for row in item.counts or ()}
+                    if len(widths) != 1:
+                        self._find(("loads", index, "counts"), f"ragged or empty: rows have {sorted(widths)} experts")
+                        continue
+                    loads.append(ExpertLoad(name=name, counts=np.array(item.counts), weight=item.weight))
+            except DescriptionError as error:
+                self.findings.extend(error.findings)
+            except ValueError as error:
+                self._find(("loads", index), str(error))
+        return loads
+
+    def _trace(self) -> RoutingTrace | None:
+        item = self.instance.trace
+        if item is None:
+            return None
+        try:
+            documents = None if item.documents is None else self._path(item.documents)
+            return read_routing_trace(self._path(item.file), documents)
+        except DescriptionError as error:
+            self.findings.extend(error.findings)
+            return None
+
+    def _num_experts(self, loads: list[ExpertLoad], trace: RoutingTrace | None) -> int:
+        return int(loads[0].counts.shape[1]) if loads else int(trace.experts.max()) + 1 if trace else 0
+
+    def _check_counts(
+        self, counts_or_ragged: FloatArray, loads: list[ExpertLoad], used: np.ndarray, trace: RoutingTrace | None
+    ) -> None:
+        instance = self.instance
+        _, num_rows, num_experts = counts_or_ragged.shape
+        if num_rows > MAX_LAYERS or num_experts > MAX_EXPERTS:
+            self._find(("loads",), f"{num_rows} layers x {num_experts} experts is beyond any real model")
+        for index in np.flatnonzero(counts_or_ragged.sum(axis=(1, 2)) == 0):
+            self._find(("loads", int(index)), "all counts are zero")
+        if instance.num_slots < num_experts:
+            self._find(("num_slots",), f"{instance.num_slots} slots cannot hold {num_experts} experts once each")
+        if instance.num_groups is not None and num_experts % instance.num_groups:
+            self._find(("num_groups",), f"{num_experts} experts are not {instance.num_groups} equal groups")
+        if trace is not None:
+            if int(trace.experts.max()) >= num_experts:
+                self._find(("trace",), f"names expert {int(trace.experts.max())}, but there are {num_experts}")
+            if trace.num_layers != int(used.sum()):
+                self._find(("trace",), f"covers {trace.num_layers} layers, the loads have {int(used.sum())} MoE layers")
+
+    def _communication(self) -> CommunicationModel | None:
+        item, instance = self.instance.communication, self.instance
+        if item is None:
+            return None
+        cost, intra, inter = hop_costs(
+            instance.num_gpus,
+            instance.gpus_per_node or instance.num_gpus,
+            item.intra_node_cost,
+            item.inter_node_cost,
+        )
+        return CommunicationModel(
+            model=item.model, weight=item.weight, cost=cost, intra_node_cost=intra, inter_node_cost=inter
+        )
+
+    def _current(self, layer_ids: tuple[int, ...], num_experts: int) -> IntArray | None:
+        instance = self.instance
+        if instance.current is None:
+            return None
+        try:
+            found = read_expert_placement(self._path(instance.current))
+            rows = found.rows(layer_ids)
+        except DescriptionError as error:
+            self.findings.extend(error.findings)
+            return None
+        if rows.shape[1] != instance.num_slots:
+            self._find(("current",), f"has {rows.shape[1]} slots a layer, the instance {instance.num_slots}")
+        elif rows.min() < 0 or rows.max() >= num_experts:
+            self._find(("current",), f"names experts outside 0 .. {num_experts - 1}")
+        return rows
+
+    def _sha256(self) -> str:
+        """Hash of the instance and of the bytes of every file it names."""
+        digest = hashlib.sha256(canonical_json(self.instance.model_dump(mode="json")).encode())
+        names = [load.file for load in self.instance.loads] + [self.instance.current]
+        if self.instance.trace is not None:
+            names += [self.instance.trace.file, self.instance.trace.documents]
+        for name in names:
+            if name is not None:
+                with open(self._path(name), "rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()

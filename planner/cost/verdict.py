@@ -1,0 +1,54 @@
+"""Metric, Violation, Verdict: what the cost model says about a plan."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import computed_field
+
+from planner.descriptions.base import Description
+
+#: Where a metric comes from, from most to least trusted.
+Source = Literal["measured", "calibrated", "datasheet", "modelled"]
+
+
+class Metric(Description):
+    """One predicted or counted quantity; the unit is an SI symbol, `fraction`, `count` or `ratio`."""
+
+    name: str
+    value: float
+    unit: str
+    source: Source
+
+
+class Violation(Description):
+    """One broken rule or budget: which rule, at what, by how much."""
+
+    rule: str
+    subject: str
+    message: str
+    amount: float | None = None
+    limit: float | None = None
+    unit: str | None = None
+
+
+class Verdict(Description):
+    """The independent judgement of a plan. `feasible` follows from the violations and cannot be set."""
+
+    metrics: tuple[Metric, ...] = ()
+    violations: tuple[Violation, ...] = ()
+    bottleneck: str | None = None
+    assumptions: tuple[str, ...] = ()
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def feasible(self) -> bool:
+        """True when no rule and no budget is broken."""
+        return not self.violations
+
+    def metric(self, name: str) -> float:
+        """Value of a metric by name; KeyError when there is none."""
+        for metric in self.metrics:
+            if metric.name == name:
+                return metric.value
+        raise KeyError(name)

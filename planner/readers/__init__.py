@@ -1,0 +1,1 @@
+"""Outside formats -> description types, one file a format. Everything read here is hostile until checked."""
