@@ -1,12 +1,13 @@
 """What can go wrong, as one tree.
 
     PlannerError
-    ├── DescriptionError        the user's files are wrong: every problem, with file:line:column   (exit code 7)
-    ├── RefusedError            a valid request that cannot be honoured as asked                   (exit code 2)
-    │   ├── OptionError         an option that the chosen method or solver cannot honour
-    │   ├── ExportError         a plan that the chosen format cannot express
-    │   └── MissingExtraError   an optional package is needed; says which to install
-    └── InvalidPlanError        a search returned what its own check rejects: our bug              (exit code 1)
+    ├── DescriptionError      the user's files are wrong: every problem, with file:line:column   (exit code 7)
+    ├── RefusedError          a valid request that cannot be honoured as asked                   (exit code 2)
+    │   ├── OptionError       an option that the chosen method or solver cannot honour
+    │   ├── ExportError       a plan that the chosen format cannot express
+    │   └── MissingExtraError an optional package is needed; says which to install
+    ├── SolverError           a solver refuses the model or breaks down: our bug or the solver's (exit code 1)
+    └── InvalidPlanError      a search returned what its own check rejects: our bug              (exit code 1)
 
 Infeasible is an answer, not an error: see `formulations.outcome.Outcome`.
 """
@@ -55,7 +56,7 @@ class DescriptionError(PlannerError):
 
 
 class RefusedError(PlannerError):
-    """A request that is well formed but that we cannot honour; the message says why and what to do instead."""
+    """A request that is well formed but cannot be honoured; the message says why and what to do instead."""
 
 
 class OptionError(RefusedError):
@@ -68,6 +69,10 @@ class ExportError(RefusedError):
 
 class MissingExtraError(RefusedError):
     """An optional dependency is needed for this; the message names the package to install."""
+
+
+class SolverError(PlannerError):
+    """A solver refuses the model, breaks down or returns unusable numbers; the message quotes it."""
 
 
 class InvalidPlanError(PlannerError):

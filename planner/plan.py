@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from planner.cost.verdict import Verdict
 from planner.descriptions.base import Description, Problem
@@ -156,12 +156,3 @@ class PlanDocument(Description):
     baseline: BaselineRecord | None = None
     plan: ExpertPlacement | None = None
     verdict: Verdict | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_derived(cls, data: Any) -> Any:
-        """`verdict.feasible` is written for readers and derived when read."""
-        if isinstance(data, dict) and isinstance(data.get("verdict"), dict):
-            verdict = {key: value for key, value in data["verdict"].items() if key != "feasible"}
-            return {**data, "verdict": verdict}
-        return data

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import computed_field
+from pydantic import model_validator
 
 from planner.descriptions.base import Description
 
@@ -33,18 +33,19 @@ class Violation(Description):
 
 
 class Verdict(Description):
-    """The independent judgement of a plan. `feasible` follows from the violations and cannot be set."""
+    """The independent judgement of a plan. `feasible` follows from the violations, whatever is passed."""
 
     metrics: tuple[Metric, ...] = ()
     violations: tuple[Violation, ...] = ()
     bottleneck: str | None = None
     assumptions: tuple[str, ...] = ()
 
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def feasible(self) -> bool:
-        """True when no rule and no budget is broken."""
-        return not self.violations
+    feasible: bool = True
+
+    @model_validator(mode="after")
+    def _derive_feasible(self) -> Self:
+        object.__setattr__(self, "feasible", not self.violations)
+        return self
 
     def metric(self, name: str) -> float:
         """Value of a metric by name; KeyError when there is none."""

@@ -1,4 +1,4 @@
-"""NumPy `.npy` files -> arrays of plain numbers. A header is believed only when the file's size bears it out."""
+"""NumPy `.npy` files -> arrays of plain numbers. A header is believed when the file's size bears it out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_npy(path: Path, max_bytes: int = MAX_ARRAY_BYTES) -> npt.NDArray[Any]:
     """Read one array of integers or floats, of any shape that is not empty, in native byte order.
 
     Pickles are never loaded. Raises DescriptionError: unreadable, damaged, larger than `max_bytes`, another
-    size than the header declares, or a dtype that is no plain number (object, structured, complex, bool, text).
+    size than the header declares, or a dtype that is no plain number (object, structured, complex, bool).
     """
     try:
         with open(path, "rb") as file:
@@ -58,7 +58,7 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], bool, np.
     except (DescriptionError, OSError):
         raise
     except Exception as error:
-        # The header is a Python literal that names a dtype: a hostile one makes parsers raise almost anything.
+        # The header is a Python literal that names a dtype: a hostile one can raise almost anything.
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DescriptionError.single(path, f"is not a readable .npy file: {reason[:200]}") from None
     if dtype.kind not in "iuf":

@@ -1,8 +1,8 @@
-"""Files of torch.save (zip format) -> plain values and arrays, without torch and without running what a pickle names.
+"""Files of torch.save (zip format) -> plain values and arrays, without torch and without running a pickle.
 
-`<root>/data.pkl` is a pickle of the value in which each tensor is a call of `torch._utils._rebuild_tensor_v2` on a
-storage, and `<root>/data/<key>` holds the bytes of that storage. A pickle can name any function and call it; here a
-handful of names lead to functions of our own and every other name is refused before anything runs.
+`<root>/data.pkl` is a pickle of the value in which each tensor is a call of `torch._utils._rebuild_tensor_v2`
+on a storage, and `<root>/data/<key>` holds the bytes of that storage. A pickle can name any function and call
+it; here a handful of names lead to functions of our own and every other name is refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.lib.stride_tricks import as_strided
 from planner.errors import DescriptionError
 
 MAX_FILE_BYTES = 4 * 2**30
-#: The zip directory; a recording of 100,000 passes has about 10 MB. Each entry costs several times its size in memory.
+#: The zip directory: about 150 bytes a tensor in the file, and several times that in memory.
 MAX_DIRECTORY_BYTES = 16 * 2**20
 MAX_PICKLE_BYTES = 64 * 2**20
 #: Bounds time and memory: an instruction of one byte can make an object of a hundred.
@@ -72,10 +72,10 @@ class _Storage:
 
 
 def read_torch_zip(path: Path) -> object:
-    """Read a file of torch.save: dicts, lists, tuples, text and numbers, with tensors as NumPy arrays of their shape.
+    """Read a file of torch.save: dicts, lists, tuples, text and numbers; tensors become arrays.
 
-    bfloat16 tensors become float32. Raises DescriptionError: unreadable, older than the zip format, damaged, larger
-    than the bounds of this module, or in need of any class or function beyond those of plain tensors.
+    bfloat16 tensors become float32. Raises DescriptionError: unreadable, older than the zip format, damaged,
+    beyond the bounds of this module, or in need of any class or function beyond those of plain tensors.
     """
     try:
         with open(path, "rb") as file:
@@ -94,13 +94,13 @@ def read_torch_zip(path: Path) -> object:
 
 
 def _check_container(file: BinaryIO, size: int, path: Path) -> None:
-    """Refuse what is no zip archive, and a directory too large to be read into memory, before zipfile reads it."""
+    """Refuse what is no zip archive, or has a directory too large to be read into memory."""
     if file.read(4) != b"PK\x03\x04":
-        message = "is not a zip archive, so not from torch.save of torch 1.6 or later: save it again with a current torch"
-        raise DescriptionError.single(path, f"{message}, or export it as JSON")
+        message = "is not in the zip format of torch.save: save it again with a current torch, or as JSON"
+        raise DescriptionError.single(path, message)
     if size > MAX_FILE_BYTES:
         raise DescriptionError.single(path, f"is larger than {MAX_FILE_BYTES} bytes")
-    # The end of directory (22 bytes), before it maybe the 64-bit locator (20 bytes) and end of directory (56 bytes).
+    # The last 22 bytes end the directory; before them may be a 64-bit locator (20) and 64-bit end (56 bytes).
     file.seek(max(0, size - 98))
     tail = file.read().rjust(98, b"\0")
     if tail[76:80] != b"PK\x05\x06":
@@ -144,7 +144,7 @@ class _TorchFile:
         return order == b"big"
 
     def _read(self, name: str, max_bytes: int) -> bytes:
-        """Bytes of one entry. Stored entries cannot grow, and together they cannot hold more than the file."""
+        """Bytes of one entry. Stored entries cannot grow, and all together are no larger than the file."""
         try:
             info = self._archive.getinfo(f"{self._root}/{name}")
         except KeyError:
@@ -159,14 +159,12 @@ class _TorchFile:
         return self._archive.read(info)
 
     def _scan(self, pickled: bytes) -> None:
-        """Refuse instructions and names beyond plain values and tensors, and floods, before the pickle is loaded."""
+        """Refuse, before loading, instructions and names beyond plain values and tensors, and floods."""
         for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
             if count >= MAX_OPCODES:
                 self.refuse(f"its pickle has more than {MAX_OPCODES} instructions")
             if opcode.name not in _OPCODES:
-                self.refuse(
-                    f"its pickle has the instruction {opcode.name}, which no plain value or tensor needs"
-                )
+                self.refuse(f"its pickle has the instruction {opcode.name}, which no plain tensor needs")
             if opcode.name == "GLOBAL":
                 module, _, name = str(argument).partition(" ")
                 self.find(module, name)
@@ -181,23 +179,22 @@ class _TorchFile:
             return self.tensor
         if (module, name) == ("collections", "OrderedDict"):
             return _empty_dict
-        return self.refuse(
-            f"its pickle names {f'{module}.{name}'[:120]}, which is no plain tensor: nothing was run"
-        )
+        return self.refuse(f"its pickle names {f'{module}.{name}'[:120]!r}, which no plain tensor needs")
 
     def storage(self, persistent_id: object) -> _Storage:
-        """Check ("storage", type, key, device, number of elements) and that the archive holds that many bytes."""
+        """The storage of ("storage", type, key, device, number of elements), which must hold that many."""
         match persistent_id:
             case ("storage", _StorageType(code), str(key), _, int(numel)) if numel >= 0:
                 pass
             case _:
                 self.refuse("its pickle has a malformed storage")
         if key not in self._storages:
-            self._storages[key] = _Storage(
-                code, self._elements(code, self._read(f"data/{key}", MAX_FILE_BYTES))
-            )
+            data = self._read(f"data/{key}", MAX_FILE_BYTES)
+            self._storages[key] = _Storage(code, self._elements(code, data))
         storage = self._storages[key]
-        if storage.code != code or len(storage.elements) != numel:
+        if storage.code != code:
+            self.refuse(f"storage {key[:80]!r} is of two types, {storage.code} and {code}")
+        if len(storage.elements) != numel:
             self.refuse(f"storage {key[:80]!r} declares {numel} elements, but has {len(storage.elements)}")
         return storage
 
@@ -211,7 +208,7 @@ class _TorchFile:
     def tensor(
         self, storage: object, offset: object, size: object, stride: object, *_: object
     ) -> npt.NDArray[Any]:
-        """The view of a storage that a tensor is; it must lie inside the storage and not repeat its elements."""
+        """The view of a storage that a tensor is; it lies inside the storage and has no more elements."""
         if not isinstance(storage, _Storage) or type(offset) is not int or offset < 0:
             self.refuse("its pickle has a malformed tensor")
         shape, strides = self._lengths(size), self._lengths(stride)
@@ -220,7 +217,7 @@ class _TorchFile:
         numel, stored = math.prod(shape), len(storage.elements)
         last = offset + sum((length - 1) * step for length, step in zip(shape, strides, strict=True))
         if numel > stored or (numel and last >= stored):
-            self.refuse(f"a tensor of shape {shape} reaches beyond its storage of {stored} elements")
+            self.refuse(f"a tensor of shape {shape} does not fit into its storage of {stored} elements")
         itemsize = storage.elements.itemsize
         byte_strides = [step * itemsize for step in strides]
         return as_strided(storage.elements[offset:], shape, byte_strides, writeable=False)

@@ -1,0 +1,25 @@
+"""Descriptions, plans and the cost model. Imports numpy, networkx and pydantic; never a solver, never `formulations`."""
+
+from planner.cost.verdict import Metric, Verdict, Violation
+from planner.descriptions.experts import Communication, ExpertsInstance, LoadSource, TraceSource
+from planner.errors import DescriptionError, PlannerError
+from planner.files import read_as
+from planner.plan import ExpertPlacement, PlanDocument
+from planner.workload import ExpertLoad, RoutingTrace
+
+__all__ = [
+    "Communication",
+    "DescriptionError",
+    "ExpertLoad",
+    "ExpertPlacement",
+    "ExpertsInstance",
+    "LoadSource",
+    "Metric",
+    "PlanDocument",
+    "PlannerError",
+    "RoutingTrace",
+    "TraceSource",
+    "Verdict",
+    "Violation",
+    "read_as",
+]
