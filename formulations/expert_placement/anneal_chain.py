@@ -99,7 +99,7 @@ def anneal_chain(  # type: ignore[no-untyped-def]
     load, weight, speed, allowed, old, move_price, transitions, cost, comm_weight, slots, max_replicas, proposals,
     hot_start, hot_end, seed
 ):  # fmt: skip
-    """Anneal all layers; returns the best slots [L, S].
+    """Anneal all layers; returns the last slots [L, S], the best slots, and both objectives relative to the start's.
 
     load [L, E, K]; allowed, old uint8 [L, E, G]; transitions [L - 1, E, E]; cost [G, G]; slots int64 [L, S], valid, not
     changed. The other arguments as in `anneal_even`.
@@ -219,4 +219,4 @@ def anneal_chain(  # type: ignore[no-untyped-def]
         if value < best - 1e-12:
             best = value
             best_slots[:] = slots
-    return best_slots
+    return slots, best_slots, value, best
