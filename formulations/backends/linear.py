@@ -1,6 +1,7 @@
-"""Mixed-integer linear models as sparse arrays: written once, solved by HiGHS or SCIP (MathOpt) and by CBC (PuLP).
+"""Mixed-integer linear models as sparse arrays: written once, solved by HiGHS, SCIP (MathOpt) and CBC (PuLP).
 
-minimise cost @ x + offset  with  row_lower <= A x <= row_upper,  lower <= x <= upper,  x integer where `integer`.
+minimise    cost @ x + offset
+subject to  row_lower <= A x <= row_upper,  lower <= x <= upper,  x integer where `integer`
 """
 
 from __future__ import annotations
@@ -94,25 +95,22 @@ class LinearBuilder:
 
     def build(self) -> LinearModel:
         """The model; entries of the same place are added up."""
-        lower, upper, cost, integer = (
-            np.concatenate(arrays) for arrays in zip(*self._columns, strict=True)
-        )
-        row_lower, row_upper = np.zeros(0), np.zeros(0)
-        row, column = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        value = np.zeros(0)
+        lower, upper, cost, kind = (np.concatenate(arrays) for arrays in zip(*self._columns, strict=True))
+        row_lower = row_upper = value = np.zeros(0)
+        key: IntArray = np.zeros(0, dtype=np.int64)
         if self._entries:
             row_lower, row_upper = (np.concatenate(side) for side in zip(*self._row_bounds, strict=True))
-            row, column, value = (np.concatenate(part) for part in zip(*self._entries, strict=True))
-            key, place = np.unique(row * self.num_variables + column, return_inverse=True)
-            value = np.bincount(place, weights=value, minlength=key.size)
-            row, column = key // self.num_variables, key % self.num_variables
+            rows, columns, values = zip(*self._entries, strict=True)
+            entry = np.concatenate(rows) * self.num_variables + np.concatenate(columns)
+            key, place = np.unique(entry, return_inverse=True)
+            value = np.bincount(place, weights=np.concatenate(values), minlength=key.size).astype(np.float64)
         return LinearModel(
             cost=cost,
             lower=lower,
             upper=upper,
-            integer=integer > 0,
-            row=row,
-            column=column,
+            integer=kind > 0,
+            row=key // self.num_variables,
+            column=key % self.num_variables,
             value=value,
             row_lower=row_lower,
             row_upper=row_upper,
@@ -128,9 +126,9 @@ def solve_linear_mathopt(
     solver: str = "highs",
     start: FloatArray | None = None,
 ) -> tuple[SolverResult, FloatArray | None]:
-    """Solve with HiGHS or SCIP; the values are [num_variables], or None. NaN in `start` leaves a variable open.
+    """Solve with HiGHS or SCIP; the values are [num_variables], or None.
 
-    See `solve_mathopt` for options and errors.
+    NaN in `start` leaves a variable open. See `solve_mathopt` for options and errors.
     """
     load_ortools_first()
     loaded = _mathopt_model(model)

@@ -11,7 +11,7 @@ Data    load[s, l, e]   tokens routed, scaled so that 1 is the load of an evenly
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -118,6 +118,18 @@ class ExpertPlacementProblem:
         """[L-1, E, E]; only with a trace."""
         assert self.trace is not None
         return self.trace.transitions(self.num_experts)
+
+    def with_load(
+        self, load: FloatArray, weight: FloatArray, scenario_names: tuple[str, ...]
+    ) -> ExpertPlacementProblem:
+        """The same problem under other scenarios: load [K, L, E] as scaled here, weight [K]."""
+        share = np.array(weight, dtype=np.float64)
+        return replace(self, load=load.copy(), weight=share / share.sum(), scenario_names=scenario_names)
+
+    def with_scenarios(self, chosen: list[int]) -> ExpertPlacementProblem:
+        """The same problem under some of its scenarios."""
+        names = tuple(self.scenario_names[k] for k in chosen)
+        return self.with_load(self.load[chosen], self.weight[chosen], names)
 
     @property
     def chain_weight(self) -> float:
