@@ -56,12 +56,21 @@ def pour(load, speed, place, count, flow, level, expert, scenario, per_gpu):  # 
 
 
 @compiled
-def sweep(load, speed, place, count, flow, level, per_gpu, sweeps):  # type: ignore[no-untyped-def]
-    """Water-filling sweeps over every replicated expert and scenario."""
+def sweep(load, speed, place, count, flow, level, per_gpu, sweeps, tolerance):  # type: ignore[no-untyped-def]
+    """Water-filling sweeps over every replicated expert and scenario whose GPUs differ by more than the tolerance."""
     for _ in range(sweeps):
         for expert in range(load.shape[0]):
-            if count[expert] > 1:
-                for scenario in range(load.shape[1]):
+            if count[expert] < 2:
+                continue
+            for scenario in range(load.shape[1]):
+                low, high = np.inf, 0.0
+                for i in range(count[expert]):
+                    slot = place[expert, i]
+                    at = level[slot // per_gpu, scenario]
+                    low = min(low, at)
+                    if flow[slot, scenario] > 0.0:
+                        high = max(high, at)
+                if high - low > tolerance:
                     pour(load, speed, place, count, flow, level, expert, scenario, per_gpu)
 
 
@@ -93,7 +102,7 @@ def anneal_lp(  # type: ignore[no-untyped-def]
 
     Each proposal is priced by a few warm water-filling sweeps, whose value is never below the exact LP.
     """
-    first_sweeps, warm_sweeps = 20, 2
+    first_sweeps, warm_sweeps, tolerance = 20, 2, 2e-4
     num_gpus, num_experts, num_scenarios = speed.size, load.shape[0], load.shape[1]
     per_gpu = slots.size // num_gpus
     random = start_random(seed)
@@ -106,7 +115,7 @@ def anneal_lp(  # type: ignore[no-untyped-def]
         moved += 1 - old[slots[slot], slot // per_gpu]
     flow = even_flow(load, slots, count)
     level = flow_level(flow, speed, per_gpu)
-    sweep(load, speed, place, count, flow, level, per_gpu, first_sweeps)
+    sweep(load, speed, place, count, flow, level, per_gpu, first_sweeps, tolerance)
     value = weighted_top(level, weight) + move_price * moved
     best, best_slots = value, slots.copy()
     saved_flow, saved_level = flow.copy(), level.copy()
@@ -143,7 +152,7 @@ def anneal_lp(  # type: ignore[no-untyped-def]
                 level[cold, k] -= flow[slot_two, k] / speed[cold]
                 flow[slot_two, k] = 0.0
                 pour(load, speed, place, count, flow, level, two, k, per_gpu)
-        sweep(load, speed, place, count, flow, level, per_gpu, warm_sweeps)
+        sweep(load, speed, place, count, flow, level, per_gpu, warm_sweeps, tolerance)
         fresh = weighted_top(level, weight) + move_price * (moved + change_moved)
         if fresh - value > -temperature * math.log(max(draw(random), 1e-300)):
             flow[:] = saved_flow

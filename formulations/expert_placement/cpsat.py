@@ -26,8 +26,8 @@ Constraints
     twins       GPUs whose exchange changes nothing are ordered by the first expert of layer 0 that they hold
 
 Rounding    Every price is multiplied by `scale` and rounded down, so no placement costs more in the model
-            than it really does: a bound of the model, divided by `scale`, is a bound of the real problem as it
-            is. It is too low by at most (prices that add up) / scale = RESOLUTION a part, half of the
+            than it really does: a bound of the model, divided by `scale`, is a bound of the real problem as
+            it is. It is too low by at most (prices that add up) / scale = RESOLUTION a part, half of the
             tolerance at which an optimum counts as proven.
 Refused     split lp, fan-out, a chain with replicas, and models above exact.MAX_VARIABLES.
 Work limit  deterministic seconds for each part.

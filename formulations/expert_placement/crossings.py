@@ -1,4 +1,4 @@
-"""The chain model in CP-SAT: literals that say whether two experts of neighbouring layers are apart."""
+"""The chain model, for CP-SAT and for linear models: are two experts of neighbouring layers apart?"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from formulations.backends.cpsat import IntegerValues
+from formulations.backends.linear import LinearBuilder
 from formulations.expert_placement.exact_structure import levels, near_classes
 from planner.workload import FloatArray, IntArray
 
@@ -65,3 +66,21 @@ def read_place(place: Literals, read: IntegerValues) -> FloatArray:
     return np.array(
         [[[read(literal) for literal in row] for row in layer] for layer in place], dtype=np.float64
     )
+
+
+def add_crossing_columns(
+    model: LinearBuilder, place: IntArray, price: FloatArray, cost: FloatArray, slots_per_gpu: int
+) -> None:
+    """The same constraints and objective terms in a linear model; place [L, E, G] are columns."""
+    for step, near in levels(cost):
+        fewest = [int(near.sum(axis=axis).max()) * slots_per_gpu for axis in (1, 0)]
+        for layer, flow in enumerate(price):
+            e, f = np.nonzero(flow > 0)
+            crossing = model.variables((e.size,), cost=flow[e, f] * step)
+            for gpus, neighbours in near_classes(near):
+                leaves, stays = place[layer, e][:, gpus], place[layer + 1, f][:, neighbours]
+                model.rows(-np.inf, 0.0, (leaves, 1.0), (stays, -1.0), (crossing[:, None], -1.0))
+            for side, most in zip((e, f), fewest, strict=True):
+                for expert, count in enumerate(np.bincount(side)):
+                    if count > most:
+                        model.rows(count - most, np.inf, (crossing[side == expert][None], 1.0))

@@ -143,15 +143,10 @@ def _swap_pairs(
     if allowed is not None:
         clash_hot = clash_hot | ~allowed[rows[:, :, None], hot_experts, cold[:, :, None]]
         clash_cold = clash_cold | ~allowed[rows[:, :, None], cold_experts, hot[:, :, None]]
-    gain = (
-        state.share[rows[:, :, None], hot_experts][:, :, :, None]
-        - state.share[rows[:, :, None], cold_experts][:, :, None, :]
-    )
-    after, before = _pair_value(state, hot, cold, gain)
-    after = np.where(clash_hot[:, :, :, None] | clash_cold[:, :, None, :], np.inf, after)
-    after = after.reshape(num_layers, half, per_gpu * per_gpu)
-    chosen = after.argmin(axis=2)
-    value = np.take_along_axis(after, chosen[:, :, None], axis=2)[:, :, 0]
+    give = np.where(clash_hot[:, :, :, None], np.inf, state.share[rows[:, :, None], hot_experts])
+    take = np.where(clash_cold[:, :, :, None], -np.inf, state.share[rows[:, :, None], cold_experts])
+    choose = _choose_one_scenario if give.shape[-1] == 1 else _choose
+    chosen, value, before = choose(state, hot, cold, give, take)
     layer, pair = np.nonzero(value < before * (1.0 - 1e-9))
     one, two = chosen[layer, pair] // per_gpu, chosen[layer, pair] % per_gpu
     gpu_one, gpu_two = hot[layer, pair], cold[layer, pair]
@@ -164,25 +159,49 @@ def _swap_pairs(
     state.level[layer, gpu_two] += change / state.speed[gpu_two][:, None]
 
 
-def _pair_value(
-    state: _State, hot: IntArray, cold: IntArray, gain: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Worth of each swap [L, P, s, s] and of no swap [L, P], for load `gain` [L, P, s, s, K] that leaves `hot`."""
+Choice = tuple[IntArray, FloatArray, FloatArray]
+
+
+def _choose_one_scenario(
+    state: _State, hot: IntArray, cold: IntArray, give: FloatArray, take: FloatArray
+) -> Choice:
+    """Best swap of each pair: its index in s * s, its worth and the worth of no swap, each [L, P].
+
+    give, take : shares [L, P, s, 1] of the two GPUs' replicas, infinite where a swap is barred. With one scenario the
+    best swap is the one whose load comes nearest to levelling the pair.
+    """
+    rows = np.arange(len(hot))[:, None]
+    level_hot, level_cold = state.level[rows, hot, 0], state.level[rows, cold, 0]
+    speed_hot, speed_cold = state.speed[hot], state.speed[cold]
+    levelling = (level_hot - level_cold) / (1.0 / speed_hot + 1.0 / speed_cold)
+    miss = (give[..., 0] - levelling[:, :, None])[:, :, :, None] - take[:, :, None, :, 0]
+    np.abs(miss, out=miss)
+    flat = miss.reshape(*hot.shape, -1)
+    chosen = flat.argmin(axis=2)
+    per_gpu = give.shape[2]
+    pairs = np.arange(hot.shape[1])
+    load = give[rows, pairs, chosen // per_gpu, 0] - take[rows, pairs, chosen % per_gpu, 0]
+    value = np.maximum(level_hot - load / speed_hot, level_cold + load / speed_cold)
+    barred = ~np.isfinite(np.take_along_axis(flat, chosen[:, :, None], axis=2)[:, :, 0])
+    return chosen, np.where(barred, np.inf, value), level_hot
+
+
+def _choose(state: _State, hot: IntArray, cold: IntArray, give: FloatArray, take: FloatArray) -> Choice:
+    """As `_choose_one_scenario`, by the smooth stand-in over all scenarios; shares [L, P, s, K]."""
     rows = np.arange(len(hot))[:, None]
     level_hot, level_cold = state.level[rows, hot], state.level[rows, cold]
-    speed_hot, speed_cold = state.speed[hot][:, :, None, None], state.speed[cold][:, :, None, None]
-    if gain.shape[-1] == 1:
-        # With one scenario the smooth stand-in of a pair orders swaps as the maximum itself does.
-        one = gain[..., 0]
-        after = np.maximum(level_hot[:, :, None] - one / speed_hot, level_cold[:, :, None] + one / speed_cold)
-        return after, level_hot[:, :, 0]
     inverse, scale = _scale(state)
     inverse, scale = inverse[:, None], scale[:, None]
     before = ((_power(level_hot * inverse) + _power(level_cold * inverse)) * scale).sum(axis=2)
+    gain = give[:, :, :, None] - take[:, :, None, :]
     inverse, scale = inverse[:, :, None, None], scale[:, :, None, None]
-    after = _power((level_hot[:, :, None, None] - gain / speed_hot[..., None]) * inverse)
-    after += _power((level_cold[:, :, None, None] + gain / speed_cold[..., None]) * inverse)
-    return (after * scale).sum(axis=4), before
+    after = _power((level_hot[:, :, None, None] - gain / state.speed[hot][:, :, None, None, None]) * inverse)
+    after += _power(
+        (level_cold[:, :, None, None] + gain / state.speed[cold][:, :, None, None, None]) * inverse
+    )
+    flat = (after * scale).sum(axis=4).reshape(*hot.shape, -1)
+    chosen = flat.argmin(axis=2)
+    return chosen, np.take_along_axis(flat, chosen[:, :, None], axis=2)[:, :, 0], before
 
 
 def _replace(

@@ -29,6 +29,11 @@ MAX_VARIABLES = 60_000
 _STOPS = (Stop.INTERRUPTED, Stop.TIME_LIMIT, Stop.WORK_LIMIT, Stop.GAP, Stop.HEURISTIC)
 
 
+def last_stop(stops: set[Stop]) -> Stop:
+    """Why a search of several programs ended; HEURISTIC when all of them ended by themselves."""
+    return next((stop for stop in _STOPS if stop in stops), Stop.HEURISTIC)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartAnswer:
     """What a solver says about one part; what is optimal is decided from the re-priced rows and the bound.
@@ -53,13 +58,20 @@ SolvePart = Callable[[ExpertPlacementProblem, SolveOptions, Budget, IntArray | N
 class PartBudget(Budget):
     """A part's share of a search: progress is passed on as numbers of the whole, and so is the interrupt.
 
-    others : incumbent (infinite if unknown) and bound of all other parts; None for a part whose objective is not a
-        share of the whole's, so that nothing is said of either.
+    others : incumbent (infinite if unknown) and bound of all other parts; None where the part's objective is
+        another one, so that nothing is said of either.
+    units : the part's objective per unit of the whole's.
     """
 
-    def __init__(self, whole: Budget, share_s: float, others: tuple[float, float] | None = None) -> None:
+    def __init__(
+        self,
+        whole: Budget,
+        share_s: float,
+        others: tuple[float, float] | None = None,
+        units: float = 1.0,
+    ) -> None:
         super().__init__(share_s, self._pass_on)
-        self._whole, self._others = whole, others
+        self._whole, self._others, self._units = whole, others, units
 
     def stop(self) -> Stop | None:
         """As the whole search, or when the share is used up."""
@@ -68,9 +80,9 @@ class PartBudget(Budget):
     def _pass_on(self, progress: Progress) -> None:
         incumbent = bound = None
         if self._others is not None and progress.incumbent is not None and np.isfinite(self._others[0]):
-            incumbent = self._others[0] + progress.incumbent
+            incumbent = self._others[0] + progress.incumbent / self._units
         if self._others is not None and progress.bound is not None:
-            bound = self._others[1] + progress.bound
+            bound = self._others[1] + progress.bound / self._units
         self._whole.report(incumbent, bound, progress.message)
         self.interrupted = self._whole.interrupted
 
@@ -149,11 +161,12 @@ def search_parts(
     budget: Budget,
     hint: ExpertPlacement | None,
     solve_part: SolvePart,
+    units: float = 1.0,
 ) -> SearchResult[ExpertPlacement]:
     """Solve part by part within equal shares of the time that is left, each from the best start.
 
     A part without a better answer keeps its start. OPTIMAL when the re-priced objective meets the sum of the
-    parts' bounds or the bound of the whole.
+    parts' bounds or the bound of the whole. units : the solvers' objective per unit of the problem's.
     """
     pieces = parts(problem)
     candidates = starts(problem, options, budget, hint)
@@ -176,10 +189,11 @@ def search_parts(
             break
         share_s = max(1e-3, budget.remaining_s / (len(pieces) - index))
         others = np.arange(len(pieces)) != index
-        share = PartBudget(budget, share_s, (float(value[others].sum()), float(bound[others].sum())))
-        answer = solve_part(piece, replace(options, time_limit_s=share_s), share, best[index])
+        sums = float(value[others].sum()), float(bound[others].sum())
+        share = PartBudget(budget, share_s, sums, units)
+        answer = solve_part(piece, options, share, best[index])
         if answer.status is Status.INFEASIBLE:
-            return _infeasible(problem, options, budget, solve_part, answer)
+            return _infeasible(problem, options, budget, solve_part, units, answer)
         answers.append(answer)
         stops.add(answer.stop)
         if answer.bound is not None:
@@ -208,7 +222,7 @@ def _conclude(
     if plan is not None and total - known.value <= TOLERANCE * max(1.0, total):
         status, stop = Status.OPTIMAL, Stop.PROOF
     else:
-        stop = next((stop for stop in _STOPS if stop in stops), Stop.HEURISTIC)
+        stop = last_stop(stops)
     claims = [answer.claimed for answer in answers]
     # The claim is the model's own objective; a part that kept its start has none.
     claimed = sum(claim for claim in claims if claim is not None)
@@ -230,37 +244,38 @@ def _infeasible(
     options: SolveOptions,
     budget: Budget,
     solve_part: SolvePart,
+    units: float,
     answer: PartAnswer,
 ) -> SearchResult[ExpertPlacement]:
-    """Which requirements conflict, and the smallest change to each that helps, found without a load."""
-    reasons: list[str] = []
-    ways: list[str] = []
+    """Which requirements conflict, and the smallest change to each that helps alone, found without a load."""
     free = replace(problem, load=np.zeros_like(problem.load), communication=None, move_cost=0.0)
 
-    def relaxed(**changes: float | None) -> SearchResult[ExpertPlacement]:
-        return search_parts(replace(free, **changes), options, budget, None, solve_part)  # type: ignore[arg-type]
+    def relaxed(changed: ExpertPlacementProblem) -> SearchResult[ExpertPlacement]:
+        return search_parts(changed, options, budget, None, solve_part, units)
 
+    needs: list[str] = []
+    conflict: list[str] = []
+    ways: list[str] = []
     if problem.max_moves is not None and problem.current is not None:
-        reasons.append(
-            f"max_moves {problem.max_moves}: too few to turn the current placement into a valid one"
-        )
-        found = relaxed(max_moves=None, move_cost=1.0)
+        needs.append(f"max_moves {problem.max_moves}")
+        found = relaxed(replace(free, max_moves=None, move_cost=1.0))
+        conflict += needs if found.plan is not None else []
         if found.status is Status.OPTIMAL and found.bound is not None:
             ways.append(f"max_moves: {round(found.bound.value)}")
     if problem.group_spread is not None:
-        reasons.append(
-            f"group_spread {problem.group_spread}: no placement on {problem.num_slots} slots keeps to it"
-        )
+        needs.append(f"group_spread {problem.group_spread}")
         for spread in range(problem.group_spread + 1, problem.num_nodes + 1):
-            if relaxed(group_spread=spread).plan is not None:
+            if relaxed(replace(free, group_spread=spread)).plan is not None:
+                conflict.append(needs[-1])
                 ways.append(f"group_spread: {spread}")
                 break
+    names = " and ".join(conflict or needs) or "distinct GPUs"
     return SearchResult(
         status=Status.INFEASIBLE,
         stop=Stop.PROOF,
         plan=None,
         solver=answer.solver,
         solver_version=answer.solver_version,
-        reasons=tuple(reasons) or (f"num_slots {problem.num_slots}: no valid placement exists",),
+        reasons=(f"{names}: no placement on {problem.num_slots} slots meets every requirement",),
         relaxations=tuple(ways),
     )

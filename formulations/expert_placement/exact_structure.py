@@ -7,6 +7,7 @@ import numpy as np
 from formulations.expert_placement.greedy import BoolArray
 from formulations.expert_placement.problem import ExpertPlacementProblem
 from planner.cost.expert_parallel import membership
+from planner.errors import SolverError
 from planner.workload import FloatArray, IntArray
 
 
@@ -72,8 +73,8 @@ def canonical(problem: ExpertPlacementProblem, rows: IntArray) -> FloatArray:
 
 
 def rows_of(held: FloatArray, slots_per_gpu: int) -> IntArray:
-    """Placement [L, num_slots] of a membership [L, E, G] with slots_per_gpu experts on each GPU."""
-    layer, gpu, expert = np.nonzero(held.transpose(0, 2, 1) > 0.5)
-    if expert.size != held.shape[0] * held.shape[2] * slots_per_gpu or layer.size != gpu.size:
-        raise ValueError("a solver's placement does not fill every GPU")
-    return expert.reshape(held.shape[0], -1)
+    """Placement [L, num_slots] of a solver's membership [L, E, G]; SolverError when it does not fill each GPU."""
+    chosen = held > 0.5
+    if (chosen.sum(axis=1) != slots_per_gpu).any():
+        raise SolverError("the solver returned a placement that does not fill every GPU")
+    return np.nonzero(chosen.transpose(0, 2, 1))[2].reshape(len(held), -1)

@@ -1,4 +1,4 @@
-"""ExFlow's affinity placement: keep consecutive experts of a token on one GPU, by integer programs on transitions.
+"""ExFlow's affinity placement: integer programs that keep a token's consecutive experts on one GPU.
 
 Sets    l layers, e and f experts, p parts (all GPUs, or the two halves of a set of GPUs)
 Data    flow[l,e,f]  fraction of tokens whose best expert is e in layer l and f in layer l + 1
@@ -9,34 +9,34 @@ Objective   minimise  sum flow[l,e,f] crossing[l,e,f]
 Constraints
     one part    sum_p place[l,e,p] = 1
     equal       sum_e place[l,e,p] = experts / parts
-    crossing    crossing[l,e,f] >= place[l,e,p] - place[l+1,f,p];  at most experts / parts of the f stay with e
+    crossing    crossing[l,e,f] >= place[l,e,p] - place[l+1,f,p];  at most experts / parts f lie with e
     symmetry    parts are alike, so the first expert of the first layer lies in the first
 
-As published, GPUs are bisected: halves first, then halves of halves, one program for each set. That needs a power of
-two; otherwise, or on request, one program places the experts on all GPUs at once. The published program has a binary
-for each token and layer; tokens with the same transition cross together, so E**2 (L - 1) weights say the same.
+As published, GPUs are bisected: halves first, then halves of halves, one program for each set. That needs a
+power of two; otherwise, or on request, one program places the experts on all GPUs at once. The published
+program has a binary for each token and layer; tokens with the same transition cross together, so
+E**2 (L - 1) weights say the same.
 
-Ignores     load (the plan is priced with it all the same), distances beyond "same part", every expert of a token but
-            the best, and replicas.
+Ignores     load (the plan is priced with it all the same), distances beyond "same part", every expert of a
+            token but the best, and replicas.
 Refused     spare slots, no trace, group_spread, max_moves, and programs above MAX_ROWS.
-Work limit  deterministic seconds for each program.
-Reference   Yao et al., "Exploiting Inter-Layer Expert Affinity for Accelerating Mixture-of-Experts Model Inference",
-            arXiv 2401.08383.
+Work limit  nodes of HiGHS for each program.
+Reference   Yao et al., "Exploiting Inter-Layer Expert Affinity for Accelerating Mixture-of-Experts Model
+            Inference", arXiv 2401.08383.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from formulations.backends import load_ortools_first
-from formulations.backends.cpsat import solve_cpsat
+from formulations.backends.linear import LinearBuilder, LinearModel, solve_linear_mathopt
 from formulations.expert_placement.bounds import lower_bound
-from formulations.expert_placement.crossings import Literals, add_crossings, read_place
+from formulations.expert_placement.crossings import add_crossing_columns
 from formulations.expert_placement.exact import PartBudget, last_stop
 from formulations.expert_placement.local_method import finished_plan
 from formulations.expert_placement.problem import ExpertPlacementProblem, refuse
@@ -47,8 +47,8 @@ from planner.workload import FloatArray, IntArray
 
 #: Crossing constraints of the largest program (transitions that occur x parts); it builds in seconds.
 MAX_ROWS = 200_000
-#: Integer prices per unit of flow; finer than any trace of less than ten million tokens.
-PRICES = 10_000_000
+#: Model units per token: HiGHS stops at absolute differences of 1e-6.
+SCALE = 1_000.0
 
 
 def search(
@@ -61,8 +61,8 @@ def search(
 ) -> SearchResult[ExpertPlacement]:
     """Few crossings, whatever the load. `bisection` None means where the number of GPUs is a power of two.
 
-    A program without a solution in its share of the time keeps its start, which the solver's name then says. Raises
-    OptionError for what the module docstring says is refused.
+    A program without a solution in its share of the time keeps its start, which the solver's name then says.
+    Raises OptionError for what the module docstring says is refused.
     """
     power = problem.num_gpus & (problem.num_gpus - 1) == 0
     halving = power if bisection is None else bisection
@@ -78,7 +78,9 @@ def search(
         if program.num_parts == 1:
             np.put_along_axis(gpu_of, program.members, program.gpus[0], axis=1)
             continue
-        share_s = budget.remaining_s * program.work / (program.work + sum(other.work for other in pending))
+        work = program.work + sum(other.work for other in pending)
+        own = program.members.shape[1] if halving else program.work
+        share_s = budget.remaining_s * own / work
         part, stop = _solve(problem, program, options, PartBudget(budget, max(1e-3, share_s)), hinted)
         programs += 1
         kept += stop is None
@@ -88,8 +90,8 @@ def search(
         status=Status.FEASIBLE,
         stop=last_stop(stops),
         plan=finished_plan(problem, np.argsort(gpu_of, axis=1, kind="stable")),
-        solver="cp-sat" + (f" ({kept} of {programs} programs kept their start)" if kept else ""),
-        solver_version=load_ortools_first(),
+        solver="highs" + (f" ({kept} of {programs} programs kept their start)" if kept else ""),
+        solver_version=f"ortools {load_ortools_first()}",
         bound=lower_bound(problem),
     )
 
@@ -114,12 +116,13 @@ class _Program:
 
     @property
     def num_parts(self) -> int:
+        """1 once a single GPU is left."""
         return min(2, self.gpus.size) if self.halving else self.gpus.size
 
     @property
     def work(self) -> float:
         """Share of the time for this program and those it leads to: experts x halvings to come."""
-        return self.members.shape[1] * max(1e-9, math.log2(self.gpus.size))
+        return float(self.members.shape[1] * math.log2(self.gpus.size))
 
     def split(self, part: IntArray) -> list[_Program]:
         """One program for each part; part [L, n]."""
@@ -136,22 +139,21 @@ def _solve(
     budget: Budget,
     hinted: IntArray | None,
 ) -> tuple[IntArray, Stop | None]:
-    """Part of each member, [L, n]; and why the program ended, None when it found nothing and kept its start."""
+    """Part of each member, [L, n]; and why the program ended, None when its start was kept."""
     members = program.members
-    flow = np.stack(
-        [
-            layer[np.ix_(members[index], members[index + 1])]
-            for index, layer in enumerate(problem.transitions)
-        ]
-    ) if problem.num_layers > 1 else np.zeros((0, members.shape[1], members.shape[1]))
+    flow = np.zeros((len(members) - 1, members.shape[1], members.shape[1]))
+    for layer, transitions in enumerate(problem.transitions):
+        flow[layer] = transitions[np.ix_(members[layer], members[layer + 1])]
     start = _start(program, flow, budget, hinted)
     if budget.stop():
         return start, None
-    model, place = _build(flow, start, program.num_parts)
-    result, read = solve_cpsat(model, budget, replace(options, time_limit_s=max(1e-3, budget.remaining_s)))
+    model, place = _build(flow, (*members.shape, program.num_parts))
+    values = np.full(model.num_variables, np.nan)
+    values[place] = start[:, :, None] == np.arange(program.num_parts)
+    result, read = solve_linear_mathopt(model, budget, options, start=values)
     if read is None:
         return start, None
-    return read_place(place, read).argmax(axis=2), result.stop
+    return np.asarray(read[place].argmax(axis=2)), result.stop
 
 
 def _start(program: _Program, flow: FloatArray, budget: Budget, hinted: IntArray | None) -> IntArray:
@@ -167,31 +169,20 @@ def _start(program: _Program, flow: FloatArray, budget: Budget, hinted: IntArray
         if all((np.bincount(row, minlength=parts) == size // parts).all() for row in rank):
             candidates.append(rank)
 
-    def crossings(part: IntArray) -> float:
-        return float((flow * (part[:-1, :, None] != part[1:, None, :])).sum())
-
-    best = min(candidates, key=crossings)
+    crossings = [(flow * (part[:-1, :, None] != part[1:, None, :])).sum() for part in candidates]
+    best = candidates[int(np.argmin(crossings))]
     label = np.arange(parts)
     label[[0, best[0, 0]]] = best[0, 0], 0
-    return label[best]
+    return np.asarray(label[best])
 
 
-def _build(flow: FloatArray, start: IntArray, parts: int) -> tuple[Any, Literals]:
-    from ortools.sat.python import cp_model
-
-    model = cp_model.CpModel()
-    size = start.shape[1]
-    place = [[[model.new_bool_var("") for _ in range(parts)] for _ in range(size)] for _ in start]
-    for layer, row in zip(place, start.tolist(), strict=True):
-        for literals, part in zip(layer, row, strict=True):
-            model.add_exactly_one(literals)
-            for index, literal in enumerate(literals):
-                model.add_hint(literal, index == part)
-        for column in zip(*layer, strict=True):
-            model.add(sum(column) == size // parts)
-    model.add_bool_and([place[0][0][0]])
-    held = (start[:, :, None] == np.arange(parts)).astype(np.float64)
-    terms = add_crossings(model, place, PRICES * flow, 1.0 - np.eye(parts), size // parts, held)
-    prices, literals = zip(*terms, strict=True) if terms else ((), ())
-    model.minimize(cp_model.LinearExpr.weighted_sum(literals, prices))
-    return model, place
+def _build(flow: FloatArray, shape: tuple[int, int, int]) -> tuple[LinearModel, IntArray]:
+    """Model, and its columns place [L, n, parts]."""
+    model = LinearBuilder()
+    _, size, parts = shape
+    place = model.variables(shape, integer=True)
+    model.rows(1.0, 1.0, (place.reshape(-1, parts), 1.0))
+    model.rows(size // parts, size // parts, (place.transpose(0, 2, 1).reshape(-1, size), 1.0))
+    model.rows(1.0, 1.0, (place[:1, 0, :1], 1.0))
+    add_crossing_columns(model, place, SCALE * flow, 1.0 - np.eye(parts), size // parts)
+    return model.build(), place

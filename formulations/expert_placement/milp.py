@@ -41,6 +41,7 @@ import numpy as np
 
 from formulations.backends.linear import LinearBuilder, LinearModel, solve_linear_mathopt, solve_linear_pulp
 from formulations.expert_placement.bounds import load_bound
+from formulations.expert_placement.crossings import add_crossing_columns
 from formulations.expert_placement.exact import (
     PartAnswer,
     joint,
@@ -52,8 +53,6 @@ from formulations.expert_placement.exact import (
 from formulations.expert_placement.exact_structure import (
     canonical,
     expert_order,
-    levels,
-    near_classes,
     rows_of,
     twin_order,
 )
@@ -80,7 +79,7 @@ def search(
     each = replica_limit(problem) if problem.split == "even" else 1 + problem.num_scenarios
     placements = layers * problem.num_experts * problem.num_gpus
     refuse_unsupported(problem, options.method or "milp", placements * each + num_crossings(problem))
-    return search_parts(problem, options, budget, hint, _solve_part)
+    return search_parts(problem, options, budget, hint, _solve_part, SCALE)
 
 
 def _solve_part(
@@ -139,7 +138,9 @@ def build(problem: ExpertPlacementProblem) -> tuple[LinearModel, _Variables]:
     _groups(model, problem, variables)
     if problem.max_moves is not None and problem.current is not None and (old == 0).any():
         model.rows(-np.inf, problem.max_moves, (variables.place[old == 0][None], 1.0))
-    _chain(model, problem, variables.place)
+    if problem.chain_weight and problem.communication is not None:
+        price = SCALE * problem.chain_weight * problem.transitions
+        add_crossing_columns(model, variables.place, price, problem.communication.cost, problem.slots_per_gpu)
     _twins(model, problem, variables.place)
     return model.build(), variables
 
@@ -196,24 +197,6 @@ def _groups(model: LinearBuilder, problem: ExpertPlacementProblem, variables: _V
     of_place = used[:, problem.group_of][:, :, problem.node_of]  # [L, E, G]
     model.rows(-np.inf, 0.0, (variables.place.reshape(-1, 1), 1.0), (of_place.reshape(-1, 1), -1.0))
     model.rows(-np.inf, problem.group_spread, (used.reshape(-1, problem.num_nodes), 1.0))
-
-
-def _chain(model: LinearBuilder, problem: ExpertPlacementProblem, place: IntArray) -> None:
-    if not problem.chain_weight or problem.communication is None:
-        return
-    price = SCALE * problem.chain_weight * problem.transitions
-    for step, near in levels(problem.communication.cost):
-        fewest = [int(near.sum(axis=axis).max()) * problem.slots_per_gpu for axis in (1, 0)]
-        for layer, flow in enumerate(price):
-            e, f = np.nonzero(flow > 0)
-            crossing = model.variables((e.size,), cost=flow[e, f] * step)
-            for gpus, neighbours in near_classes(near):
-                leaves, stays = place[layer, e][:, gpus], place[layer + 1, f][:, neighbours]
-                model.rows(-np.inf, 0.0, (leaves, 1.0), (stays, -1.0), (crossing[:, None], -1.0))
-            for side, most in zip((e, f), fewest, strict=True):
-                for expert, count in enumerate(np.bincount(side)):
-                    if count > most:
-                        model.rows(count - most, np.inf, (crossing[side == expert][None], 1.0))
 
 
 def _twins(model: LinearBuilder, problem: ExpertPlacementProblem, place: IntArray) -> None:

@@ -11,33 +11,36 @@ speed(H); at the optimum the GPUs above some level are such a set.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+import numpy.typing as npt
 
 from planner.workload import FloatArray, IntArray
 
 #: Stop when the certified relative distance to the LP optimum is below this.
-LP_TOLERANCE = 1e-7
+LP_TOLERANCE = 1e-6
 #: Sweeps converge geometrically; chains of two-replica experts through many GPUs need the most.
 MAX_SWEEPS = 2_000
 
 
 def replica_table(physical_to_logical: IntArray, num_experts: int, num_gpus: int) -> tuple[IntArray, IntArray]:
-    """GPUs of each expert's replicas, padded.
+    """GPUs that hold each expert, padded; two replicas on one GPU are one choice.
 
-    physical_to_logical : int [L, S]. Returns gpus int64 [L, E, R] (-1 where unused; R the most replicas of any expert)
-    and count int64 [L, E].
+    physical_to_logical : int [L, S]. Returns gpus int64 [L, E, R] (-1 where unused; R the most GPUs of any expert) and
+    count int64 [L, E].
     """
     num_layers, num_slots = physical_to_logical.shape
-    gpu = np.arange(num_slots) // (num_slots // num_gpus)
-    key = physical_to_logical + (np.arange(num_layers) * num_experts)[:, None]
-    count = np.bincount(key.ravel(), minlength=num_layers * num_experts)
-    order = np.argsort(key, axis=None, kind="stable")
-    start = np.concatenate(([0], np.cumsum(count)[:-1]))
-    sorted_key = key.ravel()[order]
-    rank = np.arange(order.size) - start[sorted_key]
-    gpus = np.full((num_layers * num_experts, max(1, int(count.max()))), -1, dtype=np.int64)
-    gpus[sorted_key, rank] = gpu[order % num_slots]
-    return gpus.reshape(num_layers, num_experts, -1), count.reshape(num_layers, num_experts)
+    held = np.zeros((num_layers, num_experts, num_gpus), dtype=bool)
+    gpu_of_slot = np.arange(num_slots) // (num_slots // num_gpus)
+    held[np.arange(num_layers)[:, None], physical_to_logical, gpu_of_slot] = True
+    count = held.sum(axis=2)
+    layer, expert, gpu = np.nonzero(held)
+    start = np.cumsum(count.ravel()) - count.ravel()
+    rank = np.arange(gpu.size) - start[layer * num_experts + expert]
+    gpus = np.full((num_layers, num_experts, max(1, int(count.max()))), -1, dtype=np.int64)
+    gpus[layer, expert, rank] = gpu
+    return gpus, count
 
 
 def lp_gpu_load(
@@ -51,31 +54,22 @@ def lp_gpu_load(
     """Load of every GPU under the LP split, and a certified lower bound of the hottest GPU's time.
 
     load : [K, L, E]; physical_to_logical : int [L, S]; speed : [G].
-    Returns gpu_load [K, L, G] (in load units, not divided by speed) and bound [K, L] of max_g gpu_load / speed.
+    Returns gpu_load [K, L, G] (in load units, not divided by speed) and bound [K, L] of max_g gpu_load / speed. They
+    meet within `tolerance`, relative, unless max_sweeps runs out.
     """
     num_scenarios, num_layers, num_experts = load.shape
-    num_gpus = speed.size
-    gpus, count = replica_table(physical_to_logical, num_experts, num_gpus)
-    # Experts by falling replica count, so that step i of every layer handles that layer's i-th most replicated expert.
-    order = np.argsort(-count, axis=1, kind="stable")
-    widths = np.take_along_axis(count, order, axis=1).max(axis=0)
-    steps = int((widths > 1).sum())
-    result = _even_gpu_load(load, physical_to_logical, count, num_gpus)
+    gpus, count = replica_table(physical_to_logical, num_experts, speed.size)
+    result = _even_gpu_load(load, gpus, count, speed.size)
     lower = np.zeros((num_scenarios, num_layers))
     # Pairs of layer and scenario are independent; those already certified drop out.
     layer_of, scenario_of = (a.ravel() for a in np.mgrid[:num_layers, :num_scenarios])
-    flow = [
-        np.where(gpus[layer_of, order[layer_of, i], : widths[i]] >= 0, 1.0, 0.0)
-        * (load[scenario_of, layer_of, order[layer_of, i]] / np.maximum(count[layer_of, order[layer_of, i]], 1))[:, None]
-        for i in range(steps)
-    ]
+    blocks = [_Block.build(members, gpus, count, load, layer_of, scenario_of) for members in _classes(gpus, count)]
     level = result[scenario_of, layer_of]
     active = np.arange(layer_of.size)
     for sweep in range(max_sweeps):
-        for i in range(steps):
-            where = gpus[layer_of[active], order[layer_of[active], i], : widths[i]]
-            _pour(level, flow[i], active, where, speed)
-        if sweep % 5 == 4 or steps == 0 or sweep == max_sweeps - 1:
+        for block in blocks:
+            block.pour(level, active, speed)
+        if sweep % 5 == 4 or not blocks or sweep == max_sweeps - 1:
             bound = _cut(level[active], load, layer_of[active], scenario_of[active], gpus, speed)
             top = (level[active] / speed).max(axis=1)
             lower[scenario_of[active], layer_of[active]] = bound
@@ -86,34 +80,94 @@ def lp_gpu_load(
     return result, lower
 
 
-def _even_gpu_load(load: FloatArray, physical_to_logical: IntArray, count: IntArray, num_gpus: int) -> FloatArray:
-    share = load / np.maximum(count, 1)
-    slots = np.take_along_axis(share, physical_to_logical[None].repeat(load.shape[0], axis=0), axis=2)
-    return np.asarray(slots.reshape(*load.shape[:2], num_gpus, -1).sum(axis=3))
+def _classes(gpus: IntArray, count: IntArray) -> list[IntArray]:
+    """Replicated experts in classes whose members share no GPU, so that a class is poured at once.
+
+    Returns arrays [L, members] of experts, -1 where a layer has fewer. Greedy colouring, most replicas first.
+    """
+    num_layers = count.shape[0]
+    found: list[list[list[int]]] = []
+    used: list[list[set[int]]] = []
+    for layer in range(num_layers):
+        order = np.argsort(-count[layer], kind="stable")
+        for expert in order[count[layer, order] > 1].tolist():
+            holders = set(gpus[layer, expert, : count[layer, expert]].tolist())
+            for members, taken in zip(found, used, strict=True):
+                if not holders & taken[layer]:
+                    members[layer].append(expert)
+                    taken[layer] |= holders
+                    break
+            else:
+                found.append([[] for _ in range(num_layers)])
+                used.append([set() for _ in range(num_layers)])
+                found[-1][layer].append(expert)
+                used[-1][layer] |= holders
+    result = []
+    for members in found:
+        width = max(len(row) for row in members)
+        result.append(np.array([row + [-1] * (width - len(row)) for row in members], dtype=np.int64))
+    return result
 
 
-def _pour(level: FloatArray, flow: FloatArray, active: IntArray, where: IntArray, speed: FloatArray) -> None:
-    """Repour one expert per active pair; updates `level` [P, G] and `flow` [P, R] in place."""
-    valid = where >= 0
-    target = np.where(valid, where, 0)
-    current = flow[active]
-    total = current.sum(axis=1)
-    rate = np.where(valid, speed[target], 0.0)
-    base = np.where(valid, level[active[:, None], target] - current, np.inf)
-    height = base / np.where(valid, rate, 1.0)
-    rank = np.argsort(height, axis=1)
-    rows = np.arange(active.size)[:, None]
-    sorted_height = height[rows, rank]
-    cumulative_rate = np.cumsum(rate[rows, rank], axis=1)
-    cumulative_base = np.cumsum(np.where(np.isfinite(sorted_height), base[rows, rank], 0.0), axis=1)
-    water = (total[:, None] + cumulative_base) / np.maximum(cumulative_rate, 1e-300)
-    # The first m lowest GPUs are filled when the level they reach stays below the next GPU's own height.
-    following = np.concatenate((sorted_height[:, 1:], np.full((active.size, 1), np.inf)), axis=1)
-    filled = np.argmax(water <= following, axis=1)
-    surface = water[rows[:, 0], filled][:, None]
-    fresh = np.where(valid, np.maximum(surface * rate - np.where(valid, base, 0.0), 0.0), 0.0)
-    np.add.at(level, (active[:, None], target), np.where(valid, fresh - current, 0.0))
-    flow[active] = fresh
+def _even_gpu_load(load: FloatArray, gpus: IntArray, count: IntArray, num_gpus: int) -> FloatArray:
+    """Every holder of an expert takes the same part, [K, L, G]."""
+    layer, expert, rank = np.nonzero(gpus >= 0)
+    share = (load / np.maximum(count, 1))[:, layer, expert]
+    key = layer * num_gpus + gpus[layer, expert, rank]
+    size = gpus.shape[0] * num_gpus
+    flat = np.stack([np.bincount(key, weights=row, minlength=size) for row in share])
+    return np.asarray(flat.reshape(load.shape[0], gpus.shape[0], num_gpus))
+
+
+@dataclass(slots=True)
+class _Block:
+    """One class of experts for all pairs: where [P, M, R] GPUs, valid [P, M, R], total [P, M] and flow [P, M, R]."""
+
+    where: IntArray
+    valid: npt.NDArray[np.bool_]
+    total: FloatArray
+    flow: FloatArray
+
+    @classmethod
+    def build(
+        cls,
+        members: IntArray,
+        gpus: IntArray,
+        count: IntArray,
+        load: FloatArray,
+        layer_of: IntArray,
+        scenario_of: IntArray,
+    ) -> _Block:
+        """Start from the even split."""
+        rows = np.arange(len(members))[:, None]
+        width = int(np.where(members >= 0, count[rows, members], 1).max())
+        where = np.where((members >= 0)[:, :, None], gpus[rows, members, :width], -1)[layer_of]
+        total = np.where(members[layer_of] >= 0, load[scenario_of[:, None], layer_of[:, None], members[layer_of]], 0)
+        replicas = np.maximum(count[rows, members], 1)[layer_of]
+        valid = where >= 0
+        flow = np.where(valid, (total / replicas)[:, :, None], 0.0)
+        return cls(np.where(valid, where, 0), valid, total, flow)
+
+    def pour(self, level: FloatArray, active: IntArray, speed: FloatArray) -> None:
+        """Repour every expert of the class for the active pairs; updates `level` [P, G] and `flow` in place."""
+        where, valid, current = self.where[active], self.valid[active], self.flow[active]
+        rate = np.where(valid, speed[where], 0.0)
+        base = level[active[:, None, None], where] - current
+        height = np.where(valid, base / np.where(valid, rate, 1.0), np.inf)
+        rank = np.argsort(height, axis=2)
+        ordered = np.take_along_axis(height, rank, axis=2)
+        cumulative_rate = np.cumsum(np.take_along_axis(rate, rank, axis=2), axis=2)
+        mass = np.cumsum(np.take_along_axis(np.where(valid, base, 0.0), rank, axis=2), axis=2)
+        water = (self.total[active][:, :, None] + mass) / np.maximum(cumulative_rate, 1e-300)
+        # The first m lowest GPUs are filled when the level they reach stays below the next GPU's own height.
+        fits = np.ones(water.shape, dtype=bool)
+        fits[:, :, :-1] = water[:, :, :-1] <= ordered[:, :, 1:]
+        surface = np.take_along_axis(water, fits.argmax(axis=2)[:, :, None], axis=2)
+        fresh = np.where(valid, np.maximum(surface * rate - base, 0.0), 0.0)
+        pair, member, replica = np.nonzero(valid)
+        gpu = where[pair, member, replica]
+        level[active[pair], gpu] += (fresh - current)[pair, member, replica]
+        self.flow[active] = fresh
 
 
 def _cut(

@@ -1,0 +1,57 @@
+"""The `gpuplan` program: its commands and nothing else."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli.catalog import catalog, schema
+from cli.check import check
+from cli.command import Command
+from cli.compare import compare
+from cli.experts import experts
+from cli.export import ExportCommand, export
+from cli.options import SolveCommand
+from cli.plan import plan
+
+# Help is plain text: it starts faster than rich's panels and reads the same in a pipe.
+app = typer.Typer(
+    name="gpuplan",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(cls=SolveCommand)(plan)
+app.command(cls=SolveCommand)(experts)
+app.command(cls=Command)(check)
+app.command(cls=Command)(compare)
+app.command(cls=ExportCommand)(export)
+app.add_typer(catalog, name="catalog")
+app.command(cls=Command)(schema)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"gpuplan {version('gpuplan')}")
+        except PackageNotFoundError:
+            typer.echo("gpuplan 0+unknown")
+        raise typer.Exit
+
+
+@app.callback()
+def gpuplan(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Plan LLM workloads on GPU clusters: each plan with an independent check, a bound and a gap."""
+
+
+def main() -> None:
+    """Run the program; leaves by SystemExit with the exit code of the command."""
+    app(prog_name="gpuplan")

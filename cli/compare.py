@@ -1,0 +1,119 @@
+"""`gpuplan compare`: plans side by side, and the moves from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.command import ExitCode, tell
+from cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from planner.plan import PlanDocument
+
+
+def compare(
+    plans: Annotated[
+        list[str], typer.Argument(metavar="PLAN.json PLAN.json...", help="two or more plan documents")
+    ],
+    as_json: JsonOption = False,
+) -> int:
+    """Put plans side by side, and count the moves between them.
+
+    Objective, bound, gap, terms and metrics of each plan, and the replicas that move from each to the next.
+    """
+    from cli.solving import print_json
+    from planner.files import read_as
+    from planner.plan import PlanDocument
+
+    if len(plans) < 2:
+        raise typer.BadParameter("give at least two plans to compare")
+    documents = [read_as(path, PlanDocument) for path in plans]
+    if len({document.instance.sha256 for document in documents}) > 1:
+        tell("warning: the plans answer different instances; their objectives are not comparable")
+    moves = [
+        {"from": one, "to": two, **_moves(before, after)}
+        for (one, before), (two, after) in pairwise(zip(plans, documents, strict=True))
+    ]
+    if as_json:
+        summaries = [
+            {"path": path, **document.model_dump(mode="json", exclude={"plan"})}
+            for path, document in zip(plans, documents, strict=True)
+        ]
+        print_json({"plans": summaries, "moves": moves})
+    else:
+        _print(plans, documents, moves)
+    return ExitCode.OK
+
+
+def _moves(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
+    """Replicas to load to go from one placement to the next, and their bytes where known."""
+    from planner.cost.expert_parallel import moved_replicas
+
+    one, two = before.plan, after.plan
+    if one is None or two is None:
+        return {"replicas": None, "bytes": None, "why": "a document holds no plan"}
+    for what in ("num_gpus", "num_slots", "layer_ids", "num_experts"):
+        if getattr(one, what) != getattr(two, what):
+            return {"replicas": None, "bytes": None, "why": f"the plans differ in {what}"}
+    if any(max(map(max, plan.physical_to_logical)) >= plan.num_experts for plan in (one, two)):
+        return {"replicas": None, "bytes": None, "why": "a plan names experts that do not exist"}
+    replicas = int(moved_replicas(two.array, one.array, two.num_experts, two.num_gpus).sum())
+    expert_bytes = _expert_bytes(after) or _expert_bytes(before)
+    return {
+        "replicas": replicas,
+        "bytes": None if expert_bytes is None else replicas * expert_bytes,
+        "why": None,
+    }
+
+
+def _expert_bytes(document: PlanDocument) -> float | None:
+    """Bytes of one expert of one layer, from the memory that the cost model found for all on a GPU."""
+    plan, verdict = document.plan, document.verdict
+    if plan is None or verdict is None:
+        return None
+    for metric in verdict.metrics:
+        if metric.name == "expert_memory_per_gpu":
+            return metric.value / (plan.num_slots // plan.num_gpus * len(plan.layer_ids))
+    return None
+
+
+def _print(plans: list[str], documents: list[PlanDocument], moves: list[dict[str, Any]]) -> None:
+    from cli.render import console, number, percent, printable, quantity, table
+    from planner.units import format_bytes
+
+    rows: list[tuple[str, ...]] = []
+
+    def add(name: str, cell: Callable[[PlanDocument], str]) -> None:
+        rows.append((name, *(printable(cell(document)) for document in documents)))
+
+    add("instance", lambda document: document.instance.name)
+    add("method", lambda document: document.outcome.method)
+    add("status", lambda document: document.outcome.status)
+    add("objective", lambda document: number(document.outcome.objective))
+    add("bound", lambda document: number(document.outcome.bound))
+    add("gap", lambda document: percent(document.outcome.gap))
+    for name in dict.fromkeys(name for document in documents for name in document.outcome.terms):
+        values = [document.outcome.terms.get(name) for document in documents]
+        rows.append((name, *("-" if value is None else quantity(name, value) for value in values)))
+    metrics = [
+        {metric.name: metric for metric in document.verdict.metrics} if document.verdict else {}
+        for document in documents
+    ]
+    for name in dict.fromkeys(name for found in metrics for name in found):
+        cells = (
+            quantity(name, found[name].value, found[name].unit) if name in found else "-" for found in metrics
+        )
+        rows.append((printable(name), *cells))
+    out = console()
+    out.print(table(("", *plans), rows))
+    for move in moves:
+        if move["replicas"] is None:
+            text = f"moves cannot be counted: {move['why']}"
+        else:
+            size = "" if move["bytes"] is None else f", {format_bytes(move['bytes'])}"
+            text = f"{move['replicas']} replicas move{size}"
+        out.print(f"{move['from']} -> {move['to']}: {text}", soft_wrap=True)

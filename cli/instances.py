@@ -1,0 +1,120 @@
+"""Instances from a file, from flags, or from a file with flags over it; mistakes are located at either."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from formulations.expert_placement.problem import ExpertPlacementProblem
+from formulations.expert_placement.reading import read_problem
+from formulations.planning import read_instance
+from planner.errors import Finding
+from planner.files import Loc, SourceText, read_source
+from planner.readers.expert_loads import read_expert_load
+from planner.readers.routing_trace import read_routing_trace
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A flag on the command line and the value it gives to a key; None when it was not given."""
+
+    name: str
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class MergedSource(SourceText):
+    """A file's text with values of flags put over it; what is wrong with those is located at the flag."""
+
+    flags: Mapping[Loc, str] = field(default_factory=dict)
+
+    def finding(self, loc: Loc, message: str) -> Finding:
+        """A Finding at the flag that gave the value, else in the file."""
+        for length in range(len(loc), 0, -1):
+            name = self.flags.get(loc[:length])
+            if name is not None:
+                rest = ".".join(str(step) for step in loc[length:])
+                return Finding(name, f"{rest}: {message}" if rest else message)
+        return super().finding(loc, message)
+
+
+def merge(instance: str | None, flags: Mapping[Loc, Flag]) -> SourceText:
+    """Read the instance, if any, and put the flags' values over its keys. A location is one or two keys deep.
+
+    Without a file every key that has a flag is located at that flag, missing ones included.
+    """
+    if instance is None:
+        source = SourceText("command line", "", {"problem": "experts"}, Path.cwd())
+    else:
+        source = read_source(instance)
+    given = {loc: flag for loc, flag in flags.items() if flag.value is not None}
+    if not isinstance(source.value, dict) or (instance is not None and not given):
+        return source
+    value = dict(source.value)
+    for loc, flag in given.items():
+        if len(loc) == 1:
+            value[loc[0]] = flag.value
+        else:
+            parent = value.get(loc[0])
+            value[loc[0]] = {**(parent if isinstance(parent, dict) else {}), loc[1]: flag.value}
+    names = {loc: flag.name for loc, flag in (flags if instance is None else given).items()}
+    return MergedSource(source.path, source.text, value, source.base_dir, names)
+
+
+def base_dir(instance: str | None) -> Path:
+    """What paths inside the instance are relative to."""
+    return Path.cwd() if instance in (None, "-") else Path(str(instance)).resolve().parent
+
+
+def beside(instance: str | None, path: str | None) -> str | None:
+    """A path given on the command line, as the instance would name it."""
+    if path is None or os.path.isabs(path):
+        return path
+    return os.path.relpath(path, base_dir(instance))
+
+
+def load_source(instance: str | None, text: str) -> dict[str, Any]:
+    """`FILE[:weight]` as an entry of `loads`."""
+    path, colon, weight = text.rpartition(":")
+    if colon and path and not os.path.exists(text):
+        try:
+            return {"file": beside(instance, path), "weight": float(weight)}
+        except ValueError:
+            pass
+    return {"file": beside(instance, text)}
+
+
+def problem_of(source: SourceText) -> ExpertPlacementProblem:
+    """The arrays of an instance. Raises DescriptionError with every problem found."""
+    return read_problem(read_instance(source), source)
+
+
+def with_slots(source: SourceText, redundant: int | None) -> SourceText:
+    """Fill in `num_slots` from the data: number of experts + redundant, or just enough for all.
+
+    Everything else is validated first, so that all of its mistakes are told.
+    """
+    if not isinstance(source.value, dict):
+        return source
+    num_gpus = source.value.get("num_gpus")
+    num_gpus = num_gpus if isinstance(num_gpus, int) and num_gpus > 0 else 1
+    described = read_instance(_with_num_slots(source, num_gpus))
+    load = described.loads[0] if described.loads else None
+    if load is not None and load.counts is not None:
+        num_experts = len(load.counts[0]) if load.counts else 0
+    elif load is not None and load.file is not None:
+        num_experts = read_expert_load(source.base_dir / load.file, name="first", weight=1.0).counts.shape[1]
+    else:
+        assert described.trace is not None
+        num_experts = int(read_routing_trace(source.base_dir / described.trace.file, None).experts.max()) + 1
+    enough = -(-num_experts // num_gpus) * num_gpus
+    return _with_num_slots(source, enough if redundant is None else num_experts + redundant)
+
+
+def _with_num_slots(source: SourceText, num_slots: int) -> SourceText:
+    flags = {**(source.flags if isinstance(source, MergedSource) else {}), ("num_slots",): "--redundant"}
+    value = {**source.value, "num_slots": num_slots}
+    return MergedSource(source.path, source.text, value, source.base_dir, flags)

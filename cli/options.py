@@ -1,0 +1,133 @@
+"""The options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.command import Command
+
+if TYPE_CHECKING:
+    from formulations.outcome import SolveOptions
+
+SEARCH, OUTPUT = "Search", "Output"
+
+
+def methods() -> Mapping[str, str]:
+    """Search methods by name."""
+    from formulations.expert_placement.formulation import EXPERT_PLACEMENT
+
+    return EXPERT_PLACEMENT.methods
+
+
+def _complete_method(incomplete: str) -> list[tuple[str, str]]:
+    return [(name, text) for name, text in methods().items() if name.startswith(incomplete)]
+
+
+class SolveCommand(Command):
+    """A command that searches: its help lists the methods."""
+
+    listing = ("Methods", methods)
+
+
+InstanceArgument = Annotated[
+    str, typer.Argument(metavar="INSTANCE", help="instance file, YAML or JSON; - is standard input")
+]
+PlanArgument = Annotated[
+    str, typer.Argument(metavar="PLAN.json", help="a plan document; - is standard input")
+]
+OutputOption = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="PLAN.json",
+        help="write the plan document here; - is --json",
+        rich_help_panel=OUTPUT,
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="print JSON and nothing else", rich_help_panel=OUTPUT)
+]
+QuietOption = Annotated[
+    bool,
+    typer.Option("--quiet", help="no progress, and no summary when -o is given", rich_help_panel=OUTPUT),
+]
+CurrentOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PLAN.json",
+        help="plan or engine map in force, from which replicas move; over the instance's",
+        rich_help_panel="Replanning",
+    ),
+]
+TimeLimitOption = Annotated[
+    float, typer.Option(metavar="S", help="seconds of search", rich_help_panel=SEARCH)
+]
+WorkLimitOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="W", help="effort in the method's own unit; repeatable on one thread", rich_help_panel=SEARCH
+    ),
+]
+SeedOption = Annotated[int, typer.Option(metavar="N", help="of random numbers", rich_help_panel=SEARCH)]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="default: every core this process may use",
+        rich_help_panel=SEARCH,
+        show_default=False,
+    ),
+]
+GapOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="G",
+        help="stop within this relative gap, such as 0.01; exit 4 short of it",
+        rich_help_panel=SEARCH,
+    ),
+]
+MethodOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="see below; default: the first",
+        rich_help_panel=SEARCH,
+        autocompletion=_complete_method,
+    ),
+]
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def solve_options(
+    time_limit: float,
+    work_limit: float | None,
+    seed: int,
+    threads: int | None,
+    gap: float | None,
+    method: str | None,
+) -> SolveOptions:
+    """The options of a search. Raises OptionError for limits out of range and for an unknown method."""
+    from formulations.outcome import SolveOptions
+    from planner.errors import OptionError
+
+    if method is not None and method not in methods():
+        raise OptionError(f"there is no method {method!r}; choose from {', '.join(methods())}")
+    return SolveOptions(
+        time_limit_s=time_limit,
+        work_limit=work_limit,
+        seed=seed,
+        num_threads=available_cores() if threads is None else threads,
+        relative_gap=gap,
+        method=method,
+    )

@@ -1,0 +1,47 @@
+"""`gpuplan plan`: solve an instance file."""
+
+from __future__ import annotations
+
+from cli.options import (
+    CurrentOption,
+    GapOption,
+    InstanceArgument,
+    JsonOption,
+    MethodOption,
+    OutputOption,
+    QuietOption,
+    SeedOption,
+    ThreadsOption,
+    TimeLimitOption,
+    WorkLimitOption,
+    solve_options,
+)
+
+
+def plan(
+    instance: InstanceArgument,
+    output: OutputOption = None,
+    time_limit: TimeLimitOption = 30.0,
+    work_limit: WorkLimitOption = None,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    gap: GapOption = None,
+    method: MethodOption = None,
+    current: CurrentOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> int:
+    """Plan an instance file.
+
+    Prints the answer, the plain rule beside it, and what is proven of it.
+
+    Exit codes: 0 a plan, 2 usage, 3 proven infeasible, 4 short of the asked gap, 5 no plan found,
+    7 bad files.
+    """
+    from cli.instances import Flag, beside, merge, problem_of
+    from cli.solving import Delivery, run_plan
+
+    options = solve_options(time_limit, work_limit, seed, threads, gap, method)
+    delivery = Delivery(output, as_json, quiet)
+    source = merge(instance, {("current",): Flag("--current", beside(instance, current))})
+    return run_plan(problem_of(source), options, delivery)

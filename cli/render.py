@@ -1,0 +1,210 @@
+"""Plans, verdicts and tables as text: rich on a terminal, plain and unwrapped in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from planner.cost.verdict import Verdict
+from planner.plan import BaselineRecord, ExpertPlacement, OutcomeRecord, PlanDocument
+from planner.units import format_bytes
+
+#: Width of a pipe: nothing is wrapped there, so that lines can be searched.
+PIPE_WIDTH = 1_000
+STATUS = {
+    "optimal": "optimal plan",
+    "feasible": "feasible plan",
+    "infeasible": "no plan can exist",
+    "unknown": "no plan found, and none ruled out",
+}
+STOP = {
+    "proof": "proven",
+    "gap": "stopped within the asked gap",
+    "time_limit": "stopped at the time limit",
+    "work_limit": "stopped at the work limit",
+    "interrupted": "interrupted",
+    "heuristic": "the search ran to its end, without proof of optimality",
+}
+
+
+def console(stderr: bool = False) -> Console:
+    """A console that takes text as it is: no markup, no highlighting."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else PIPE_WIDTH
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def printable(text: str) -> str:
+    """Text from a file without control characters, which could take over a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def number(value: float | None) -> str:
+    """Six significant digits; a dash for what is unknown."""
+    return "-" if value is None else f"{value:.6g}"
+
+
+def percent(value: float | None) -> str:
+    """0.0123 -> '1.23%'."""
+    return "-" if value is None else f"{100 * value:.3g}%"
+
+
+def quantity(name: str, value: float, unit: str = "") -> str:
+    """A term or metric, in the unit its name or the cost model says."""
+    if unit == "bytes" or name.endswith("_bytes"):
+        return format_bytes(value)
+    if unit == "fraction" or name.endswith("_fraction"):
+        return percent(value)
+    return ratio(value) if name.startswith("balancedness") else number(value)
+
+
+def ratio(value: float | None) -> str:
+    """Four decimals, as balancedness is compared."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], text_width: int | None = None) -> Table:
+    """The first column, then numbers to the right, or with `text_width` words wrapped at that many characters."""
+    result = Table(box=box.SIMPLE, pad_edge=False)
+    for index, column in enumerate(columns):
+        if index and text_width is None:
+            result.add_column(column, justify="right", overflow="fold")
+        else:
+            result.add_column(column, overflow="fold", max_width=text_width if index else None)
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def print_document(
+    out: Console, document: PlanDocument, gpu_memory_bytes: float | None = None, path: str | None = None
+) -> None:
+    """The answer, its margins, the plain rule beside it, and what is proven."""
+    outcome, name = document.outcome, printable(document.instance.name)
+    out.print(f"{name}: {STATUS[outcome.status]} ({STOP[outcome.stop]})", style="bold", soft_wrap=True)
+    if document.plan is None:
+        _print_ways_out(out, outcome)
+    else:
+        for label, text in _answer(document, document.plan, gpu_memory_bytes):
+            out.print(f"  {label:<13} {text}", soft_wrap=True)
+        if document.baseline is not None:
+            out.print(_beside_baseline(outcome, document.baseline))
+        for label, text in _proven(document):
+            out.print(f"  {label:<13} {text}", soft_wrap=True)
+    solver = f"{outcome.method} ({outcome.solver} {outcome.solver_version})"
+    out.print(
+        f"  {'search':<13} {outcome.build_s + outcome.solve_s:.2f} s, {solver}, seed {outcome.seed}",
+        soft_wrap=True,
+    )
+    if path is not None:
+        out.print(f"  {'written':<13} {path}", soft_wrap=True)
+
+
+def print_reasons(out: Console, outcome: OutcomeRecord) -> None:
+    """Why there is no plan, in lines that also make sense in a log."""
+    out.print(f"{STATUS[outcome.status]} ({STOP[outcome.stop]})", soft_wrap=True)
+    _print_ways_out(out, outcome)
+
+
+def _print_ways_out(out: Console, outcome: OutcomeRecord) -> None:
+    if outcome.reasons:
+        out.print("because")
+    for reason in outcome.reasons:
+        out.print(f"  - {printable(reason)}", soft_wrap=True)
+    if outcome.relaxations:
+        out.print("each of these changes removes one of the reasons")
+    for relaxation in outcome.relaxations:
+        out.print(f"  - {printable(relaxation)}", soft_wrap=True)
+
+
+def _answer(
+    document: PlanDocument, plan: ExpertPlacement, gpu_memory_bytes: float | None
+) -> Iterable[tuple[str, str]]:
+    outcome = document.outcome
+    yield "objective", f"{number(outcome.objective)} {outcome.objective_unit}"
+    terms = outcome.terms
+    if "balancedness_mean" in terms:
+        worst = terms.get("balancedness_worst")
+        mean = f"{ratio(terms['balancedness_mean'])} mean"
+        yield "balancedness", mean if worst is None else f"{mean}, {ratio(worst)} worst"
+    metrics = {} if document.verdict is None else {m.name: m.value for m in document.verdict.metrics}
+    if "cross_gpu_fraction" in metrics:
+        node = metrics.get("cross_node_fraction")
+        crossings = f"{percent(metrics['cross_gpu_fraction'])} of a token's steps change GPU"
+        yield "crossings", crossings + ("" if node is None else f", {percent(node)} change node")
+    need = metrics.get("expert_memory_per_gpu")
+    if need is not None:
+        text = f"{format_bytes(need)} of experts on each GPU"
+        if gpu_memory_bytes is not None:
+            text += f", {format_bytes(gpu_memory_bytes - need)} of {format_bytes(gpu_memory_bytes)} free"
+        yield "memory", text
+    if plan.moves is not None:
+        moved = outcome.terms.get("moved_bytes")
+        steps = len({move.step for move in plan.moves})
+        size = "" if moved is None else f", {format_bytes(moved)}"
+        yield "moves", f"{len(plan.moves)} replicas{size}, in {steps} steps" if plan.moves else "none"
+
+
+def _beside_baseline(outcome: OutcomeRecord, baseline: BaselineRecord) -> Table:
+    rows = []
+    ours = {"objective": outcome.objective, **outcome.terms}
+    theirs = {"objective": baseline.objective, **baseline.terms}
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        one, two = ours.get(name), theirs.get(name)
+        cells = ["-" if value is None else quantity(name, value) for value in (one, two)]
+        rows.append((name, *cells, _difference(name, one, two)))
+    return table(("", "plan", baseline.name, "difference"), rows)
+
+
+def _difference(name: str, one: float | None, two: float | None) -> str:
+    if one is None or two is None:
+        return "-"
+    sign, size = "-" if one < two else "+", quantity(name, abs(one - two))
+    return f"{sign}{size}" + (f" ({100 * (one - two) / abs(two):+.2f}%)" if two else "")
+
+
+def _proven(document: PlanDocument) -> Iterable[tuple[str, str]]:
+    outcome, verdict = document.outcome, document.verdict
+    if outcome.bound is None:
+        yield "bound", "none known, so no gap either"
+    else:
+        by = "" if outcome.bound_name is None else f" ({outcome.bound_name})"
+        yield "bound", f"no plan is below {number(outcome.bound)}{by}; gap {percent(outcome.gap)}"
+    if verdict is None:
+        return
+    for violation in verdict.violations:
+        yield "VIOLATION", f"{violation.rule}: {printable(violation.message)}"
+    if verdict.bottleneck is not None:
+        yield "bottleneck", printable(verdict.bottleneck)
+    if verdict.assumptions:
+        yield "assumptions", "; ".join(verdict.assumptions)
+
+
+def print_verdict(out: Console, name: str, verdict: Verdict) -> None:
+    """The judgement of a plan, worst news first."""
+    count = len(verdict.violations)
+    judgement = (
+        "keeps every rule that was judged" if verdict.feasible else f"breaks rules ({count} violations)"
+    )
+    out.print(f"{printable(name)}: {judgement}", style="bold", soft_wrap=True)
+    for violation in verdict.violations:
+        out.print(f"  - {violation.rule}: {printable(violation.message)}", soft_wrap=True)
+    if verdict.metrics:
+        rows = [
+            (
+                printable(metric.name),
+                quantity(metric.name, metric.value, metric.unit),
+                metric.unit,
+                metric.source,
+            )
+            for metric in verdict.metrics
+        ]
+        out.print(table(("metric", "value", "unit", "source"), rows))
+    if verdict.bottleneck is not None:
+        out.print(f"bottleneck: {printable(verdict.bottleneck)}", soft_wrap=True)
+    if verdict.assumptions:
+        out.print(f"assumptions: {'; '.join(verdict.assumptions)}", soft_wrap=True)

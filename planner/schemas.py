@@ -1,0 +1,22 @@
+"""JSON Schema of every kind of file that is read or written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from planner.descriptions.experts import ExpertsInstance
+from planner.errors import OptionError
+from planner.plan import PlanDocument
+
+#: Models by file kind.
+KINDS: Mapping[str, type[BaseModel]] = {"experts": ExpertsInstance, "plan": PlanDocument}
+
+
+def schema(kind: str) -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a file kind; OptionError for an unknown one."""
+    if kind not in KINDS:
+        raise OptionError(f"there is no file kind {kind!r}; choose from {', '.join(KINDS)}")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **KINDS[kind].model_json_schema()}
