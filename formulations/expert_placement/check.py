@@ -15,6 +15,7 @@ from planner.cost.expert_parallel import (
     hottest,
     membership,
     moved_replicas,
+    simulate_chain,
 )
 from planner.cost.verdict import Violation
 from planner.plan import ExpertPlacement
@@ -160,6 +161,11 @@ def objective(problem: ExpertPlacementProblem, plan: ExpertPlacement) -> Objecti
         "balancedness_worst": float(balance.min()),
     }
     comm = problem.communication
+    if problem.trace is not None and problem.num_layers > 1:
+        size = (problem.num_experts, problem.num_gpus, problem.gpus_per_node)
+        crossed, crossed_node, _ = simulate_chain(rows, problem.trace, *size)
+        measures["cross_gpu_fraction"] = float(crossed.mean())
+        measures["cross_node_fraction"] = float(crossed_node.mean())
     if comm is not None:
         parts["communication"] = comm.weight * float(communication(problem, rows).sum())
     if problem.current is not None:

@@ -73,7 +73,7 @@ def canonical(problem: ExpertPlacementProblem, rows: IntArray) -> FloatArray:
 
 
 def rows_of(held: FloatArray, slots_per_gpu: int) -> IntArray:
-    """Placement [L, num_slots] of a solver's membership [L, E, G]; SolverError when it does not fill each GPU."""
+    """Placement [L, num_slots] of a solver's membership [L, E, G]; SolverError if it does not fill a GPU."""
     chosen = held > 0.5
     if (chosen.sum(axis=1) != slots_per_gpu).any():
         raise SolverError("the solver returned a placement that does not fill every GPU")

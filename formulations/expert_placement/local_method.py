@@ -8,7 +8,7 @@ from formulations.expert_placement.bounds import load_bound, lower_bound, pairin
 from formulations.expert_placement.capped_moves import search_capped
 from formulations.expert_placement.chain_search import search_chain
 from formulations.expert_placement.local_search import Workspace, separable, starts
-from formulations.expert_placement.moves import align, ordered_moves
+from formulations.expert_placement.moves import align, ordered_moves, relabel
 from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.outcome import TOLERANCE, Bound, Budget, SearchResult, SolveOptions, Status, Stop
 from planner.cost.expert_parallel import gpu_load, hottest
@@ -71,6 +71,9 @@ def finished_plan(problem: ExpertPlacementProblem, rows: IntArray) -> ExpertPlac
     if problem.current is None:
         grid = rows.reshape(problem.num_layers, problem.num_gpus, -1)
         return problem.placement(np.sort(grid, axis=2).reshape(rows.shape))
+    alike = bool((problem.speed == problem.speed[0]).all())
+    if alike and problem.communication is None and problem.group_spread is None:
+        rows = relabel(rows, problem.current, problem.num_experts, problem.num_gpus)
     aligned = align(rows, problem.current, problem.num_gpus)
     moves = ordered_moves(aligned, problem.current, problem.layer_ids, problem.num_gpus)
     return problem.placement(aligned).model_copy(update={"moves": moves})

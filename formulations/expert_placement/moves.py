@@ -11,6 +11,7 @@ from collections import Counter
 
 import numpy as np
 
+from planner.cost.expert_parallel import membership
 from planner.plan import Move
 from planner.workload import IntArray
 
@@ -32,6 +33,21 @@ def align(physical_to_logical: IntArray, current: IntArray, num_gpus: int) -> In
             row[row < 0] = sorted(new.elements())
             result[layer, start : start + per_gpu] = row
     return result
+
+
+def relabel(physical_to_logical: IntArray, current: IntArray, num_experts: int, num_gpus: int) -> IntArray:
+    """Give each GPU's contents to the GPU that already holds most of them; for loads that do not tell GPUs apart."""
+    from scipy.optimize import linear_sum_assignment
+
+    new = membership(physical_to_logical, num_experts, num_gpus) > 0
+    old = membership(current, num_experts, num_gpus) > 0
+    grid = physical_to_logical.reshape(len(physical_to_logical), num_gpus, -1)
+    result = np.empty_like(grid)
+    for layer in range(len(grid)):
+        shared = new[layer].T.astype(np.float64) @ old[layer]
+        source, target = linear_sum_assignment(-shared)
+        result[layer, target] = grid[layer, source]
+    return result.reshape(physical_to_logical.shape)
 
 
 def ordered_moves(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from formulations.expert_placement.posterior import scenarios_with_sample
 from formulations.expert_placement.problem import CommunicationModel, ExpertPlacementProblem
 from planner.descriptions.experts import MAX_EXPERTS, MAX_LAYERS, ExpertsInstance
 from planner.errors import DescriptionError, Finding
@@ -41,6 +42,11 @@ class _Reading:
         self._stop_if_wrong()
         num_experts = self._num_experts(loads, trace)
         if loads:
+            shapes = {load.counts.shape for load in loads}
+            if len(shapes) > 1:
+                listed = ", ".join(f"{load.name} {load.counts.shape}" for load in loads)
+                self._find(("loads",), f"scenarios differ in layers x experts: {listed}")
+                self._stop_if_wrong()
             counts = np.stack([load.counts for load in loads])
         else:
             assert trace is not None
@@ -52,7 +58,9 @@ class _Reading:
         current = self._current(layer_ids, num_experts)
         self._stop_if_wrong()
         instance = self.instance
-        return ExpertPlacementProblem.from_arrays(
+        sample = self._sample(counts.shape[1:])
+        self._stop_if_wrong()
+        problem = ExpertPlacementProblem.from_arrays(
             counts[:, used],
             name=instance.name,
             sha256=self._sha256(),
@@ -75,6 +83,32 @@ class _Reading:
             max_moves=instance.max_moves,
             move_cost=instance.move_cost,
         )
+        if sample is None or instance.sample is None:
+            return problem
+        tokens = float(sample[used].sum(axis=1).max()) / instance.sample.top_k
+        load, weight = scenarios_with_sample(problem.load, problem.weight, sample[used], tokens)
+        names = ("sample", *problem.scenario_names)[: len(load)]
+        return problem.with_load(load, weight, names)
+
+    def _sample(self, shape: tuple[int, ...]) -> FloatArray | None:
+        item = self.instance.sample
+        if item is None:
+            return None
+        try:
+            if item.file is not None:
+                counts = read_expert_load(self._path(item.file), name="sample").counts
+            else:
+                counts = ExpertLoad(name="sample", counts=np.array(item.counts)).counts
+        except DescriptionError as error:
+            self.findings.extend(error.findings)
+            return None
+        except ValueError as error:
+            self._find(("sample",), str(error))
+            return None
+        if counts.shape != shape:
+            self._find(("sample",), f"has {counts.shape} layers x experts, the loads have {shape}")
+            return None
+        return counts
 
     def _find(self, loc: tuple[int | str, ...], message: str) -> None:
         if self.source is None:
@@ -175,6 +209,8 @@ class _Reading:
         """Hash of the instance and of the bytes of every file it names."""
         digest = hashlib.sha256(canonical_json(self.instance.model_dump(mode="json")).encode())
         names = [load.file for load in self.instance.loads] + [self.instance.current]
+        if self.instance.sample is not None:
+            names.append(self.instance.sample.file)
         if self.instance.trace is not None:
             names += [self.instance.trace.file, self.instance.trace.documents]
         for name in names:

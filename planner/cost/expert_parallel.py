@@ -16,6 +16,8 @@ from planner.workload import FloatArray, IntArray, RoutingTrace
 
 #: Entries of the largest temporary array in the token loops (8 bytes each).
 CHUNK_ENTRIES = 4_000_000
+#: Most token x GPU x GPU x choice x layer products of one fan-out count, a few seconds of numpy.
+FANOUT_WORK = 2_000_000_000
 
 
 def gpu_of_slot(num_slots: int, num_gpus: int) -> IntArray:
@@ -102,29 +104,30 @@ def simulate_chain(
     Returns the fraction of transitions that change GPU and that change node, each [L-1], and the tokens each GPU
     computes in each layer, [L, G].
     """
-    node_of = np.arange(num_gpus) // gpus_per_node
-    holders = membership(physical_to_logical, num_experts, num_gpus)
+    held = membership(physical_to_logical, num_experts, num_gpus) > 0
     first = trace.experts[:, :, 0].astype(np.int64)
     first = first[(first >= 0).all(axis=1)]
     num_tokens, num_layers = first.shape
     crossed, crossed_node = np.zeros((2, max(0, num_layers - 1)))
     load = np.zeros((num_layers, num_gpus))
-    nodes = node_of[-1] + 1
-    for block in _blocks(num_tokens, num_gpus * num_gpus):
+    for block in _blocks(num_tokens, num_gpus):
         ids = first[block]
-        start = holders[0][ids[:, 0]]
+        start = held[0][ids[:, 0]]
         where = start / start.sum(axis=1, keepdims=True)
         load[0] += where.sum(axis=0)
         for layer in range(1, num_layers):
-            step = _choice(holders[layer], node_of)[ids[:, layer]]
-            flow = where[:, :, None] * step
-            after = flow.sum(axis=1)
-            stayed = np.einsum("tgg->", flow)
-            by_node = flow.reshape(len(flow), nodes, gpus_per_node, nodes, gpus_per_node).sum(axis=(2, 4))
-            crossed[layer - 1] += len(ids) - stayed
-            crossed_node[layer - 1] += len(ids) - np.einsum("tnn->", by_node)
-            load[layer] += after.sum(axis=0)
-            where = after
+            holds = held[layer][ids[:, layer]]
+            stay = where * holds
+            by_node = holds.reshape(len(ids), -1, gpus_per_node)
+            in_node = by_node.sum(axis=2)
+            leaving = (where - stay).reshape(by_node.shape).sum(axis=2)
+            near = np.where(in_node > 0, leaving / np.maximum(in_node, 1), 0.0)
+            far = np.where(in_node > 0, 0.0, leaving).sum(axis=1)
+            spread = near[:, :, None] + (far / holds.sum(axis=1))[:, None, None]
+            where = stay + (spread * by_node).reshape(where.shape)
+            crossed[layer - 1] += leaving.sum()
+            crossed_node[layer - 1] += far.sum()
+            load[layer] += where.sum(axis=0)
     return crossed / max(1, num_tokens), crossed_node / max(1, num_tokens), load
 
 
@@ -133,12 +136,16 @@ def fanout(
 ) -> tuple[FloatArray, FloatArray]:
     """Expected distinct remote GPUs and remote nodes that a token's k experts touch, each [L].
 
-    The token's own GPU is any GPU with equal chance (data-parallel attention); replicas are chosen as in `_choice`.
+    The token's own GPU is any GPU with equal chance (data-parallel attention); replicas are chosen as in `_choice`. Of a
+    long trace on many GPUs, evenly spaced tokens stand for all (FANOUT_WORK).
     """
     node_of = np.arange(num_gpus) // gpus_per_node
     num_nodes = int(node_of[-1]) + 1
     holders = membership(physical_to_logical, num_experts, num_gpus)
-    num_tokens, num_layers, top_k = trace.experts.shape
+    num_layers, top_k = trace.experts.shape[1:]
+    most = max(1, FANOUT_WORK // (num_gpus**2 * top_k * num_layers))
+    tokens = trace.experts[:: -(-len(trace.experts) // most)]
+    num_tokens = len(tokens)
     gpus, nodes = np.zeros((2, num_layers))
     own_gpu = np.eye(num_gpus, dtype=bool)
     own_node = node_of[:, None] == np.arange(num_nodes)[None]
@@ -148,7 +155,7 @@ def fanout(
         by_node = choice.reshape(num_experts, num_gpus, num_nodes, gpus_per_node).sum(axis=3)
         missed_node = np.concatenate((1.0 - by_node, np.ones((1, num_gpus, num_nodes))))
         for block in _blocks(num_tokens, num_gpus * num_gpus):
-            ids = trace.experts[block, layer]
+            ids = tokens[block, layer]
             untouched = np.ones((len(ids), num_gpus, num_gpus))
             untouched_node = np.ones((len(ids), num_gpus, num_nodes))
             for k in range(top_k):

@@ -33,6 +33,19 @@ class LoadSource(Description):
             yield (), "give exactly one of file and counts"
 
 
+class SampleSource(Description):
+    """A first look at a new workload: expert selections of a few thousand of its tokens, to replan on."""
+
+    file: Annotated[str | None, Field(description="as a load file")] = None
+    counts: tuple[tuple[NonNegativeFloat, ...], ...] | None = None
+    top_k: Annotated[PositiveInt, Field(description="experts per token, to know how many tokens the counts are")] = 8
+
+    def problems(self) -> Iterator[Problem]:
+        """Exactly one source."""
+        if (self.file is None) == (self.counts is None):
+            yield (), "give exactly one of file and counts"
+
+
 class TraceSource(Description):
     """Which experts each token took: .npy int [tokens, layers, k], best first."""
 
@@ -67,6 +80,9 @@ class ExpertsInstance(Description):
     gpus_per_node: Annotated[PositiveInt, Field(description="default: all GPUs in one node")] | None = None
     num_slots: Annotated[PositiveInt, Field(le=MAX_SLOTS, description="slots of a layer over all GPUs")]
     loads: tuple[LoadSource, ...] = ()
+    sample: Annotated[
+        SampleSource | None, Field(description="plan for this new workload, with the loads as prior knowledge")
+    ] = None
     trace: TraceSource | None = None
     communication: Communication | None = None
     split: Annotated[
@@ -111,6 +127,8 @@ class ExpertsInstance(Description):
         for key in ("max_moves", "move_cost"):
             if getattr(self, key) and self.current is None:
                 yield (key,), "needs a current placement"
+        if self.sample is not None and not self.loads:
+            yield ("sample",), "needs loads to combine with; a sample alone is a load"
         names = [source.name for source in self.loads if source.name is not None]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield ("loads",), f"two scenarios are named {name!r}"
