@@ -23,7 +23,10 @@ class Move(Description):
     slot: NonNegativeInt
     expert: NonNegativeInt
     replaces: NonNegativeInt
-    from_gpu: Annotated[NonNegativeInt, Field(description="a GPU that holds the expert when the step begins")]
+    from_gpu: Annotated[
+        NonNegativeInt | None,
+        Field(description="a GPU that holds the expert when the step begins; null: load it from the checkpoint"),
+    ]
     to_gpu: NonNegativeInt
 
 

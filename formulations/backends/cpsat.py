@@ -30,6 +30,7 @@ def solve_cpsat(
     exact: bool = True,
     unscale_bound: Callable[[float], float] | None = None,
     on_solution: Callable[[IntegerValues], None] | None = None,
+    linearization_level: int | None = None,
 ) -> tuple[SolverResult, IntegerValues | None]:
     """Solve a built model; a start goes into it with `model.add_hint`. The work limit is in deterministic s.
 
@@ -40,6 +41,7 @@ def solve_cpsat(
         nothing.
     unscale_bound : turns a bound in the model's units into a real one that holds for the unrounded problem.
     on_solution : called from the solver's thread with each better solution.
+    linearization_level : how much of the model goes into the LP (CP-SAT parameter); None leaves the default.
 
     More than one thread repeats itself only under a work limit, which then interleaves the workers. Without
     an objective a solution is FEASIBLE, stopped by PROOF. Raises SolverError for a model that CP-SAT finds
@@ -53,6 +55,8 @@ def solve_cpsat(
     solver = cp_model.CpSolver()
     time_limit_s = min(options.time_limit_s, budget.remaining_s)
     _set_parameters(solver.parameters, options, time_limit_s)
+    if linearization_level is not None:
+        solver.parameters.linearization_level = linearization_level
 
     def real_bound(value: float) -> float | None:
         if unscale_bound is not None:

@@ -110,9 +110,13 @@ def check_moves(problem: ExpertPlacementProblem, plan: ExpertPlacement) -> list[
                 broken(step, f"layer {move.layer} slot {move.slot} does not exist")
                 continue
             row = row_of[move.layer]
-            source = before[row, move.from_gpu * per_gpu : (move.from_gpu + 1) * per_gpu]
+            if move.from_gpu is None:
+                source = np.setdiff1d([move.expert], before[row])
+            else:
+                source = before[row, move.from_gpu * per_gpu : (move.from_gpu + 1) * per_gpu]
             if move.expert not in source:
-                broken(step, f"GPU {move.from_gpu} does not hold expert {move.expert}")
+                where = "the checkpoint need" if move.from_gpu is None else f"GPU {move.from_gpu} does"
+                broken(step, f"{where} not hold expert {move.expert}")
             if before[row, move.slot] != move.replaces or move.slot // per_gpu != move.to_gpu:
                 broken(step, f"slot {move.slot} does not hold expert {move.replaces} on GPU {move.to_gpu}")
             state[row, move.slot] = move.expert

@@ -100,6 +100,8 @@ def _solve_part(
         scale=1.0 / scale,
         exact=False,
         unscale_bound=lambda value: value / scale,
+        # At the default level the crossing clauses of a chain stay out of the LP, and its bound stays at nothing.
+        linearization_level=2 if problem.chain_weight else None,
     )
     optimal = result.has_solution and result.stop is Stop.HEURISTIC
     return PartAnswer(

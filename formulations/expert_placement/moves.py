@@ -65,8 +65,9 @@ def ordered_moves(
                 expert = int(physical_to_logical[row, slot])
                 gpu = slot // per_gpu
                 holders = np.flatnonzero(before == expert) // per_gpu
-                # The copy is read from the same GPU if it can be, else from the next holder round the ring of GPUs.
-                source = int(holders[((holders - gpu) % num_gpus).argmin()])
+                # The copy is read from the same GPU if it can be, else from the next holder round the ring of GPUs;
+                # an expert that the current placement lost comes from the checkpoint.
+                source = int(holders[((holders - gpu) % num_gpus).argmin()]) if holders.size else None
                 moves.append(
                     Move(
                         step=step,

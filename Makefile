@@ -1,0 +1,38 @@
+# `make demo` and `make test` need Python 3.11+ and make, nothing else: the virtual environment is set up on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint types unit notebooks bench clean
+
+demo: $(STAMP)
+	$(BIN)/gpuplan plan instances/experts/moe_256.yaml -o out/moe_256.json
+
+test: lint types unit notebooks
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest
+
+notebooks: $(STAMP)
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 notebooks
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.experts
+
+clean:
+	rm -rf $(VENV) out build dist
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[report]'
+	mkdir -p out
+	touch $@
