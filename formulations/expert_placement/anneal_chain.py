@@ -28,7 +28,7 @@ from formulations.expert_placement.kernels import (
 
 
 @compiled
-def nearest(cost, place, count, expert, per_gpu, drop, add, out):  # type: ignore[no-untyped-def]
+def nearest(cost, place, count, expert, per_gpu, drop, add, out):
     """Fill out[g]: cost from g to the nearest replica of an expert without slot `drop` and with GPU `add` (or -1)."""
     for gpu in range(cost.shape[0]):
         best = cost[gpu, add] if add >= 0 else np.inf
@@ -40,7 +40,7 @@ def nearest(cost, place, count, expert, per_gpu, drop, add, out):  # type: ignor
 
 
 @compiled
-def mean_outcost(outcost, place, count, expert, per_gpu, drop, add):  # type: ignore[no-untyped-def]
+def mean_outcost(outcost, place, count, expert, per_gpu, drop, add):
     """Mean of outcost[g] over the replicas of an expert without slot `drop` and with GPU `add` (or -1)."""
     total, replicas = 0.0, 0
     for i in range(count[expert]):
@@ -55,7 +55,7 @@ def mean_outcost(outcost, place, count, expert, per_gpu, drop, add):  # type: ig
 
 
 @compiled
-def add_inflow(transitions, inflow, place, count, expert, per_gpu, sign):  # type: ignore[no-untyped-def]
+def add_inflow(transitions, inflow, place, count, expert, per_gpu, sign):
     """Add (or take away) the flow that leaves an expert to the next layer's inflow [E, G]."""
     for i in range(count[expert]):
         gpu = place[expert, i] // per_gpu
@@ -64,7 +64,7 @@ def add_inflow(transitions, inflow, place, count, expert, per_gpu, sign):  # typ
 
 
 @compiled
-def fill_outcost(transitions, near, outcost):  # type: ignore[no-untyped-def]
+def fill_outcost(transitions, near, outcost):
     """outcost[e, g] = sum_f transitions[e, f] near[f, g]."""
     outcost[:] = 0.0
     for expert in range(transitions.shape[0]):
@@ -76,7 +76,7 @@ def fill_outcost(transitions, near, outcost):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def shift_outcost(transitions, outcost, target, change):  # type: ignore[no-untyped-def]
+def shift_outcost(transitions, outcost, target, change):
     """Update the previous layer's outcost for a change [G] of near[target]."""
     for expert in range(transitions.shape[0]):
         flow = transitions[expert, target]
@@ -86,7 +86,7 @@ def shift_outcost(transitions, outcost, target, change):  # type: ignore[no-unty
 
 
 @compiled
-def target_change(inflow, near, fresh):  # type: ignore[no-untyped-def]
+def target_change(inflow, near, fresh):
     """Change of arrival cost of one expert when near [G] becomes fresh [G]."""
     total = 0.0
     for gpu in range(near.size):
@@ -95,7 +95,7 @@ def target_change(inflow, near, fresh):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def anneal_chain(  # type: ignore[no-untyped-def]
+def anneal_chain(
     load, weight, speed, allowed, old, move_price, transitions, cost, comm_weight, slots, max_replicas, proposals,
     hot_start, hot_end, seed
 ):  # fmt: skip

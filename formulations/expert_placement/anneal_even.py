@@ -22,7 +22,7 @@ from formulations.expert_placement.kernels import (
 
 
 @compiled
-def anneal_even(  # type: ignore[no-untyped-def]
+def anneal_even(
     load, weight, speed, allowed, old, move_price, slots, max_replicas, proposals, hot_start, hot_end, seed
 ):
     """Anneal one layer; returns the best slots and their objective.

@@ -26,7 +26,7 @@ from formulations.expert_placement.kernels import (
 
 
 @compiled
-def fill_choice(choice, held, expert, gpus_per_node):  # type: ignore[no-untyped-def]
+def fill_choice(choice, held, expert, gpus_per_node):
     """choice[expert, home, gpu]: chance that a token at `home` uses the replica on `gpu`. Own GPU, own node, any."""
     num_gpus = held.shape[1]
     for home in range(num_gpus):
@@ -50,7 +50,7 @@ def fill_choice(choice, held, expert, gpus_per_node):  # type: ignore[no-untyped
 
 
 @compiled
-def token_cost(choice, experts, gpus_per_node, intra, inter):  # type: ignore[no-untyped-def]
+def token_cost(choice, experts, gpus_per_node, intra, inter):
     """Expected fan-out cost of one token: experts [k]."""
     num_gpus = choice.shape[1]
     total = 0.0
@@ -76,7 +76,7 @@ def token_cost(choice, experts, gpus_per_node, intra, inter):  # type: ignore[no
 
 
 @compiled
-def reprice(tokens, users, start, one, two, choice, gpus_per_node, intra, inter, token_value, fresh):  # type: ignore[no-untyped-def]
+def reprice(tokens, users, start, one, two, choice, gpus_per_node, intra, inter, token_value, fresh):
     """Price again the tokens that use `one` or `two`; fills fresh[t] and returns the change of the mean cost."""
     change = 0.0
     for expert in (one, two):
@@ -94,7 +94,7 @@ def reprice(tokens, users, start, one, two, choice, gpus_per_node, intra, inter,
 
 
 @compiled
-def anneal_fanout(  # type: ignore[no-untyped-def]
+def anneal_fanout(
     load, weight, speed, allowed, old, move_price, tokens, users, start, gpus_per_node, intra, inter, comm_weight,
     slots, max_replicas, proposals, hot_start, hot_end, seed
 ):  # fmt: skip

@@ -23,7 +23,7 @@ from formulations.expert_placement.kernels import (
 
 
 @compiled
-def pour(load, speed, place, count, flow, level, expert, scenario, per_gpu):  # type: ignore[no-untyped-def]
+def pour(load, speed, place, count, flow, level, expert, scenario, per_gpu):
     """Spread one expert's tokens over its replicas so that the GPUs it reaches are level (LP split, one block)."""
     replicas = count[expert]
     base = np.empty(replicas)
@@ -56,7 +56,7 @@ def pour(load, speed, place, count, flow, level, expert, scenario, per_gpu):  # 
 
 
 @compiled
-def sweep(load, speed, place, count, flow, level, per_gpu, sweeps, tolerance):  # type: ignore[no-untyped-def]
+def sweep(load, speed, place, count, flow, level, per_gpu, sweeps, tolerance):
     """Water-filling sweeps over every replicated expert and scenario whose GPUs differ by more than the tolerance."""
     for _ in range(sweeps):
         for expert in range(load.shape[0]):
@@ -75,7 +75,7 @@ def sweep(load, speed, place, count, flow, level, per_gpu, sweeps, tolerance):  
 
 
 @compiled
-def even_flow(load, slots, count):  # type: ignore[no-untyped-def]
+def even_flow(load, slots, count):
     """flow[S, K] of an even split."""
     flow = np.empty((slots.size, load.shape[1]))
     for slot in range(slots.size):
@@ -84,7 +84,7 @@ def even_flow(load, slots, count):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def flow_level(flow, speed, per_gpu):  # type: ignore[no-untyped-def]
+def flow_level(flow, speed, per_gpu):
     """level[G, K] of given flows."""
     level = np.zeros((speed.size, flow.shape[1]))
     for slot in range(flow.shape[0]):
@@ -95,7 +95,7 @@ def flow_level(flow, speed, per_gpu):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def anneal_lp(  # type: ignore[no-untyped-def]
+def anneal_lp(
     load, weight, speed, allowed, old, move_price, slots, max_replicas, proposals, hot_start, hot_end, seed
 ):
     """Anneal one layer under LP split; arguments and results as `anneal_even`.

@@ -51,7 +51,7 @@ def _hottest_replica(problem: ExpertPlacementProblem) -> FloatArray:
         high, low = np.where(fits, middle, high), np.where(fits, low, middle)
         if (high - low <= RESOLUTION * high).all():
             break
-    return np.where(slots(low) <= problem.num_slots, high, low)
+    return np.asarray(np.where(slots(low) <= problem.num_slots, high, low))
 
 
 def _group(problem: ExpertPlacementProblem) -> FloatArray:
@@ -78,8 +78,8 @@ def communication_bound(problem: ExpertPlacementProblem) -> float:
     if comm.model == "fanout":
         assert problem.trace is not None
         filled = math.ceil(problem.trace.experts.shape[2] / per_gpu) - 1
-        complete = (problem.trace.experts >= 0).all(axis=2).mean(axis=0)
-        return comm.weight * comm.intra_node_cost * filled * float(complete.sum())
+        complete = float((problem.trace.experts >= 0).all(axis=2).mean(axis=0).sum())
+        return comm.weight * comm.intra_node_cost * filled * complete
     flow = problem.transitions
     kept = np.sort(flow, axis=2)[:, :, ::-1][:, :, :per_gpu].sum(axis=(1, 2))
     if problem.num_slots == problem.num_experts:

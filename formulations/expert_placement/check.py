@@ -124,8 +124,8 @@ def check_moves(problem: ExpertPlacementProblem, plan: ExpertPlacement) -> list[
             lost = np.setdiff1d(before[row], state[row])
             if lost.size:
                 broken(step, f"layer {problem.layer_ids[row]} loses expert {lost[0]}")
-    held = [membership(rows, problem.num_experts, problem.num_gpus) for rows in (state, plan.array)]
-    if not np.array_equal(*held):
+    reached, planned = (membership(rows, problem.num_experts, problem.num_gpus) for rows in (state, plan.array))
+    if not np.array_equal(reached, planned):
         broken(len(steps), "the moves do not end at the plan")
     return found
 

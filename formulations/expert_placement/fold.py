@@ -16,7 +16,7 @@ from planner.workload import FloatArray, IntArray
 
 
 @compiled
-def fold_value(load, count, num_slots):  # type: ignore[no-untyped-def]
+def fold_value(load, count, num_slots):
     """Hottest pair of the fold, and the expert of its larger half."""
     sizes = np.empty(num_slots)
     at = 0
@@ -37,7 +37,7 @@ def fold_value(load, count, num_slots):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def anneal_counts(load, count, num_slots, max_replicas, proposals, seed):  # type: ignore[no-untyped-def]
+def anneal_counts(load, count, num_slots, max_replicas, proposals, seed):
     """Best replica counts [E] found by moving one replica at a time from any expert to (mostly) the hottest."""
     random = start_random(seed)
     count = count.copy()

@@ -13,22 +13,18 @@ State of a layer: slots[j] expert of slot j on GPU j // s; count[e] replicas; pl
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numba
 import numpy as np
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def compiled(function: Function) -> Function:
+def compiled(function: Callable[..., Any]) -> Any:
     """numba.njit, cached on disk, without the interpreter lock, in strict floating-point order."""
-    result: Function = numba.njit(cache=True, nogil=True)(function)
-    return result
+    return numba.njit(cache=True, nogil=True)(function)
 
 
 @compiled
-def draw(state):  # type: ignore[no-untyped-def]
+def draw(state):
     """Next uniform float in [0, 1): xorshift64*, so that every layer has its own reproducible stream."""
     x = state[0]
     x ^= x >> np.uint64(12)
@@ -39,7 +35,7 @@ def draw(state):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def index_places(slots, num_experts, max_replicas):  # type: ignore[no-untyped-def]
+def index_places(slots, num_experts, max_replicas):
     """count[E] and place[E, max_replicas] of a placement."""
     count = np.zeros(num_experts, np.int64)
     place = np.full((num_experts, max_replicas), -1, np.int64)
@@ -51,7 +47,7 @@ def index_places(slots, num_experts, max_replicas):  # type: ignore[no-untyped-d
 
 
 @compiled
-def hottest_gpu(level, scenario):  # type: ignore[no-untyped-def]
+def hottest_gpu(level, scenario):
     """Index of the most loaded GPU in one scenario."""
     best, top = 0, -1.0
     for gpu in range(level.shape[0]):
@@ -61,7 +57,7 @@ def hottest_gpu(level, scenario):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def weighted_top(level, weight):  # type: ignore[no-untyped-def]
+def weighted_top(level, weight):
     """sum_k weight[k] * max_g level[g, k]."""
     total = 0.0
     for k in range(level.shape[1]):
@@ -73,7 +69,7 @@ def weighted_top(level, weight):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def even_level(load, slots, count, speed):  # type: ignore[no-untyped-def]
+def even_level(load, slots, count, speed):
     """level[G, K] under even split."""
     num_gpus = speed.size
     per_gpu = slots.size // num_gpus
@@ -86,7 +82,7 @@ def even_level(load, slots, count, speed):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def replace_place(place, count, removed, added, slot):  # type: ignore[no-untyped-def]
+def replace_place(place, count, removed, added, slot):
     """Book-keeping when `slot` changes from expert `removed` to `added`."""
     for i in range(count[removed]):
         if place[removed, i] == slot:
@@ -98,7 +94,7 @@ def replace_place(place, count, removed, added, slot):  # type: ignore[no-untype
 
 
 @compiled
-def swap_place(place, count, one, slot_one, two, slot_two):  # type: ignore[no-untyped-def]
+def swap_place(place, count, one, slot_one, two, slot_two):
     """Book-keeping when expert `one` in slot_one and expert `two` in slot_two change places."""
     for i in range(count[one]):
         if place[one, i] == slot_one:
@@ -111,7 +107,7 @@ def swap_place(place, count, one, slot_one, two, slot_two):  # type: ignore[no-u
 
 
 @compiled
-def start_random(seed):  # type: ignore[no-untyped-def]
+def start_random(seed):
     """State of `draw` for a seed; neighbouring seeds give unrelated streams."""
     random = np.array([np.uint64(seed) * np.uint64(2) + np.uint64(88172645463325253)], np.uint64)
     for _ in range(8):
@@ -120,7 +116,7 @@ def start_random(seed):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def swap_levels(  # type: ignore[no-untyped-def]
+def swap_levels(
     level, load, count, speed, weight, top, top_gpu, one, two, hot, cold, fresh_one, fresh_two, fresh_top, fresh_gpu
 ):
     """Price swapping expert `one` on GPU `hot` with `two` on `cold` under even split.
@@ -148,7 +144,7 @@ def swap_levels(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def replace_levels(level, load, count, place, speed, removed, added, gpu, per_gpu):  # type: ignore[no-untyped-def]
+def replace_levels(level, load, count, place, speed, removed, added, gpu, per_gpu):
     """Apply to `level` that a slot on `gpu` changes from expert `removed` to `added`, under even split."""
     for k in range(load.shape[1]):
         before, after = load[removed, k] / count[removed], load[removed, k] / (count[removed] - 1)
@@ -164,7 +160,7 @@ def replace_levels(level, load, count, place, speed, removed, added, gpu, per_gp
 
 
 @compiled
-def find_tops(level, top, top_gpu):  # type: ignore[no-untyped-def]
+def find_tops(level, top, top_gpu):
     """Fill the hottest GPU of each scenario and its level."""
     for k in range(top.size):
         top_gpu[k] = hottest_gpu(level, k)

@@ -87,7 +87,7 @@ def _fill_spare(
         count = np.ones(num_experts)
         used = np.bincount(gpu[layer], minlength=num_gpus)
         for slot in range(per_gpu):
-            for g in np.flatnonzero(used <= slot):
+            for g in np.flatnonzero(used <= slot).tolist():
                 share = load[layer] / count
                 barred = held[:, g] if allowed is None else held[:, g] | ~allowed[layer, :, g]
                 expert = int(np.where(barred, -1.0, share).argmax())
