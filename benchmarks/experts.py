@@ -58,7 +58,7 @@ def by_layer(problem: ExpertPlacementProblem, rows: IntArray) -> FloatArray:
 
 def in_sample(short: bool) -> Iterator[Row]:
     """One workload at a time: how even can it be made?"""
-    names, counts = deepseek(short)
+    _, counts = deepseek(short)
     for gpus, slots in ((32, 288), (144, 432)):
         ours, rule, below, spent = [], [], 0, 0.0
         for one in counts[::4] if short else counts:
@@ -78,7 +78,7 @@ def in_sample(short: bool) -> Iterator[Row]:
 
 def two_slots(short: bool) -> Iterator[Row]:
     """Two slots a GPU: the slot budget is the limit, and the pairing LP shows how much."""
-    names, counts = deepseek(False)
+    _, counts = deepseek(False)
     layers = slice(None, None, 20 if short else 4)
     for gpus, slots in ((144, 288), (320, 640)):
         problem = problem_of(counts[0, layers][:3] if gpus == 320 else counts[0, layers], gpus, slots)
@@ -263,7 +263,7 @@ def eplb_loops(load: FloatArray, gpus: int, slots: int) -> IntArray:
 
 def speed(short: bool) -> Iterator[Row]:
     """Batched numpy descent (greedy start included, no compiled code) against the EPLB rule in loops, per layer."""
-    names, counts = deepseek(False)
+    _, counts = deepseek(False)
     wide = np.random.default_rng(0).lognormal(0, 0.8, (8, 512))
     cases = [(counts[0], 32, 288, 25), (counts[0], 72, 288, 60), (counts[0], 144, 432, 60), (wide, 1_024, 2_048, 25)]
     for one, gpus, slots, iterations in cases:
@@ -304,7 +304,8 @@ def scale(short: bool) -> Iterator[Row]:
         case = f"scale {layers} x 512 on 256 GPUs"
         yield Row(case, "time", spent[layers], 120, "limit", "s", "lower")
         yield Row(case, "balancedness", by_layer(problem, outcome.plan.array).mean(),
-                  by_layer(problem, eplb_global(problem.load[0], 256, 768)).mean(), "EPLB", "ratio", "higher")  # fmt: skip
+                  by_layer(problem, eplb_global(problem.load[0], 256, 768)).mean(), "EPLB", "ratio",
+                  "higher")  # fmt: skip
     first, last = min(spent), max(spent)
     growth = (spent[last] / spent[first]) / (last / first)
     yield Row("scale", f"time per layer, {last} against {first}", growth, 1.0, "linear", "ratio", "lower")
@@ -314,7 +315,7 @@ def scale(short: bool) -> Iterator[Row]:
 
 def replanning(short: bool) -> Iterator[Row]:
     """From the plan of one workload to another under a cap on moves: balancedness kept and moves used."""
-    names, counts = deepseek(short)
+    _, counts = deepseek(short)
     old = plan_rows(problem_of(counts[0], 32, 288))
     total = None
     for cap in (None, 500, 100, 20, 0):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol, TypeVar
@@ -35,7 +35,7 @@ class Formulation(Protocol[ProblemT_contra, PlanT]):
     name: str
     summary: str
     objective_unit: str
-    methods: dict[str, str]
+    methods: Mapping[str, str]
 
     def search(
         self, problem: ProblemT_contra, options: SolveOptions, budget: Budget, hint: PlanT | None

@@ -1,4 +1,4 @@
-"""Descriptions, plans and the cost model. Imports numpy, networkx and pydantic; never a solver, never `formulations`."""
+"""Descriptions, plans and the cost model. Imports no solver and nothing of `formulations`."""
 
 from planner.cost.verdict import Metric, Verdict, Violation
 from planner.descriptions.experts import Communication, ExpertsInstance, LoadSource, TraceSource

@@ -125,7 +125,7 @@ class OutcomeRecord(Description):
     stop: Literal["proof", "gap", "time_limit", "work_limit", "interrupted", "heuristic"]
     objective: float | None
     objective_unit: str
-    terms: dict[str, float] = {}
+    terms: dict[str, float] = Field(default_factory=dict)
     bound: float | None
     bound_name: str | None = None
     gap: float | None
@@ -145,7 +145,7 @@ class BaselineRecord(Description):
 
     name: str
     objective: float
-    terms: dict[str, float] = {}
+    terms: dict[str, float] = Field(default_factory=dict)
 
 
 class PlanDocument(Description):

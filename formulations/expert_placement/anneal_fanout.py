@@ -100,8 +100,8 @@ def anneal_fanout(
 ):  # fmt: skip
     """Anneal one layer; returns the best slots [S].
 
-    tokens int64 [T, k], complete; users int64: tokens of expert e are users[start[e] : start[e + 1]]; intra, inter: cost
-    of a remote GPU in and outside the own node. The other arguments as in `anneal_even`.
+    tokens int64 [T, k], complete; users int64: tokens of expert e are users[start[e] : start[e + 1]]; intra, inter:
+    cost of a remote GPU in and outside the own node. The other arguments as in `anneal_even`.
     """
     num_gpus, num_experts, num_scenarios = speed.size, load.shape[0], load.shape[1]
     per_gpu = slots.size // num_gpus

@@ -79,7 +79,7 @@ def communication_bound(problem: ExpertPlacementProblem) -> float:
         assert problem.trace is not None
         filled = math.ceil(problem.trace.experts.shape[2] / per_gpu) - 1
         complete = float((problem.trace.experts >= 0).all(axis=2).mean(axis=0).sum())
-        return comm.weight * comm.intra_node_cost * filled * complete
+        return float(comm.weight * comm.intra_node_cost * filled * complete)
     flow = problem.transitions
     kept = np.sort(flow, axis=2)[:, :, ::-1][:, :, :per_gpu].sum(axis=(1, 2))
     if problem.num_slots == problem.num_experts:

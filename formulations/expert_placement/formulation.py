@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
+from typing import ClassVar
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class ExpertPlacementFormulation:
     name = "experts"
     summary = "MoE experts and their replicas onto GPUs"
     objective_unit = "evenly loaded layers (hottest GPU, summed over layers)"
-    methods = {
+    methods: Mapping[str, str] = {
         "local-search": "greedy, descent and annealing; robust over scenarios; the default",
         "eplb": "the rule in use today (deepseek-ai/EPLB), hierarchical or global",
         "moetuner": "two-stage ILP: balance each layer, then clusters onto GPUs (arXiv 2502.06643)",
@@ -37,7 +38,7 @@ class ExpertPlacementFormulation:
         "milp": "exact, HiGHS through MathOpt; small instances",
         "milp-cbc": "the same model on CBC through PuLP",
     }
-    _homes = {
+    _homes: ClassVar[dict[str, str]] = {
         "local-search": "formulations.expert_placement.local_method",
         "moetuner": "formulations.expert_placement.moetuner",
         "exflow": "formulations.expert_placement.exflow",

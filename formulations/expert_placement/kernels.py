@@ -18,6 +18,7 @@ from typing import Any
 import numba
 import numpy as np
 
+
 def compiled(function: Callable[..., Any]) -> Any:
     """numba.njit, cached on disk, without the interpreter lock, in strict floating-point order."""
     return numba.njit(cache=True, nogil=True)(function)

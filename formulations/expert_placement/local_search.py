@@ -11,8 +11,8 @@ Greedy replication and LPT -> swap and replica-move descent (numpy, all layers a
 at a time): on even split, on LP split, on fan-out, or on all layers together for the chain. Two slots a GPU and one
 scenario is a case of its own (fold.py). Each layer keeps the best of everything tried, EPLB's placement included.
 
-References: EPLB (deepseek-ai/EPLB); ExFlow arXiv 2401.08383 and MoETuner arXiv 2502.06643 for the chain model; Kirkpatrick
-et al. 1983 for annealing; the temperatures are those that did best on held-out DeepSeek-V3 workloads.
+References: EPLB (deepseek-ai/EPLB); ExFlow arXiv 2401.08383 and MoETuner arXiv 2502.06643 for the chain model;
+Kirkpatrick et al. 1983 for annealing; the temperatures are those that did best on held-out DeepSeek-V3 workloads.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ def evaluate_expert_placement(
         gpu = int((load[0, layer] / gpu_speed).argmax())
         loss = 1.0 - float(balance[layer])
         if loss >= worst[0]:
-            text = f"layer {plan.layer_ids[layer]}, GPU {gpu} under {name}: {1 / max(balance[layer], 1e-12):.3f}x the mean"
-            worst = (loss, text)
+            stretched = 1 / max(float(balance[layer]), 1e-12)
+            worst = (loss, f"layer {plan.layer_ids[layer]}, GPU {gpu} under {name}: {stretched:.3f}x the mean")
     if trace is not None and trace.num_layers == len(rows):
         crossed, crossed_node, local_load = simulate_chain(
             rows, trace, num_experts, plan.num_gpus, plan.gpus_per_node

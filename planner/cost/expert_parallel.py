@@ -136,8 +136,8 @@ def fanout(
 ) -> tuple[FloatArray, FloatArray]:
     """Expected distinct remote GPUs and remote nodes that a token's k experts touch, each [L].
 
-    The token's own GPU is any GPU with equal chance (data-parallel attention); replicas are chosen as in `_choice`. Of a
-    long trace on many GPUs, evenly spaced tokens stand for all (FANOUT_WORK).
+    The token's own GPU is any GPU with equal chance (data-parallel attention); replicas are chosen as in `_choice`.
+    Of a long trace on many GPUs, evenly spaced tokens stand for all (FANOUT_WORK).
     """
     node_of = np.arange(num_gpus) // gpus_per_node
     num_nodes = int(node_of[-1]) + 1

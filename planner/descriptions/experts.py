@@ -54,7 +54,7 @@ class TraceSource(Description):
 
 
 class Communication(Description):
-    """How a token's travel between GPUs is charged. The two models describe different systems and are never mixed.
+    """How a token's travel between GPUs is charged. The two models describe different systems, never mixed.
 
     chain: tokens stay where their expert is, so layer-to-layer transitions cost (ExFlow, MoETuner).
     fanout: each token goes out to the GPUs of its k experts and back, every layer (data-parallel attention, DeepEP).
@@ -63,11 +63,11 @@ class Communication(Description):
     model: Literal["chain", "fanout"]
     weight: Annotated[
         NonNegativeFloat,
-        Field(description="objective per unit of cost, per layer; 1 prices a token's crossing as a doubled hottest GPU"),
+        Field(description="objective per unit of cost of a token; 1: a crossing of every token doubles a layer"),
     ] = 1.0
     intra_node_cost: Annotated[NonNegativeFloat, Field(description="cost of one hop inside a node")] = 1.0
     inter_node_cost: Annotated[
-        NonNegativeFloat | None, Field(description="cost of one hop between nodes; from the link catalogue when left out")
+        NonNegativeFloat | None, Field(description="cost of a hop between nodes; default: 9 times the one inside")
     ] = None
 
 

@@ -1,4 +1,4 @@
-"""`solve()` against a scripted formulation: broken plans, wrong claims, false proofs, Ctrl-C and refused options."""
+"""`solve()` against a scripted formulation: broken plans, wrong claims, false proofs, Ctrl-C, refused options."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class Scripted:
     name = "scripted"
     summary = "numbers"
     objective_unit = "units"
-    methods = {"first": "the default", "second": "another"}
+
+    def __init__(self) -> None:
+        self.methods = {"first": "the default", "second": "another"}
 
     def search(
         self, problem: Script, options: SolveOptions, budget: Budget, hint: float | None
@@ -138,7 +140,7 @@ def test_infeasible_is_an_answer_with_reasons() -> None:
     ],
 )
 def test_contradictory_outcomes_cannot_be_built(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="contradicts|reasons"):
+    with pytest.raises(ValueError, match=r"contradicts|reasons"):
         answer(**changes)
 
 
