@@ -14,9 +14,7 @@ def check(
     plan: PlanArgument,
     instance: Annotated[
         str | None,
-        typer.Option(
-            metavar="INSTANCE", help="what the plan answers; without it only its own rules are judged"
-        ),
+        typer.Option(metavar="INSTANCE", help="what the plan answers; without it only its own rules are judged"),
     ] = None,
     current: CurrentOption = None,
     as_json: JsonOption = False,
@@ -29,13 +27,14 @@ def check(
     from cli.render import console, print_verdict
     from cli.solving import print_json
     from formulations.planning import check_document
+    from planner.errors import OptionError
     from planner.files import read_as
     from planner.plan import PlanDocument
 
     if instance is None and current is not None:
-        raise typer.BadParameter("--current needs --instance")
+        raise OptionError("--current needs --instance")
     if plan == "-" and instance == "-":
-        raise typer.BadParameter("only one of PLAN.json and INSTANCE can be standard input")
+        raise OptionError("only one of PLAN.json and INSTANCE can be standard input")
     document = read_as(plan, PlanDocument)
     problem = None
     if instance is not None:

@@ -37,7 +37,8 @@ def report(error: Exception) -> ExitCode:
     from planner.errors import DescriptionError, PlannerError, RefusedError
 
     if isinstance(error, DescriptionError):
-        for finding in error.findings:
+        files = list(dict.fromkeys(finding.path for finding in error.findings))
+        for finding in sorted(error.findings, key=lambda one: (files.index(one.path), one.line or 0)):
             tell(str(finding))
         return ExitCode.BAD_DESCRIPTION
     if isinstance(error, RefusedError):
@@ -72,7 +73,7 @@ class Command(TyperCommand):
         try:
             code = super().invoke(ctx) or ExitCode.OK
             sys.stdout.flush()
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+        except (typer.Exit, typer.Abort):
             raise
         except BrokenPipeError:
             _mute_stdout()

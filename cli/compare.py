@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    plans: Annotated[
-        list[str], typer.Argument(metavar="PLAN.json PLAN.json...", help="two or more plan documents")
-    ],
+    plans: Annotated[list[str], typer.Argument(metavar="PLAN.json", help="two or more plan documents")],
     as_json: JsonOption = False,
 ) -> int:
     """Put plans side by side, and count the moves between them.
@@ -26,11 +24,12 @@ def compare(
     Objective, bound, gap, terms and metrics of each plan, and the replicas that move from each to the next.
     """
     from cli.solving import print_json
+    from planner.errors import OptionError
     from planner.files import read_as
     from planner.plan import PlanDocument
 
     if len(plans) < 2:
-        raise typer.BadParameter("give at least two plans to compare")
+        raise OptionError("give at least two plans to compare")
     documents = [read_as(path, PlanDocument) for path in plans]
     if len({document.instance.sha256 for document in documents}) > 1:
         tell("warning: the plans answer different instances; their objectives are not comparable")
@@ -104,9 +103,7 @@ def _print(plans: list[str], documents: list[PlanDocument], moves: list[dict[str
         for document in documents
     ]
     for name in dict.fromkeys(name for found in metrics for name in found):
-        cells = (
-            quantity(name, found[name].value, found[name].unit) if name in found else "-" for found in metrics
-        )
+        cells = (quantity(name, found[name].value, found[name].unit) if name in found else "-" for found in metrics)
         rows.append((printable(name), *cells))
     out = console()
     out.print(table(("", *plans), rows))

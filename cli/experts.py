@@ -75,12 +75,8 @@ def experts(
     split: Annotated[Split | None, _flag("how replicas share an expert's tokens", LOADS)] = None,
     num_gpus: Annotated[int | None, _flag("GPUs of the expert-parallel group", CLUSTER, "N")] = None,
     gpus_per_node: Annotated[int | None, _flag("default: all in one node", CLUSTER, "N")] = None,
-    num_slots: Annotated[
-        int | None, _flag("physical experts of a layer, over all GPUs", CLUSTER, "N")
-    ] = None,
-    redundant: Annotated[
-        int | None, _flag("instead of --num-slots: slots beyond one per expert", CLUSTER, "R")
-    ] = None,
+    num_slots: Annotated[int | None, _flag("physical experts of a layer, over all GPUs", CLUSTER, "N")] = None,
+    redundant: Annotated[int | None, _flag("instead of --num-slots: slots beyond one per expert", CLUSTER, "R")] = None,
     expert_bytes: Annotated[
         str | None, _flag("weights of one expert of one layer, such as 42MiB", CLUSTER, "SIZE")
     ] = None,
@@ -90,24 +86,18 @@ def experts(
     trace: Annotated[
         str | None, _flag("experts that each token took, .npy [tokens, layers, k]", COMMUNICATION, "FILE")
     ] = None,
-    documents: Annotated[
-        str | None, _flag("document of each token, .npy [tokens]", COMMUNICATION, "FILE")
-    ] = None,
+    documents: Annotated[str | None, _flag("document of each token, .npy [tokens]", COMMUNICATION, "FILE")] = None,
     comm: Annotated[
         CommunicationKind | None,
         _flag("charge travel from layer to layer, or to all k experts", COMMUNICATION),
     ] = None,
-    comm_weight: Annotated[
-        float | None, _flag("price of communication against balance", COMMUNICATION, "W")
-    ] = None,
+    comm_weight: Annotated[float | None, _flag("price of communication against balance", COMMUNICATION, "W")] = None,
     current: CurrentOption = None,
     max_moves: Annotated[int | None, _flag("most replicas that may be loaded anew", REPLANNING, "N")] = None,
     move_cost: Annotated[
         float | None, _flag("price of a moved replica, in evenly loaded layers", REPLANNING, "C")
     ] = None,
-    validate: Annotated[
-        LeaveOut | None, _flag("plan without each scenario and score the plan on it", STUDIES)
-    ] = None,
+    validate: Annotated[LeaveOut | None, _flag("plan without each scenario and score the plan on it", STUDIES)] = None,
     find_slots: Annotated[
         float | None, _flag("fewest slots whose plan reaches this mean balancedness", STUDIES, "TARGET")
     ] = None,
@@ -138,14 +128,15 @@ def experts(
     from cli import studies
     from cli.instances import Flag, beside, load_source, merge, problem_of, with_slots
     from cli.solving import Delivery, run_plan
+    from planner.errors import OptionError
 
     chosen = [bool(validate), find_slots is not None, pareto]
     if sum(chosen) > 1:
-        raise typer.BadParameter("choose one of --validate, --find-slots and --pareto")
+        raise OptionError("choose one of --validate, --find-slots and --pareto")
     if output is not None and (validate or find_slots is not None):
-        raise typer.BadParameter("-o is for plans; --validate and --find-slots print tables, or --json")
+        raise OptionError("-o is for plans; --validate and --find-slots print tables, or --json")
     if redundant is not None and num_slots is not None:
-        raise typer.BadParameter("choose one of --num-slots and --redundant")
+        raise OptionError("choose one of --num-slots and --redundant")
     options = solve_options(time_limit, work_limit, seed, threads, gap, method)
     delivery = Delivery(output, as_json, quiet)
     given_loads = [load_source(instance, text) for text in loads or ()] or None
@@ -178,9 +169,7 @@ def experts(
         source = with_slots(source, redundant)
     problem = problem_of(source)
     if validate is not None:
-        return studies.validate(
-            problem, options, "scenario" if validate is LeaveOut.ONE else "cluster", delivery
-        )
+        return studies.validate(problem, options, "scenario" if validate is LeaveOut.ONE else "cluster", delivery)
     if find_slots is not None:
         return studies.size(problem, options, find_slots, delivery)
     if pareto:

@@ -30,12 +30,8 @@ class ExportCommand(Command):
 
 def export(
     plan: PlanArgument,
-    to: Annotated[
-        str, typer.Option("--to", metavar="FORMAT", help="see below", autocompletion=_complete_format)
-    ],
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="PATH", help="file to write; - is standard output")
-    ],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="see below", autocompletion=_complete_format)],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="PATH", help="file to write; - is standard output")],
 ) -> int:
     """Export a plan to the format of an engine or tool. Exit 2 if the format cannot express the plan."""
     from planner.files import read_as

@@ -36,9 +36,7 @@ class SolveCommand(Command):
 InstanceArgument = Annotated[
     str, typer.Argument(metavar="INSTANCE", help="instance file, YAML or JSON; - is standard input")
 ]
-PlanArgument = Annotated[
-    str, typer.Argument(metavar="PLAN.json", help="a plan document; - is standard input")
-]
+PlanArgument = Annotated[str, typer.Argument(metavar="PLAN.json", help="a plan document; - is standard input")]
 OutputOption = Annotated[
     str | None,
     typer.Option(
@@ -49,9 +47,7 @@ OutputOption = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="print JSON and nothing else", rich_help_panel=OUTPUT)
-]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON and nothing else", rich_help_panel=OUTPUT)]
 QuietOption = Annotated[
     bool,
     typer.Option("--quiet", help="no progress, and no summary when -o is given", rich_help_panel=OUTPUT),
@@ -64,21 +60,17 @@ CurrentOption = Annotated[
         rich_help_panel="Replanning",
     ),
 ]
-TimeLimitOption = Annotated[
-    float, typer.Option(metavar="S", help="seconds of search", rich_help_panel=SEARCH)
-]
+TimeLimitOption = Annotated[float, typer.Option(metavar="S", help="seconds of search", rich_help_panel=SEARCH)]
 WorkLimitOption = Annotated[
     float | None,
-    typer.Option(
-        metavar="W", help="effort in the method's own unit; repeatable on one thread", rich_help_panel=SEARCH
-    ),
+    typer.Option(metavar="W", help="effort in the method's own unit; repeatable on one thread", rich_help_panel=SEARCH),
 ]
 SeedOption = Annotated[int, typer.Option(metavar="N", help="of random numbers", rich_help_panel=SEARCH)]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="default: every core this process may use",
+        help="default: every core this process may use, or one if the method takes one",
         rich_help_panel=SEARCH,
         show_default=False,
     ),
@@ -102,8 +94,14 @@ MethodOption = Annotated[
 ]
 
 
-def available_cores() -> int:
-    """Cores that this process may run on."""
+#: Methods whose solver takes one thread; they refuse more.
+ONE_THREAD = frozenset({"milp"})
+
+
+def default_threads(method: str | None) -> int:
+    """Every core that this process may run on, or as many as the method takes."""
+    if method in ONE_THREAD:
+        return 1
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -127,7 +125,7 @@ def solve_options(
         time_limit_s=time_limit,
         work_limit=work_limit,
         seed=seed,
-        num_threads=available_cores() if threads is None else threads,
+        num_threads=default_threads(method) if threads is None else threads,
         relative_gap=gap,
         method=method,
     )

@@ -49,7 +49,5 @@ def watched(quiet: bool) -> Iterator[OnProgress | None]:
         yield None
         return
     display = _Display()
-    with Live(
-        get_renderable=display.__rich__, console=console(stderr=True), refresh_per_second=5, transient=True
-    ):
+    with Live(get_renderable=display.__rich__, console=console(stderr=True), refresh_per_second=5, transient=True):
         yield display

@@ -68,7 +68,7 @@ def ratio(value: float | None) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], text_width: int | None = None) -> Table:
-    """The first column, then numbers to the right, or with `text_width` words wrapped at that many characters."""
+    """Numbers to the right of a first column, or with `text_width` words wrapped at that many characters."""
     result = Table(box=box.SIMPLE, pad_edge=False)
     for index, column in enumerate(columns):
         if index and text_width is None:
@@ -121,9 +121,7 @@ def _print_ways_out(out: Console, outcome: OutcomeRecord) -> None:
         out.print(f"  - {printable(relaxation)}", soft_wrap=True)
 
 
-def _answer(
-    document: PlanDocument, plan: ExpertPlacement, gpu_memory_bytes: float | None
-) -> Iterable[tuple[str, str]]:
+def _answer(document: PlanDocument, plan: ExpertPlacement, gpu_memory_bytes: float | None) -> Iterable[tuple[str, str]]:
     outcome = document.outcome
     yield "objective", f"{number(outcome.objective)} {outcome.objective_unit}"
     terms = outcome.terms
@@ -187,9 +185,7 @@ def _proven(document: PlanDocument) -> Iterable[tuple[str, str]]:
 def print_verdict(out: Console, name: str, verdict: Verdict) -> None:
     """The judgement of a plan, worst news first."""
     count = len(verdict.violations)
-    judgement = (
-        "keeps every rule that was judged" if verdict.feasible else f"breaks rules ({count} violations)"
-    )
+    judgement = "keeps every rule that was judged" if verdict.feasible else f"breaks rules ({count} violations)"
     out.print(f"{printable(name)}: {judgement}", style="bold", soft_wrap=True)
     for violation in verdict.violations:
         out.print(f"  - {violation.rule}: {printable(violation.message)}", soft_wrap=True)

@@ -38,9 +38,7 @@ class Delivery:
         try:
             tempfile.TemporaryFile(dir=Path(self.path).parent).close()
         except OSError as error:
-            raise DescriptionError.single(
-                self.path, f"cannot be written: {error.strerror or error}"
-            ) from None
+            raise DescriptionError.single(self.path, f"cannot be written: {error.strerror or error}") from None
 
     @property
     def path(self) -> str | None:

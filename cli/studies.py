@@ -7,7 +7,7 @@ from typing import Literal
 
 from cli.command import ExitCode
 from cli.progress import watched
-from cli.render import console, number, printable, table
+from cli.render import console, number, printable, ratio, table
 from cli.solving import Delivery, print_json, run_plan
 from formulations.expert_placement.pareto import pareto
 from formulations.expert_placement.problem import ExpertPlacementProblem
@@ -39,17 +39,15 @@ def validate(
         (
             printable(row.name),
             str(len(row.fitted_on)),
-            number(row.plan),
-            number(row.baseline),
-            number(row.hindsight),
+            ratio(row.plan),
+            ratio(row.baseline),
+            ratio(row.hindsight),
         )
         for row in held
     ]
-    rows.append(("mean", "", number(mean["plan"]), number(mean["baseline"]), number(mean["hindsight"])))
+    rows.append(("mean", "", ratio(mean["plan"]), ratio(mean["baseline"]), ratio(mean["hindsight"])))
     out = console()
-    out.print(
-        f"{printable(problem.name)}: mean balancedness on the {by} left out", style="bold", soft_wrap=True
-    )
+    out.print(f"{printable(problem.name)}: mean balancedness on the {by} left out", style="bold", soft_wrap=True)
     out.print(table(("held out", "fitted on", "plan", "eplb", "hindsight"), rows))
     out.print(
         "fitted on: scenarios the plan and eplb saw; hindsight: a plan fitted to the held-out one",
@@ -58,9 +56,7 @@ def validate(
     return ExitCode.OK
 
 
-def size(
-    problem: ExpertPlacementProblem, options: SolveOptions, target: float, delivery: Delivery
-) -> ExitCode:
+def size(problem: ExpertPlacementProblem, options: SolveOptions, target: float, delivery: Delivery) -> ExitCode:
     """Fewest slots that reach a balancedness; infeasible when none can."""
     with watched(delivery.quiet) as on_progress:
         found = find_slots(problem, target, options, on_progress=on_progress)
@@ -70,8 +66,8 @@ def size(
         rows = [
             (
                 str(trial.num_slots),
-                number(trial.balancedness),
-                number(trial.bound),
+                ratio(trial.balancedness),
+                ratio(trial.bound),
                 "yes" if trial.reached else "no",
             )
             for trial in found.trials
@@ -82,9 +78,7 @@ def size(
         elif found.proven:
             text = f"no slot count can reach {number(target)} mean balancedness (proven)"
         else:
-            text = (
-                f"no slot count was found to reach {number(target)} mean balancedness, and none is ruled out"
-            )
+            text = f"no slot count was found to reach {number(target)} mean balancedness, and none is ruled out"
         out = console()
         out.print(f"{printable(problem.name)}: {text}", style="bold", soft_wrap=True)
         if rows:
@@ -102,7 +96,7 @@ def sweep(problem: ExpertPlacementProblem, options: SolveOptions, delivery: Deli
         print_json({"pareto": [point.model_dump() for point in points]})
     elif not (delivery.as_json or delivery.output == "-" or (delivery.quiet and delivery.output)):
         rows = [
-            (number(point.communication_weight), number(point.balancedness_mean), number(point.communication))
+            (number(point.communication_weight), ratio(point.balancedness_mean), number(point.communication))
             for point in points
         ]
         out = console()

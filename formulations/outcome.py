@@ -115,6 +115,39 @@ class Budget:
             self._on_progress(Progress(self.elapsed_s, self.time_limit_s, incumbent, bound, message))
 
 
+class PartBudget(Budget):
+    """A part's share of a search: progress is passed on as numbers of the whole, and so is the interrupt.
+
+    others : incumbent (infinite if unknown) and bound of all other parts; None where the part's objective is
+        another one, so that nothing is said of either.
+    units : the part's objective per unit of the whole's.
+    """
+
+    def __init__(
+        self,
+        whole: Budget,
+        share_s: float,
+        others: tuple[float, float] | None = None,
+        units: float = 1.0,
+    ) -> None:
+        super().__init__(share_s, self._pass_on)
+        self._whole, self._others, self._units = whole, others, units
+        self.interrupted = whole.interrupted
+
+    def stop(self) -> Stop | None:
+        """As the whole search, or when the share is used up."""
+        return self._whole.stop() or super().stop()
+
+    def _pass_on(self, progress: Progress) -> None:
+        incumbent = bound = None
+        if self._others is not None and progress.incumbent is not None and math.isfinite(self._others[0]):
+            incumbent = self._others[0] + progress.incumbent / self._units
+        if self._others is not None and progress.bound is not None:
+            bound = self._others[1] + progress.bound / self._units
+        self._whole.report(incumbent, bound, progress.message)
+        self.interrupted = self._whole.interrupted
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
     """A re-priced plan: the total that is minimised, and named terms. Terms that add up to it are in `parts`."""

@@ -264,7 +264,8 @@ def to_json(document: BaseModel) -> str:
 def _dump(value: Any, depth: int) -> str:
     flat = json.dumps(value, allow_nan=False, ensure_ascii=False)
     nested = isinstance(value, dict | list) and any(isinstance(v, dict | list) for v in _values(value))
-    if not value or not isinstance(value, dict | list) or ((len(flat) <= 100 or isinstance(value, list)) and not nested):
+    short = len(flat) <= 100 or isinstance(value, list)
+    if not value or not isinstance(value, dict | list) or (short and not nested):
         return flat
     pad, end = "  " * (depth + 1), "  " * depth
     if isinstance(value, dict):

@@ -14,7 +14,7 @@ import numpy as np
 from formulations.expert_placement.chain_search import chain_price, search_chain
 from formulations.expert_placement.greedy import repair_layer
 from formulations.expert_placement.local_search import Best, Workspace, separable, starts, valid_layers
-from formulations.outcome import Budget, Stop
+from formulations.outcome import PartBudget, Stop
 from planner.cost.expert_parallel import moved_replicas
 from planner.workload import IntArray
 
@@ -64,8 +64,7 @@ def search_capped(work: Workspace, rng: np.random.Generator) -> tuple[IntArray |
     stop: Stop | None = None
     for index, price in enumerate((*PRICES, 0.0)):
         share = work.budget.remaining_s / (len(PRICES) + 1 - index)
-        part = Budget(max(share, 1e-3))
-        part.interrupted = work.budget.interrupted
+        part = PartBudget(work.budget, max(share, 1e-3))
         priced = replace(work, move_price=max(price, problem.move_cost), budget=part)
         best = starts(priced, columns[-1], rng) if price == 0.0 else _from(priced, columns)
         stop = separable(priced, best)
@@ -126,8 +125,7 @@ def _bisect_price(work: Workspace, base: IntArray) -> tuple[IntArray, Stop | Non
     best, low, high = base, 0.0, 2.0 * (1.0 + problem.chain_weight)
     price = 0.0
     for step in range(PRICE_STEPS):
-        part = Budget(max(work.budget.remaining_s / (PRICE_STEPS - step), 1e-3))
-        part.interrupted = work.budget.interrupted
+        part = PartBudget(work.budget, max(work.budget.remaining_s / (PRICE_STEPS - step), 1e-3))
         rows, _ = search_chain(replace(work, move_price=max(price, problem.move_cost), budget=part), [base])
         within = int(_moves(rows, work).sum()) <= problem.max_moves
         if within and chain_price(priced_at_cost, rows) < chain_price(priced_at_cost, best):

@@ -11,20 +11,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from formulations.expert_placement import local_method
 from formulations.expert_placement.baseline import eplb
 from formulations.expert_placement.bounds import lower_bound
 from formulations.expert_placement.check import check, objective
 from formulations.expert_placement.exact_structure import levels
-from formulations.expert_placement.local_method import finished_plan
 from formulations.expert_placement.local_search import Workspace, greedy_start
 from formulations.expert_placement.problem import ExpertPlacementProblem, refuse
 from formulations.expert_placement.transport import transport_start
-from formulations.outcome import TOLERANCE, Bound, Budget, Progress, SearchResult, SolveOptions, Status, Stop
+from formulations.outcome import TOLERANCE, Bound, Budget, PartBudget, SearchResult, SolveOptions, Status, Stop
 from planner.plan import ExpertPlacement
 from planner.workload import FloatArray, IntArray
 
 #: Largest model, in placement, product and crossing variables; larger ones build slowly and prove nothing.
 MAX_VARIABLES = 60_000
+#: Effort of the local search that every exact search starts from: proposals a layer, and its share of the time.
+START_PROPOSALS, START_SHARE = 20_000, 0.2
 #: Stops from the one that says most about the whole search to the one that says least.
 _STOPS = (Stop.INTERRUPTED, Stop.TIME_LIMIT, Stop.WORK_LIMIT, Stop.GAP, Stop.HEURISTIC)
 
@@ -53,38 +55,6 @@ class PartAnswer:
 
 #: Solves one part; the last argument is a valid start [layers, num_slots], or None.
 SolvePart = Callable[[ExpertPlacementProblem, SolveOptions, Budget, IntArray | None], PartAnswer]
-
-
-class PartBudget(Budget):
-    """A part's share of a search: progress is passed on as numbers of the whole, and so is the interrupt.
-
-    others : incumbent (infinite if unknown) and bound of all other parts; None where the part's objective is
-        another one, so that nothing is said of either.
-    units : the part's objective per unit of the whole's.
-    """
-
-    def __init__(
-        self,
-        whole: Budget,
-        share_s: float,
-        others: tuple[float, float] | None = None,
-        units: float = 1.0,
-    ) -> None:
-        super().__init__(share_s, self._pass_on)
-        self._whole, self._others, self._units = whole, others, units
-
-    def stop(self) -> Stop | None:
-        """As the whole search, or when the share is used up."""
-        return self._whole.stop() or super().stop()
-
-    def _pass_on(self, progress: Progress) -> None:
-        incumbent = bound = None
-        if self._others is not None and progress.incumbent is not None and np.isfinite(self._others[0]):
-            incumbent = self._others[0] + progress.incumbent / self._units
-        if self._others is not None and progress.bound is not None:
-            bound = self._others[1] + progress.bound / self._units
-        self._whole.report(incumbent, bound, progress.message)
-        self.interrupted = self._whole.interrupted
 
 
 def refuse_unsupported(problem: ExpertPlacementProblem, method: str, num_variables: int) -> None:
@@ -143,7 +113,7 @@ def worth(problem: ExpertPlacementProblem, rows: IntArray) -> float:
 def starts(
     problem: ExpertPlacementProblem, options: SolveOptions, budget: Budget, hint: ExpertPlacement | None
 ) -> list[IntArray]:
-    """Placements to start from, [L, num_slots] each, valid or not: hint, current one, and plain rules."""
+    """Placements to start from, [L, num_slots] each, valid or not: hint, current one, plain rules, local search."""
     found = [] if hint is None else [hint.array]
     found += [] if problem.current is None else [problem.current]
     work = Workspace(problem=problem, options=options, budget=budget, move_price=problem.move_cost)
@@ -152,7 +122,9 @@ def starts(
         load = np.tensordot(problem.weight, problem.load, axes=1)
         cost = problem.communication.cost
         found.append(transport_start(problem.transitions, cost, load, problem.num_slots, budget))
-    return found
+    brief = replace(options, work_limit=START_PROPOSALS, method=None, num_threads=1)
+    local = local_method.search(problem, brief, PartBudget(budget, START_SHARE * budget.remaining_s), hint)
+    return found if local.plan is None else [*found, local.plan.array]
 
 
 def search_parts(
@@ -217,7 +189,7 @@ def _conclude(
     solver = answers[0].solver if answers else "warm start"
     known = Bound(value=proven, name=solver) if proven > ours.value * (1 + 1e-9) else ours
     rows = [row for row in best if row is not None]
-    plan = finished_plan(problem, np.concatenate(rows)) if len(rows) == len(best) else None
+    plan = local_method.finished_plan(problem, np.concatenate(rows)) if len(rows) == len(best) else None
     status = Status.FEASIBLE if plan is not None else Status.UNKNOWN
     if plan is not None and total - known.value <= TOLERANCE * max(1.0, total):
         status, stop = Status.OPTIMAL, Stop.PROOF

@@ -37,11 +37,11 @@ from formulations.backends import load_ortools_first
 from formulations.backends.linear import LinearBuilder, LinearModel, solve_linear_mathopt
 from formulations.expert_placement.bounds import lower_bound
 from formulations.expert_placement.crossings import add_crossing_columns
-from formulations.expert_placement.exact import PartBudget, last_stop
+from formulations.expert_placement.exact import last_stop
 from formulations.expert_placement.local_method import finished_plan
 from formulations.expert_placement.problem import ExpertPlacementProblem, refuse
 from formulations.expert_placement.transport import transport_start
-from formulations.outcome import Budget, SearchResult, SolveOptions, Status, Stop
+from formulations.outcome import Budget, PartBudget, SearchResult, SolveOptions, Status, Stop
 from planner.plan import ExpertPlacement
 from planner.workload import FloatArray, IntArray
 
@@ -65,6 +65,8 @@ def search(
     Raises OptionError for what the module docstring says is refused.
     """
     power = problem.num_gpus & (problem.num_gpus - 1) == 0
+    if options.method == "exflow-direct":
+        bisection = False
     halving = power if bisection is None else bisection
     _refuse(problem, halving, power)
     experts = np.tile(np.arange(problem.num_experts), (problem.num_layers, 1))

@@ -41,12 +41,12 @@ from formulations.backends import load_ortools_first
 from formulations.backends.cpsat import solve_cpsat
 from formulations.expert_placement.bounds import lower_bound
 from formulations.expert_placement.crossings import read_place
-from formulations.expert_placement.exact import PartBudget, last_stop
+from formulations.expert_placement.exact import last_stop
 from formulations.expert_placement.greedy import pack, replicas_in_falling_size
 from formulations.expert_placement.local_method import finished_plan
 from formulations.expert_placement.problem import ExpertPlacementProblem, refuse
 from formulations.expert_placement.transport import transport_start
-from formulations.outcome import Budget, SearchResult, SolveOptions, Status, Stop
+from formulations.outcome import Budget, PartBudget, SearchResult, SolveOptions, Status, Stop
 from planner.plan import ExpertPlacement
 from planner.workload import FloatArray, IntArray
 

@@ -21,9 +21,9 @@ class LoadSource(Description):
     """One scenario: tokens routed to each logical expert of each layer, recorded under one workload."""
 
     file: Annotated[str, Field(description="SGLang logical_count .json or .pt, .npy, or CSV")] | None = None
-    counts: (
-        Annotated[tuple[tuple[NonNegativeFloat, ...], ...], Field(description="inline counts, [layers][experts]")] | None
-    ) = None
+    counts: Annotated[
+        tuple[tuple[NonNegativeFloat, ...], ...] | None, Field(description="inline counts, [layers][experts]")
+    ] = None
     weight: Annotated[PositiveFloat, Field(description="how much this scenario counts, relative")] = 1.0
     name: str | None = None
 

@@ -13,7 +13,7 @@ from formulations.expert_placement.baseline import eplb
 from formulations.expert_placement.check import objective
 from formulations.expert_placement.exact_structure import canonical, levels, twin_order
 from formulations.expert_placement.problem import CommunicationModel, ExpertPlacementProblem
-from formulations.outcome import Budget, Progress, Status, Stop
+from formulations.outcome import Budget, PartBudget, Progress, Status, Stop
 from planner.errors import OptionError
 from planner.topology import hop_costs
 
@@ -149,7 +149,7 @@ def test_progress_is_told_in_numbers_of_the_whole() -> None:
 
 def test_a_part_hears_of_an_interrupt_and_ends_with_its_share() -> None:
     whole = Budget(100.0)
-    part = exact.PartBudget(whole, 1e-9)
+    part = PartBudget(whole, 1e-9)
     assert part.stop() is Stop.TIME_LIMIT
     whole.interrupted = True
     part.report()
