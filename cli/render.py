@@ -15,6 +15,8 @@ from planner.units import format_bytes
 
 #: Width of a pipe: nothing is wrapped there, so that lines can be searched.
 PIPE_WIDTH = 1_000
+#: Violations that are printed; a plan for another model breaks thousands of rules.
+MOST_VIOLATIONS = 20
 STATUS = {
     "optimal": "optimal plan",
     "feasible": "feasible plan",
@@ -185,10 +187,13 @@ def _proven(document: PlanDocument) -> Iterable[tuple[str, str]]:
 def print_verdict(out: Console, name: str, verdict: Verdict) -> None:
     """The judgement of a plan, worst news first."""
     count = len(verdict.violations)
-    judgement = "keeps every rule that was judged" if verdict.feasible else f"breaks rules ({count} violations)"
+    broken = f"{count} violation{'' if count == 1 else 's'} of rules or budgets"
+    judgement = "keeps every rule that was judged" if verdict.feasible else broken
     out.print(f"{printable(name)}: {judgement}", style="bold", soft_wrap=True)
-    for violation in verdict.violations:
+    for violation in verdict.violations[:MOST_VIOLATIONS]:
         out.print(f"  - {violation.rule}: {printable(violation.message)}", soft_wrap=True)
+    if count > MOST_VIOLATIONS:
+        out.print(f"  and {count - MOST_VIOLATIONS} more; --json lists all")
     if verdict.metrics:
         rows = [
             (

@@ -16,13 +16,13 @@ TOKENS = 200_000
 
 
 def workloads(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Counts [61, 256] of four workloads: two kinds of chat, code, and translation."""
+    """Counts [61, 256] of four workloads that share two topics, with a drift of their own."""
     base = rng.normal(0, 0.75, (NUM_MOE, NUM_EXPERTS))
-    topics = {name: rng.normal(0, 0.55, base.shape) for name in ("chat", "code", "translation")}
-    drift = {name: rng.normal(0, 0.06, base.shape) for name in ("chat-morning", "chat-evening", "code", "translation")}
+    topics = rng.normal(0, 0.25, (2, *base.shape))
+    mixes = {"chat-morning": (1, 0), "chat-evening": (0.95, 0.05), "code": (0, 1), "translation": (0.6, 0.4)}
     result = {}
-    for name, noise in drift.items():
-        share = np.exp(base + topics[name.split("-")[0]] + noise)
+    for name, mix in mixes.items():
+        share = np.exp(base + np.tensordot(mix, topics, axes=1) + rng.normal(0, 0.02, base.shape))
         share /= share.sum(axis=1, keepdims=True)
         counts = np.stack([rng.multinomial(TOKENS * 8, row) for row in share])
         result[name] = np.concatenate([np.zeros((NUM_DENSE, NUM_EXPERTS), dtype=np.int64), counts])

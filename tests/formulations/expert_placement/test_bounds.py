@@ -14,6 +14,7 @@ from formulations.expert_placement.bounds import communication_bound, load_bound
 from formulations.expert_placement.check import communication
 from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.outcome import Budget
+from planner.workload import RoutingTrace
 
 SEEDS = range(6)
 
@@ -42,7 +43,7 @@ FAMILIES: dict[str, Callable[[int], ExpertPlacementProblem]] = {
         counts(1, 4, seed=seed), 4, 8, gpus_per_node=2, num_groups=2, group_spread=1
     ),
     "more groups than nodes": lambda seed: instance(
-        counts(1, 6, seed=seed) ** 2, 2, 8, gpus_per_node=1, num_groups=3, group_spread=1
+        counts(1, 3, seed=seed) ** 2, 4, 4, gpus_per_node=2, num_groups=3, group_spread=1
     ),
     "group on two of three nodes": lambda seed: instance(
         counts(1, 4, seed=seed), 3, 6, gpus_per_node=1, num_groups=2, group_spread=2
@@ -98,20 +99,23 @@ def test_hottest_replica_by_hand() -> None:
 
 
 def test_group_bound_by_hand() -> None:
-    """Groups of 6, 4 and 4 on two nodes of one GPU, scaled by a mean of 7: two groups share a node, at least 8 / 7."""
-    load = np.array([[6.0, 0.0, 4.0, 0.0, 4.0, 0.0]])
-    problem = instance(load, 2, 8, gpus_per_node=1, num_groups=3, group_spread=1)
-    bound, names = load_bound(problem)
+    """Groups of 6, 4 and 4 on two nodes of two GPUs, whose mean GPU has 14 / 4: two groups share a node.
+
+    Those two bring at least 8 to its two GPUs: 4 / (14 / 4) = 8 / 7.
+    """
+    load = np.array([[3.0, 3.0, 2.0, 2.0, 2.0, 2.0]])
+    bound, names = load_bound(instance(load, 4, 8, gpus_per_node=2, num_groups=3, group_spread=1))
     assert bound[0, 0] == pytest.approx(8 / 7)
-    assert "group spread" in names
+    assert names == ["group spread"]
 
 
 def test_chain_bound_by_hand() -> None:
-    """Two GPUs of two slots, expert 0 goes to 0, 1, 2, 3 alike: two of four can be near, half of its tokens cross."""
-    experts = np.array([[[0], [f]] for f in range(4)] + [[[e], [e]] for e in range(1, 4)])
-    problem = travelling("chain", routed(4, 2, 1), 4, 2, 4, 2.0)
-    trace = type(problem.trace)(experts=experts)  # type: ignore[misc]
-    problem = travelling("chain", trace, 4, 2, 4, 2.0)
+    """Two GPUs of two slots, seven tokens: expert 0 goes to 0, 1, 2 and 3, the others to themselves.
+
+    A GPU holds two of expert 0's four next experts, so two of the seven tokens cross; weight 2.
+    """
+    tokens = [[[0], [target]] for target in range(4)] + [[[expert], [expert]] for expert in range(1, 4)]
+    problem = travelling("chain", RoutingTrace(experts=np.array(tokens)), 4, 2, 4, 2.0)
     assert communication_bound(problem) == pytest.approx(2.0 * 2 / 7)
 
 
