@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,10 +51,15 @@ def test_completion_lists_commands_and_methods() -> None:
 
 
 @pytest.mark.parametrize("method", ["cp-sat", "milp", "milp-cbc"])
-def test_solvers_do_not_write_on_stdout(folder: Path, method: str) -> None:
-    result = run("plan", "small.json", "--method", method, "--time-limit", "1", "--json")
+def test_solvers_do_not_write_on_stdout(folder: Path, instance: dict[str, Any], method: str) -> None:
+    """One layer of 8 experts in 12 slots: solved to proof, yet not by the start and the simple bounds alone."""
+    loads = [{**load, "counts": [load["counts"][0][:8]]} for load in instance["loads"]]
+    (folder / "layer.json").write_text(json.dumps({**instance, "num_slots": 12, "loads": loads}))
+    result = run("plan", "layer.json", "--method", method, "--time-limit", "100", "--json")
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["outcome"]["method"] == method
+    outcome = json.loads(result.stdout)["outcome"]
+    assert outcome["status"] == "optimal"
+    assert outcome["solver"] not in ("warm start", "local search")
     assert result.stderr == ""
 
 
