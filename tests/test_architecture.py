@@ -85,10 +85,12 @@ def test_problem_baseline_and_check_know_no_solver(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "formulations").rglob("*.py")), ids=name)
-def test_solvers_are_run_and_their_statuses_read_in_the_backends_alone(path: Path) -> None:
+def test_solver_statuses_are_read_in_the_backends_alone(path: Path) -> None:
+    """A formulation may build a CP-SAT model, once it runs; PuLP and its load order stay in the backends."""
     if "backends" in path.parts:
         return
-    assert offences(path, ("ortools", "pulp", "highspy")) == []
+    assert offences(path, ("pulp", "highspy"), typing_too=True) == []
+    assert offences(path, ("ortools",), top_only=True) == []
     used = {
         f"{name(path)}:{node.lineno} reads {word}"
         for node in ast.walk(tree_of(path))

@@ -41,6 +41,8 @@ _MESSAGE_ROUNDING = 1e-7
 
 _SUMMARY_BOUND = re.compile(r"^(?:Lower|Upper) bound:\s+(\S+)$", re.MULTILINE)
 _MESSAGE_BOUND = re.compile(r"^Cbc0005I .*\(best possible ([^)]+)\)", re.MULTILINE)
+#: In CBC's log when the clock ended the search.
+_CUT_OFF = "Exiting on maximum time"
 _VERSION = re.compile(r"^Version: (\S+)", re.MULTILINE)
 
 
@@ -119,6 +121,7 @@ def _run(
     seconds = max(0.001, min(options.time_limit_s, budget.remaining_s))
     arguments += ["-increment", "1e-12", "-timeMode", "elapsed", "-sec", f"{seconds:.3f}"]
     arguments += ["-solve", "-printingOptions", "all", "-solution", str(answer)]
+    began_s = time.perf_counter()
     with (
         log.open("w") as sink,
         # In a session of its own CBC does not get the terminal's Ctrl-C, only ours.
@@ -133,7 +136,10 @@ def _run(
     ):
         killed = _wait(process, budget, seconds)
     text = log.read_text(errors="replace")
-    if killed or (process.returncode == -signal.SIGINT and budget.interrupted):
+    cut_off = time.perf_counter() - began_s >= seconds or _CUT_OFF in text
+    # CBC sometimes ends by a signal of its own when the clock strikes; before that a crash is an error.
+    crashed_late = process.returncode < 0 and cut_off
+    if killed or crashed_late or (process.returncode == -signal.SIGINT and budget.interrupted):
         return text, ""
     if process.returncode != 0 or not answer.exists():
         raise SolverError(f"CBC ended with code {process.returncode}: {text[-500:]}")
@@ -143,7 +149,13 @@ def _run(
     problem.assignVarsVals(values)
     problem.assignStatus(status, sol_status)
     with answer.open() as lines:
-        return text, lines.readline().strip()
+        first_line = lines.readline().strip()
+    # Cut off before it has a solution, CBC may call a feasible model infeasible.
+    return text, "" if cut_off and _says_infeasible(first_line) else first_line
+
+
+def _says_infeasible(first_line: str) -> bool:
+    return first_line.startswith(("Infeasible", "Integer infeasible"))
 
 
 def _wait(process: subprocess.Popen[bytes], budget: Budget, seconds: float) -> bool:
@@ -177,7 +189,7 @@ def _read(
     options: SolveOptions,
 ) -> tuple[Status, Stop, float | None]:
     """Status, stop and bound from the first line of CBC's answer, the one place where it tells them apart."""
-    if first_line.startswith(("Infeasible", "Integer infeasible")):
+    if _says_infeasible(first_line):
         return Status.INFEASIBLE, Stop.PROOF, None
     if first_line.startswith("Unbounded"):
         raise SolverError("the model is unbounded")

@@ -164,6 +164,9 @@ def search_parts(
         sums = float(value[others].sum()), float(bound[others].sum())
         share = PartBudget(budget, share_s, sums, units)
         answer = solve_part(piece, options, share, best[index])
+        if answer.status is Status.INFEASIBLE and np.isfinite(value[index]):
+            # The start is a checked plan, so the claim is wrong and nothing the solver says of this part counts.
+            answer = replace(answer, status=Status.UNKNOWN, stop=Stop.TIME_LIMIT, bound=None)
         if answer.status is Status.INFEASIBLE:
             return _infeasible(problem, options, budget, solve_part, units, answer)
         answers.append(answer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -230,3 +231,36 @@ def test_all_backends_agree_on_an_assignment() -> None:
     assert {round(result.objective or 0.0, 6) for result in results} == {
         round(results[0].objective or 0.0, 6)
     }
+
+
+def _pretend_cbc(monkeypatch: pytest.MonkeyPatch, folder: Path, last_words: str) -> None:
+    """Put a script in CBC's place; $answer is the file it is to write."""
+    script = folder / "cbc"
+    script.write_text(
+        "#!/bin/bash\n"
+        'while [ $# -gt 0 ]; do if [ "$1" = -solution ]; then answer=$2; fi; shift; done\n' + last_words
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(pulp.PULP_CBC_CMD, "pulp_cbc_path", str(script))
+
+
+def test_a_crash_at_the_time_limit_is_a_time_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """CBC has been seen to end by SIGSEGV when its clock strikes."""
+    _pretend_cbc(monkeypatch, tmp_path, "echo 'Exiting on maximum time'\nkill -SEGV $$\n")
+    result, values = solve_pulp(_knapsack(), Budget(5.0), SolveOptions())
+    assert (result.status, result.stop) == (Status.UNKNOWN, Stop.TIME_LIMIT)
+    assert values is None
+
+
+def test_a_crash_before_the_time_limit_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _pretend_cbc(monkeypatch, tmp_path, "kill -SEGV $$\n")
+    with pytest.raises(SolverError, match="code -11"):
+        solve_pulp(_knapsack(), Budget(5.0), SolveOptions())
+
+
+def test_infeasible_at_the_time_limit_is_no_proof(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """CBC has been seen to call a feasible model infeasible when it was cut off before a first solution."""
+    words = "echo 'Exiting on maximum time'\necho 'Integer infeasible - objective value 0' > \"$answer\"\n"
+    _pretend_cbc(monkeypatch, tmp_path, words)
+    result, _ = solve_pulp(_knapsack(), Budget(5.0), SolveOptions())
+    assert (result.status, result.stop) == (Status.UNKNOWN, Stop.TIME_LIMIT)
