@@ -94,13 +94,11 @@ MethodOption = Annotated[
 ]
 
 
-#: Methods whose solver takes one thread; they refuse more.
-ONE_THREAD = frozenset({"milp"})
-
-
 def default_threads(method: str | None) -> int:
     """Every core that this process may run on, or as many as the method takes."""
-    if method in ONE_THREAD:
+    from formulations.expert_placement.formulation import EXPERT_PLACEMENT
+
+    if method in EXPERT_PLACEMENT.one_thread:
         return 1
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -33,11 +33,18 @@ STOP = {
 }
 
 
+class _Console(Console):
+    """A console that leaves a closed pipe to the command instead of ending the program as a crash."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console(stderr: bool = False) -> Console:
     """A console that takes text as it is: no markup, no highlighting."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PIPE_WIDTH
-    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+    return _Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
 
 
 def printable(text: str) -> str:

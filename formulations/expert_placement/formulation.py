@@ -39,6 +39,8 @@ class ExpertPlacementFormulation:
         "milp": "exact, HiGHS through MathOpt; small instances",
         "milp-cbc": "the same model on CBC through PuLP",
     }
+    #: Methods whose solver takes one thread and refuses more.
+    one_thread: ClassVar[frozenset[str]] = frozenset({"milp", "exflow", "exflow-direct"})
     _homes: ClassVar[dict[str, str]] = {
         "local-search": "formulations.expert_placement.local_method",
         "moetuner": "formulations.expert_placement.moetuner",

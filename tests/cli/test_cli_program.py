@@ -70,8 +70,9 @@ def test_a_pipe_gets_neither_colours_nor_progress(folder: Path) -> None:
     assert result.stderr == ""
 
 
-def test_a_closed_pipe_is_left_quietly(folder: Path) -> None:
-    command = [*PROGRAM, "plan", "small.json", "--method", "eplb", "--json"]
+@pytest.mark.parametrize("form", [["--json"], []])
+def test_a_closed_pipe_is_left_quietly(folder: Path, form: list[str]) -> None:
+    command = [*PROGRAM, "plan", "small.json", "--method", "eplb", *form]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -85,9 +85,10 @@ def test_lp_compiled_equals_plain_and_is_never_below_the_exact_split(seed: int) 
     assert value <= exact * 1.05
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_chain_compiled_equals_plain_and_its_changes_add_up(seed: int) -> None:
-    layer = Layer(seed, layers=3)
+@pytest.mark.parametrize("move_price", [0.0, 0.01])
+@pytest.mark.parametrize("seed", range(3))
+def test_chain_compiled_equals_plain_and_its_changes_add_up(seed: int, move_price: float) -> None:
+    layer = Layer(seed, layers=3, move_price=move_price)
     cost, _, _ = hop_costs(GPUS, 2, 1.0, 5.0)
     flow = routed(EXPERTS, 3, 1, seed=seed).transitions(EXPERTS)
     common = (layer.load, layer.weight, layer.speed, layer.allowed, layer.old, layer.move_price)
@@ -107,9 +108,10 @@ def test_chain_compiled_equals_plain_and_its_changes_add_up(seed: int) -> None:
     assert lowest <= 0.0
 
 
+@pytest.mark.parametrize("move_price", [0.0, 0.01])
 @pytest.mark.parametrize("seed", range(3))
-def test_fanout_compiled_equals_plain_and_improves_the_true_price(seed: int) -> None:
-    layer = Layer(seed)
+def test_fanout_compiled_equals_plain_and_improves_the_true_price(seed: int, move_price: float) -> None:
+    layer = Layer(seed, move_price=move_price)
     trace = routed(EXPERTS, 1, 3, tokens=50, seed=seed)
     ids = trace.experts[:, 0].astype(np.int64)
     users = np.argsort(ids, axis=None, kind="stable") // ids.shape[1]
@@ -165,6 +167,19 @@ def test_fold_by_hand() -> None:
     assert fold_value(np.array([4.0, 3.0, 2.0, 1.0]), np.ones(4, dtype=np.int64), 4)[0] == 5.0
     top, larger = fold_value(np.array([6.0, 2.0, 1.0]), np.array([2, 1, 1]), 4)
     assert (top, larger) == (5.0, 0)
+
+
+def test_moves_that_lead_back_are_taken() -> None:
+    """At a price of 10 a replica and loads that are all alike, annealing ends where the experts lie now: no moves."""
+    layer = Layer(5, move_price=10.0)
+    layer.load[:] = 1.0
+    layer.speed = np.ones(GPUS)
+    for kernel, split in ((anneal_even, "even"), (anneal_lp, "lp")):
+        best = min(
+            layer.price(kernel(*layer.one(), layer.slots[0], GPUS, 20_000, 10.0, 0.01, seed)[0][None], split)
+            for seed in range(3)
+        )
+        assert best < 0.5 * layer.price(layer.slots, split)
 
 
 @pytest.mark.parametrize("forbidden", [True, False])
