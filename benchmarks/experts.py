@@ -21,10 +21,10 @@ from formulations.expert_placement.baseline import eplb_global
 from formulations.expert_placement.bounds import load_bound
 from formulations.expert_placement.descent import descend
 from formulations.expert_placement.formulation import EXPERT_PLACEMENT
-from formulations.expert_placement.local_search import Workspace, greedy_start
 from formulations.expert_placement.posterior import scenarios_with_sample
 from formulations.expert_placement.problem import CommunicationModel, ExpertPlacementProblem
 from formulations.expert_placement.validation import HeldOut, leave_out, mean_balancedness
+from formulations.expert_placement.workspace import Workspace, greedy_start
 from formulations.outcome import Budget, SolveOptions
 from planner.cost.expert_parallel import balancedness, gpu_load, simulate_chain
 from planner.topology import hop_costs
@@ -178,9 +178,7 @@ def chain_problem(
     trace: RoutingTrace, experts: int, gpus: int, per_node: int, slots: int, weight: float, inter: float = 8.0
 ) -> ExpertPlacementProblem:
     cost, intra, inter = hop_costs(gpus, per_node, 1.0, inter)
-    comm = CommunicationModel(
-        model="chain", weight=weight, cost=cost, intra_node_cost=intra, inter_node_cost=inter
-    )
+    comm = CommunicationModel(model="chain", weight=weight, cost=cost, intra_node_cost=intra, inter_node_cost=inter)
     counts = trace.counts(experts)
     return problem_of(counts, gpus, slots, gpus_per_node=per_node, trace=trace, communication=comm)
 

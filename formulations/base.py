@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -92,9 +93,7 @@ def solve(
     options = options or SolveOptions()
     method = options.method or next(iter(formulation.methods))
     if method not in formulation.methods:
-        raise OptionError(
-            f"{formulation.name} has no method {method!r}; choose from {', '.join(formulation.methods)}"
-        )
+        raise OptionError(f"{formulation.name} has no method {method!r}; choose from {', '.join(formulation.methods)}")
     budget = Budget(options.time_limit_s, on_progress)
     started_s = time.perf_counter()
     with _interruptible(budget):
@@ -129,11 +128,14 @@ def solve(
 
 def _compare(name: str, method: str, objective: Objective, result: SearchResult[PlanT]) -> None:
     allowed = TOLERANCE * max(1.0, abs(objective.total))
-    if result.claimed is not None and abs(result.claimed - objective.total) > allowed:
+    if not math.isfinite(objective.total):
+        raise InvalidPlanError(f"{name}/{method}: the plan is worth {objective.total}, which is no number")
+    # Written so that a NaN is a difference.
+    if result.claimed is not None and not abs(result.claimed - objective.total) <= allowed:
         raise InvalidPlanError(
             f"{name}/{method} claims {result.claimed:.9g} but the plan is worth {objective.total:.9g}"
         )
-    if result.bound is not None and result.bound.value > objective.total + allowed:
+    if result.bound is not None and not -math.inf < result.bound.value <= objective.total + allowed:
         raise InvalidPlanError(
             f"{name}/{method}: bound {result.bound.value:.9g} ({result.bound.name}) is above the objective"
             f" {objective.total:.9g}"

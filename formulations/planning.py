@@ -19,6 +19,9 @@ from planner.errors import DescriptionError
 from planner.files import SourceText, read_source, validate
 from planner.plan import BaselineRecord, ExpertPlacement, InstanceReference, OutcomeRecord, PlanDocument
 
+#: Broken rules after which a plan has no loads to speak of.
+UNPRICEABLE = {"shape", "expert_ids", "every_expert_placed", "replicas"}
+
 
 def gpuplan_version() -> str:
     """Version of the installed distribution, or `0+unknown` in a source tree that is not installed."""
@@ -38,9 +41,7 @@ def read_instance(source: SourceText) -> ExpertsInstance:
     return validate(source, ExpertsInstance)
 
 
-def load_problem(
-    instance: ExpertsInstance | str | Path, base_dir: Path | None = None
-) -> ExpertPlacementProblem:
+def load_problem(instance: ExpertsInstance | str | Path, base_dir: Path | None = None) -> ExpertPlacementProblem:
     """Problem of an instance file ('-' is standard input), or of an instance built in Python."""
     if isinstance(instance, ExpertsInstance):
         if base_dir is None:
@@ -104,7 +105,7 @@ def document(problem: ExpertPlacementProblem, outcome: Outcome[ExpertPlacement])
 def judge(problem: ExpertPlacementProblem, placement: ExpertPlacement) -> Verdict:
     """The independent check of the rules and the cost model's judgement, as one verdict."""
     broken = EXPERT_PLACEMENT.check(problem, placement)
-    if any(violation.rule in ("shape", "expert_ids") for violation in broken):
+    if any(violation.rule in UNPRICEABLE for violation in broken):
         return Verdict(violations=tuple(broken))
     loads = {name: np.asarray(load) for name, load in zip(problem.scenario_names, problem.load, strict=True)}
     verdict = evaluate_expert_placement(

@@ -48,9 +48,7 @@ class DescriptionError(PlannerError):
         super().__init__("\n".join(str(finding) for finding in self.findings))
 
     @classmethod
-    def single(
-        cls, path: object, message: str, line: int | None = None, column: int | None = None
-    ) -> DescriptionError:
+    def single(cls, path: object, message: str, line: int | None = None, column: int | None = None) -> DescriptionError:
         """The common case of one problem."""
         return cls([Finding(str(path), message, line, column)])
 

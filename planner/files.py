@@ -28,8 +28,12 @@ from planner.errors import DescriptionError, Finding
 MAX_TEXT_BYTES = 512 * 2**20
 #: Largest YAML file; ruamel's pure parser needs about a minute for this much. Bulk data belongs into JSON or .npy.
 MAX_YAML_BYTES = 32 * 2**20
+#: Longest text in which findings are given a line and a column.
+MAX_LOCATED_CHARS = 16 * 2**20
 #: Most nodes a YAML document may have after its aliases are expanded.
 MAX_EXPANDED_NODES = 2_000_000
+#: Characters of a text that count as one node.
+TEXT_PER_NODE = 32
 #: How many problems of one file are shown before the rest is counted.
 MAX_FINDINGS = 100
 
@@ -53,7 +57,8 @@ class SourceText:
 
     @cached_property
     def _tree(self) -> Any:
-        return _compose(self.text, self.path)
+        # Composing takes about a minute for this much; a file above it has its findings without a line.
+        return _compose(self.text, self.path) if len(self.text) <= MAX_LOCATED_CHARS else None
 
     def position(self, loc: Loc) -> tuple[int | None, int | None]:
         """Line and column (from 1) of the value at `loc`, of its key for a mapping entry, or of its nearest parent."""
@@ -84,8 +89,9 @@ def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
         try:
             with open(path, "rb") as file:
                 raw = file.read(max_bytes + 1)
-        except OSError as error:
-            raise DescriptionError.single(path, f"cannot be read: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DescriptionError.single(path, f"cannot be read: {reason}") from None
     if len(raw) > max_bytes:
         raise DescriptionError.single(path, f"is larger than {max_bytes} bytes")
     try:
@@ -104,9 +110,12 @@ def read_source(path: str | Path) -> SourceText:
 
 
 def _is_json(text: str) -> bool:
-    """Whether to take the text as JSON: flow-style YAML also starts with a brace, but its keys are not quoted."""
-    body = text.lstrip()[1:].lstrip()
-    return body[:1] in '"{[]}-0123456789tfn' and text.lstrip()[:2] != "{}"
+    """Whether to take text that starts with a bracket as JSON: YAML in flow style leaves its keys and words bare."""
+    start = text.lstrip() or " "
+    body = start[1:].lstrip()
+    if start[0] == "{":
+        return body[:1] in ('"', "}")
+    return body[:1] in tuple('"{[]-0123456789') or body.startswith(("true", "false", "null"))
 
 
 def parse_json(text: str, name: str) -> Any:
@@ -170,6 +179,11 @@ def _yaml_error(error: Any, name: str) -> DescriptionError:
     )
 
 
+def _own_size(node: Any) -> int:
+    """1, and more for a long text, so that aliases of it count for what they expand to."""
+    return 1 + (len(node.value) // TEXT_PER_NODE if isinstance(node.value, str) else 0)
+
+
 def _children(node: Any) -> list[Any]:
     if isinstance(node.value, list):
         if node.id == "mapping":
@@ -189,7 +203,7 @@ def _refuse_bombs(root: Any, name: str) -> None:
         node, leaving = stack.pop()
         if leaving:
             open_nodes.discard(id(node))
-            sizes[id(node)] = 1 + sum(sizes[id(child)] for child in _children(node))
+            sizes[id(node)] = _own_size(node) + sum(sizes[id(child)] for child in _children(node))
             if sizes[id(node)] > MAX_EXPANDED_NODES:
                 raise DescriptionError.single(name, "aliases expand to too many nodes", node.start_mark.line + 1)
         elif id(node) in open_nodes:
@@ -287,6 +301,15 @@ def write_text(path: str | Path, text: str) -> None:
     write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
 
+def _mode(target: Path) -> int:
+    """Permissions of the file that is replaced, or those of a new file."""
+    if target.exists():
+        return target.stat().st_mode & 0o777
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
 def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
     """Call `write` with a temporary path in the same folder, then rename: the target is never half-written.
 
@@ -300,9 +323,7 @@ def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
         raise DescriptionError.single(path, f"cannot be written: {error.strerror or error}") from None
     try:
         write(temporary)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        os.chmod(temporary, _mode(target))
         os.replace(temporary, target)
     except OSError as error:
         raise DescriptionError.single(path, f"cannot be written: {error.strerror or error}") from None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 
 from planner.cost.verdict import Verdict
 from planner.descriptions.base import Description, Problem
@@ -15,19 +15,23 @@ from planner.workload import IntArray
 SCHEMA_VERSION = 1
 
 
+#: Largest number an id or count may be; what arrays of 64-bit integers hold with room to multiply.
+Id = Annotated[int, Field(ge=0, lt=2**31)]
+
+
 class Move(Description):
     """One replica loaded onto a GPU. Moves of one `step` happen together, through a one-expert staging buffer."""
 
-    step: NonNegativeInt
-    layer: NonNegativeInt
-    slot: NonNegativeInt
-    expert: NonNegativeInt
-    replaces: NonNegativeInt
+    step: Id
+    layer: Id
+    slot: Id
+    expert: Id
+    replaces: Id
     from_gpu: Annotated[
-        NonNegativeInt | None,
+        Id | None,
         Field(description="a GPU that holds the expert when the step begins; null: load it from the checkpoint"),
     ]
-    to_gpu: NonNegativeInt
+    to_gpu: Id
 
 
 class ParetoPoint(Description):
@@ -51,10 +55,10 @@ class ExpertPlacement(Description):
     gpus_per_node: PositiveInt
     num_slots: PositiveInt
     num_decoder_layers: PositiveInt
-    layer_ids: tuple[NonNegativeInt, ...]
+    layer_ids: tuple[Id, ...]
     split: Literal["even", "lp"]
-    physical_to_logical: tuple[tuple[NonNegativeInt, ...], ...]
-    replicas: tuple[tuple[NonNegativeInt, ...], ...]
+    physical_to_logical: tuple[tuple[Id, ...], ...]
+    replicas: tuple[tuple[Id, ...], ...]
     moves: tuple[Move, ...] | None = None
     pareto: tuple[ParetoPoint, ...] = ()
 
@@ -69,6 +73,8 @@ class ExpertPlacement(Description):
             yield ("physical_to_logical",), f"rows need {self.num_slots} slots, got {sorted(widths)}"
         if len({len(row) for row in self.replicas}) > 1:
             yield ("replicas",), "rows differ in length"
+        elif self.replicas and not self.replicas[0]:
+            yield ("replicas",), "rows are empty"
         if list(self.layer_ids) != sorted(set(self.layer_ids)) or max(self.layer_ids, default=-1) >= (
             self.num_decoder_layers
         ):

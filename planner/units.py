@@ -37,7 +37,8 @@ BANDWIDTH_UNITS: Mapping[str, float] = {f"{unit}/s": factor for unit, factor in 
 TIME_UNITS: Mapping[str, float] = {
     "ns": 1e-9,
     "us": 1e-6,
-    "µs": 1e-6,
+    "µs": 1e-6,  # the micro sign
+    "μs": 1e-6,  # the Greek letter
     "ms": 1e-3,
     "s": 1.0,
     "min": MINUTE_S,
@@ -102,12 +103,8 @@ BytesPerSecond = Annotated[
     float, BeforeValidator(_reader(BANDWIDTH_UNITS, "a bandwidth in bytes per second")), Field(gt=0), _SCHEMA
 ]
 Seconds = Annotated[float, BeforeValidator(_reader(TIME_UNITS, "a time in seconds")), Field(ge=0), _SCHEMA]
-FlopPerSecond = Annotated[
-    float, BeforeValidator(_reader(FLOPS_UNITS, "a rate in FLOP/s")), Field(gt=0), _SCHEMA
-]
-UsdPerHour = Annotated[
-    float, BeforeValidator(_reader(PRICE_UNITS, "a price in USD per hour")), Field(ge=0), _SCHEMA
-]
+FlopPerSecond = Annotated[float, BeforeValidator(_reader(FLOPS_UNITS, "a rate in FLOP/s")), Field(gt=0), _SCHEMA]
+UsdPerHour = Annotated[float, BeforeValidator(_reader(PRICE_UNITS, "a price in USD per hour")), Field(ge=0), _SCHEMA]
 Watts = Annotated[float, BeforeValidator(_reader(POWER_UNITS, "a power in watts")), Field(ge=0), _SCHEMA]
 
 
@@ -124,6 +121,7 @@ def format_seconds(value: float) -> str:
     if value == 0:
         return "0 s"
     for factor, name in ((HOUR_S, "h"), (MINUTE_S, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if abs(value) >= factor:
+        # Three digits round 0.9996 of a unit up to the unit.
+        if abs(value) >= 0.9995 * factor:
             return f"{value / factor:.3g} {name}"
     return f"{value * 1e9:.3g} ns"

@@ -128,7 +128,9 @@ def test_our_packages_are_the_ones_imported() -> None:
         assert module.__file__ is not None
         home = Path(module.__file__).resolve()
         assert home.parent.parent == ROOT or "site-packages" in home.parts
-        assert (home.parent / {"planner": "units.py", "formulations": "base.py", "cli": "app.py"}[module.__name__]).exists()
+        assert (
+            home.parent / {"planner": "units.py", "formulations": "base.py", "cli": "app.py"}[module.__name__]
+        ).exists()
 
 
 def loaded_by(statement: str) -> set[str]:

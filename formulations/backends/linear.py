@@ -87,9 +87,7 @@ class LinearBuilder:
             flat = grid.reshape(num_rows, -1)
             full = np.broadcast_to(np.asarray(value, dtype=np.float64), grid.shape)
             self._entries.append((np.repeat(rows, flat.shape[1]), flat.ravel(), full.ravel()))
-        low, high = (
-            np.broadcast_to(np.asarray(side, dtype=np.float64), (num_rows,)) for side in (lower, upper)
-        )
+        low, high = (np.broadcast_to(np.asarray(side, dtype=np.float64), (num_rows,)) for side in (lower, upper))
         self._row_bounds.append((low, high))
         self.num_rows += num_rows
 

@@ -56,9 +56,7 @@ def solve_mathopt(
     if solver not in SOLVERS:
         raise OptionError(f"there is no solver {solver!r} here; choose from {', '.join(SOLVERS)}")
     if solver == "highs" and options.num_threads > 1:
-        raise OptionError(
-            f"HiGHS runs on one thread here, got {options.num_threads}; choose scip or one thread"
-        )
+        raise OptionError(f"HiGHS runs on one thread here, got {options.num_threads}; choose scip or one thread")
     max_nodes = node_limit(options)
     version = f"ortools {load_ortools_first()}"
     if (unstarted := not_started(solver, version, budget)) is not None:
@@ -194,9 +192,7 @@ def _limit(limit: Any, budget: Budget) -> Stop:
     return Stop.WORK_LIMIT if limit is mathopt.Limit.NODE else Stop.TIME_LIMIT
 
 
-def _infeasible_or_unbounded(
-    solver: str, model: mathopt.Model, budget: Budget, options: SolveOptions
-) -> _Reading:
+def _infeasible_or_unbounded(solver: str, model: mathopt.Model, budget: Budget, options: SolveOptions) -> _Reading:
     """Tell the two apart: without its objective, a model with a solution was unbounded."""
     from ortools.math_opt.python import mathopt
 

@@ -19,9 +19,11 @@ from formulations.expert_placement.kernels import (
     find_tops,
     index_places,
     replace_levels,
+    replace_moves,
     replace_place,
     start_random,
     swap_levels,
+    swap_moves,
     swap_place,
     weighted_top,
 )
@@ -149,10 +151,7 @@ def anneal_chain(
         if swap:
             if held[layer, two, hot] or not allowed[layer, two, hot]:
                 continue
-            change_moved = (
-                int(old[layer, one, hot]) - int(old[layer, one, cold])
-                + int(old[layer, two, cold]) - int(old[layer, two, hot])
-            )  # fmt: skip
+            change_moved = swap_moves(old[layer], one, two, hot, cold)
             nearest(cost, places, counts, one, per_gpu, slot_one, cold, near_one)
             nearest(cost, places, counts, two, per_gpu, slot_two, hot, near_two)
             if layer + 1 < num_layers:
@@ -162,7 +161,7 @@ def anneal_chain(
             # The slot of `two` on GPU `cold` becomes another replica of `one`.
             if counts[two] < 2 or counts[one] >= max_replicas:
                 continue
-            change_moved = int(old[layer, two, cold]) - int(old[layer, one, cold])
+            change_moved = replace_moves(old[layer], two, one, cold)
             nearest(cost, places, counts, one, per_gpu, -1, cold, near_one)
             nearest(cost, places, counts, two, per_gpu, slot_two, -1, near_two)
             if layer + 1 < num_layers:

@@ -13,9 +13,11 @@ from formulations.expert_placement.kernels import (
     find_tops,
     index_places,
     replace_levels,
+    replace_moves,
     replace_place,
     start_random,
     swap_levels,
+    swap_moves,
     swap_place,
     weighted_top,
 )
@@ -41,7 +43,7 @@ def anneal_even(
     moved = 0
     for slot in range(slots.size):
         held[slots[slot], slot // per_gpu] = 1
-        moved += 1 - old[slots[slot], slot // per_gpu]
+        moved += 1 - np.int64(old[slots[slot], slot // per_gpu])
     level = even_level(load, slots, count, speed)
     top, top_gpu = np.zeros(num_scenarios), np.zeros(num_scenarios, np.int64)
     find_tops(level, top, top_gpu)
@@ -64,7 +66,7 @@ def anneal_even(
         if draw(random) < 0.75:
             if held[two, hot] or not allowed[two, hot]:
                 continue
-            change_moved = int(old[one, hot]) - int(old[one, cold]) + int(old[two, cold]) - int(old[two, hot])
+            change_moved = swap_moves(old, one, two, hot, cold)
             change = move_price * change_moved + swap_levels(
                 level, load, count, speed, weight, top, top_gpu, one, two, hot, cold,
                 fresh_one, fresh_two, fresh_top, fresh_gpu,
@@ -80,7 +82,7 @@ def anneal_even(
         else:
             if count[two] < 2 or count[one] >= max_replicas:
                 continue
-            change_moved = int(old[two, cold]) - int(old[one, cold])
+            change_moved = replace_moves(old, two, one, cold)
             saved[:] = level
             replace_levels(level, load, count, place, speed, two, one, cold, per_gpu)
             change = move_price * change_moved + weighted_top(level, weight)

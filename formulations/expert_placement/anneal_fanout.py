@@ -17,9 +17,11 @@ from formulations.expert_placement.kernels import (
     find_tops,
     index_places,
     replace_levels,
+    replace_moves,
     replace_place,
     start_random,
     swap_levels,
+    swap_moves,
     swap_place,
     weighted_top,
 )
@@ -137,7 +139,7 @@ def anneal_fanout(
         if swap:
             if held[two, hot] or not allowed[two, hot]:
                 continue
-            change_moved = int(old[one, hot]) - int(old[one, cold]) + int(old[two, cold]) - int(old[two, hot])
+            change_moved = swap_moves(old, one, two, hot, cold)
             change = swap_levels(
                 level, load, count, speed, weight, top, top_gpu, one, two, hot, cold,
                 fresh_one, fresh_two, fresh_top, fresh_gpu,
@@ -145,7 +147,7 @@ def anneal_fanout(
         else:
             if count[two] < 2 or count[one] >= max_replicas:
                 continue
-            change_moved = int(old[two, cold]) - int(old[one, cold])
+            change_moved = replace_moves(old, two, one, cold)
             saved[:] = level
             replace_levels(level, load, count, place, speed, two, one, cold, per_gpu)
             change = weighted_top(level, weight)
@@ -158,9 +160,7 @@ def anneal_fanout(
             held[two, hot] = 1
         fill_choice(choice, held, one, gpus_per_node)
         fill_choice(choice, held, two, gpus_per_node)
-        travel = reprice(
-            tokens, users, start, one, two, choice, gpus_per_node, intra, inter, token_value, fresh
-        )
+        travel = reprice(tokens, users, start, one, two, choice, gpus_per_node, intra, inter, token_value, fresh)
         change += comm_weight * travel + move_price * change_moved
         if change > slack:
             held[two, cold] = 1

@@ -15,8 +15,10 @@ from formulations.expert_placement.kernels import (
     draw,
     hottest_gpu,
     index_places,
+    replace_moves,
     replace_place,
     start_random,
+    swap_moves,
     swap_place,
     weighted_top,
 )
@@ -95,9 +97,7 @@ def flow_level(flow, speed, per_gpu):
 
 
 @compiled
-def anneal_lp(
-    load, weight, speed, allowed, old, move_price, slots, max_replicas, proposals, hot_start, hot_end, seed
-):
+def anneal_lp(load, weight, speed, allowed, old, move_price, slots, max_replicas, proposals, hot_start, hot_end, seed):
     """Anneal one layer under LP split; arguments and results as `anneal_even`.
 
     Each proposal is priced by a few warm water-filling sweeps, whose value is never below the exact LP.
@@ -112,7 +112,7 @@ def anneal_lp(
     moved = 0
     for slot in range(slots.size):
         held[slots[slot], slot // per_gpu] = 1
-        moved += 1 - old[slots[slot], slot // per_gpu]
+        moved += 1 - np.int64(old[slots[slot], slot // per_gpu])
     flow = even_flow(load, slots, count)
     level = flow_level(flow, speed, per_gpu)
     sweep(load, speed, place, count, flow, level, per_gpu, first_sweeps, tolerance)
@@ -130,11 +130,11 @@ def anneal_lp(
         if swap:
             if hot == cold or held[one, cold] or held[two, hot] or not (allowed[one, cold] and allowed[two, hot]):
                 continue
-            change_moved = int(old[one, hot]) - int(old[one, cold]) + int(old[two, cold]) - int(old[two, hot])
+            change_moved = swap_moves(old, one, two, hot, cold)
         else:
             if count[two] < 2 or count[one] >= max_replicas or held[one, cold] or not allowed[one, cold]:
                 continue
-            change_moved = int(old[two, cold]) - int(old[one, cold])
+            change_moved = replace_moves(old, two, one, cold)
         saved_flow[:] = flow
         saved_level[:] = level
         if swap:

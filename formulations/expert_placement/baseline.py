@@ -35,9 +35,7 @@ def eplb_global(load: FloatArray, num_gpus: int, num_slots: int) -> IntArray:
     return slots
 
 
-def eplb_hierarchical(
-    load: FloatArray, num_gpus: int, num_slots: int, num_nodes: int, num_groups: int
-) -> IntArray:
+def eplb_hierarchical(load: FloatArray, num_gpus: int, num_slots: int, num_nodes: int, num_groups: int) -> IntArray:
     """load [L, E] -> placement [L, num_slots] in which each expert group lies on one node."""
     num_layers, num_experts = load.shape
     group_size = num_experts // num_groups

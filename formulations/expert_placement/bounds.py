@@ -16,6 +16,7 @@ import math
 
 import numpy as np
 
+from formulations.backends.scipy_lp import feasible_point
 from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.outcome import Bound, Budget
 from planner.workload import FloatArray
@@ -78,8 +79,9 @@ def communication_bound(problem: ExpertPlacementProblem) -> float:
     if comm.model == "fanout":
         assert problem.trace is not None
         filled = math.ceil(problem.trace.experts.shape[2] / per_gpu) - 1
-        complete = float((problem.trace.experts >= 0).all(axis=2).mean(axis=0).sum())
-        return float(comm.weight * comm.intra_node_cost * filled * complete)
+        complete = bool((problem.trace.experts >= 0).all())
+        hop = min(comm.intra_node_cost, comm.inter_node_cost)
+        return comm.weight * hop * filled * problem.num_layers if complete else 0.0
     flow = problem.transitions
     kept = np.sort(flow, axis=2)[:, :, ::-1][:, :, :per_gpu].sum(axis=(1, 2))
     if problem.num_slots == problem.num_experts:
@@ -125,7 +127,6 @@ def _pairing_feasible(
     expert: np.ndarray, replicas: np.ndarray, size: FloatArray, num_slots: int, limit: float
 ) -> bool | None:
     """Whether the relaxation has a solution at T = limit; None when the LP solver gives no verdict."""
-    from scipy.optimize import linprog
     from scipy.sparse import csr_matrix, vstack
 
     keep = size <= limit * (1 + 1e-12)
@@ -143,19 +144,12 @@ def _pairing_feasible(
 
     cuts = [cut(level) for level in levels[:: max(1, levels.size // 8)]]
     for _ in range(200):
-        result = linprog(
-            np.zeros(size.size),
-            A_ub=np.stack(cuts) if cuts else None,
-            b_ub=np.zeros(len(cuts)) if cuts else None,
-            A_eq=equality,
-            b_eq=target,
-            method="highs",
+        verdict, point = feasible_point(
+            equality, target, np.stack(cuts) if cuts else None, np.zeros(len(cuts)) if cuts else None
         )
-        if result.status == 2:
-            return False
-        if result.status != 0:
-            return None
-        weight = result.x * replicas
+        if point is None:
+            return verdict
+        weight = point * replicas
         order = np.argsort(size, kind="stable")
         cumulative = np.concatenate(([0.0], np.cumsum(weight[order])))
         ordered = size[order]

@@ -12,11 +12,12 @@ from dataclasses import replace
 import numpy as np
 
 from formulations.expert_placement.chain_search import chain_price, search_chain
-from formulations.expert_placement.greedy import repair_layer
-from formulations.expert_placement.local_search import Best, Workspace, separable, starts, valid_layers
+from formulations.expert_placement.greedy import BoolArray
+from formulations.expert_placement.local_search import separable, starts
+from formulations.expert_placement.workspace import Best, Workspace, valid_layers
 from formulations.outcome import PartBudget, Stop
 from planner.cost.expert_parallel import moved_replicas
-from planner.workload import IntArray
+from planner.workload import FloatArray, IntArray
 
 #: Prices of a move at which columns are made, from "only what pays a third of a layer" down to "nearly free".
 PRICES = tuple(0.3 * 0.5**i for i in range(11))
@@ -25,29 +26,45 @@ PRICE_STEPS = 7
 
 
 def mended_current(work: Workspace) -> IntArray | None:
-    """The current placement with missing and repeated experts mended; None when that fails."""
+    """The current placement with missing and repeated experts mended by the fewest moves; None when that fails."""
     problem = work.problem
     assert problem.current is not None
     rows = problem.current.copy()
     mean = np.tensordot(problem.weight, problem.load, axes=1)
-    valid = valid_layers(problem, rows, work.allowed)
-    for layer in np.flatnonzero(~valid):
-        row = rows[layer]
-        count = np.bincount(row, minlength=problem.num_experts)
-        for expert in np.flatnonzero(count == 0):
-            # Overwrite the smallest replica of an expert that has another one, repeated ones on a GPU first.
-            gpu = np.arange(row.size) // problem.slots_per_gpu
-            key = row * problem.num_gpus + gpu
-            repeated = np.bincount(key, minlength=problem.num_experts * problem.num_gpus)[key] > 1
-            share = mean[layer, row] / count[row] - 1e9 * repeated
-            slot = int(np.where(count[row] > 1, share, np.inf).argmin())
-            count[row[slot]] -= 1
-            row[slot] = expert
-            count[expert] += 1
+    for layer in np.flatnonzero(~valid_layers(problem, rows)):
         allowed = None if work.allowed is None else work.allowed[layer]
-        if not repair_layer(row, problem.num_gpus, mean[layer] / np.maximum(count, 1), allowed):
-            return None
-    return rows
+        _mend(rows[layer], mean[layer], problem.num_gpus, allowed)
+    return rows if valid_layers(problem, rows).all() else None
+
+
+def _mend(row: IntArray, load: FloatArray, num_gpus: int, allowed: BoolArray | None) -> None:
+    """Overwrite repeated replicas first, by missing experts and then by the largest; then the smallest replicas."""
+    gpu = np.arange(row.size) // (row.size // num_gpus)
+    count = np.bincount(row, minlength=load.size)
+    held = np.zeros((load.size, num_gpus), dtype=np.int64)
+    np.add.at(held, (row, gpu), 1)
+
+    def put(expert: int, slot: int) -> None:
+        for changed, step in ((int(row[slot]), -1), (expert, 1)):
+            count[changed] += step
+            held[changed, gpu[slot]] += step
+        row[slot] = expert
+
+    def may_go(slot: int) -> BoolArray:
+        free = held[:, gpu[slot]] == 0
+        return np.asarray(free if allowed is None else free & allowed[:, gpu[slot]])
+
+    for slot in range(row.size):
+        if held[row[slot], gpu[slot]] > 1:
+            free = may_go(slot)
+            missing = free & (count == 0)
+            choice = missing if missing.any() else free
+            if choice.any():
+                put(int(np.where(choice, load / np.maximum(count, 1), -1.0).argmax()), slot)
+    for expert in np.flatnonzero(count == 0).tolist():
+        fits = np.array([count[row[slot]] > 1 and may_go(slot)[expert] for slot in range(row.size)])
+        if fits.any():
+            put(expert, int(np.where(fits, load[row] / count[row], np.inf).argmin()))
 
 
 def search_capped(work: Workspace, rng: np.random.Generator) -> tuple[IntArray | None, Stop | None]:

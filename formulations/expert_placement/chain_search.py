@@ -9,16 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from formulations.expert_placement.local_search import DEFAULT_PROPOSALS, TIME_SHARE, Workspace, valid_layers
+from formulations.expert_placement.local_search import TIME_SHARE
 from formulations.expert_placement.transport import transport_start
+from formulations.expert_placement.workspace import DEFAULT_PROPOSALS, Workspace, valid_layers
 from formulations.outcome import Stop
 from planner.cost.expert_parallel import chain_cost
 from planner.workload import IntArray
 
 #: First temperature per layer and unit of communication weight, and how far it falls; from held-out gpt-oss traces.
 HEAT, COOLING = 3e-3, 2_000.0
-#: Temperature floor of the communication weight: with hardly any communication, the load decides.
+#: Least weight times hop that sets the temperature: with hardly any communication, the load decides.
 LEAST_WEIGHT = 0.1
+#: Slots of the whole model below which the first temperature rises.
+SMALL_MODEL = 2_048
 #: The annealing runs in this many slices, so that the clock and Ctrl-C are heard.
 SLICES = 24
 TRIAL_PROPOSALS = 20_000
@@ -41,7 +44,7 @@ def search_chain(work: Workspace, candidates: list[IntArray]) -> tuple[IntArray,
         problem.transitions, problem.communication.cost, mean, problem.num_slots, budget, work.allowed
     )
     pool = [*candidates, start]
-    pool = [rows for rows in pool if valid_layers(problem, rows, work.allowed).all()]
+    pool = [rows for rows in pool if valid_layers(problem, rows).all()]
     if not pool:
         return candidates[0], budget.stop()
     pool.sort(key=lambda rows: chain_price(work, rows))
@@ -68,7 +71,12 @@ def _anneal(work: Workspace, start: IntArray, proposals: int, seed: int, slices:
 
     problem = work.problem
     assert problem.communication is not None
-    hot = HEAT * problem.num_layers * max(problem.chain_weight, LEAST_WEIGHT) * problem.communication.intra_node_cost
+    apart = ~np.eye(problem.num_gpus, dtype=bool)
+    hop = float(problem.communication.cost[apart].mean()) if apart.any() else 0.0
+    # Moves in a small model change the objective by more.
+    warmth = max(1.0, SMALL_MODEL / (problem.num_layers * problem.num_slots)) ** 1.3
+    hot = HEAT * problem.num_layers * max(problem.chain_weight * hop, LEAST_WEIGHT) * warmth
+    allowed = work.allowed_around(start)
     rows = best_rows = start
     offset = best = 0.0
     for part in range(slices):
@@ -79,8 +87,8 @@ def _anneal(work: Workspace, start: IntArray, proposals: int, seed: int, slices:
             work.load,
             problem.weight,
             problem.speed,
-            work.allowed_bytes,
-            work.old_bytes,
+            allowed,
+            work.old,
             work.move_price,
             problem.transitions,
             problem.communication.cost,

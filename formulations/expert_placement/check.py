@@ -26,7 +26,8 @@ def check(problem: ExpertPlacementProblem, plan: ExpertPlacement) -> list[Violat
     """Every broken rule of the placement, in the instance's words."""
     rows = plan.array
     shape = (problem.num_layers, problem.num_slots)
-    if rows.shape != shape or plan.num_gpus != problem.num_gpus or plan.layer_ids != problem.layer_ids:
+    cluster = (problem.num_gpus, problem.gpus_per_node)
+    if rows.shape != shape or (plan.num_gpus, plan.gpus_per_node) != cluster or plan.layer_ids != problem.layer_ids:
         message = f"the plan is for {rows.shape} layers x slots on {plan.num_gpus} GPUs, the instance for {shape}"
         return [Violation(rule="shape", subject="plan", message=f"{message} on {problem.num_gpus}")]
     if rows.min() < 0 or rows.max() >= problem.num_experts:
@@ -40,6 +41,9 @@ def check(problem: ExpertPlacementProblem, plan: ExpertPlacement) -> list[Violat
     for layer, expert, gpu in np.argwhere(held > 1):
         message = f"{layer_name[layer]}: GPU {gpu} holds expert {expert} {int(held[layer, expert, gpu])} times"
         found.append(Violation(rule="distinct_gpus", subject=layer_name[layer], message=message))
+    if plan.split != problem.split:
+        message = f"the plan was made for split {plan.split}, the instance splits {problem.split}"
+        found.append(Violation(rule="split", subject="plan", message=message))
     if not np.array_equal(np.array(plan.replicas), held.sum(axis=2)):
         found.append(Violation(rule="replicas", subject="plan", message="replicas do not match the slots"))
     found += _group_spread(problem, held, layer_name)
@@ -78,9 +82,7 @@ def _moves(problem: ExpertPlacementProblem, plan: ExpertPlacement, rows: IntArra
     if problem.max_moves is not None and moved > problem.max_moves:
         message = f"{moved} replicas move, at most {problem.max_moves} may"
         found.append(
-            Violation(
-                rule="max_moves", subject="plan", message=message, amount=moved, limit=float(problem.max_moves)
-            )
+            Violation(rule="max_moves", subject="plan", message=message, amount=moved, limit=float(problem.max_moves))
         )
     if plan.moves is not None:
         found += check_moves(problem, plan)
@@ -106,8 +108,8 @@ def check_moves(problem: ExpertPlacementProblem, plan: ExpertPlacement) -> list[
         before = state.copy()
         for index in steps[step]:
             move = plan.moves[index]
-            if move.layer not in row_of or move.slot >= problem.num_slots:
-                broken(step, f"layer {move.layer} slot {move.slot} does not exist")
+            if move.layer not in row_of or move.slot >= problem.num_slots or move.expert >= problem.num_experts:
+                broken(step, f"layer {move.layer}, slot {move.slot} or expert {move.expert} does not exist")
                 continue
             row = row_of[move.layer]
             if move.from_gpu is None:

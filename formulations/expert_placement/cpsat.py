@@ -142,9 +142,7 @@ class _Model:
         return variable
 
 
-def _build(
-    problem: ExpertPlacementProblem, scale: int, start: IntArray | None
-) -> tuple[cp_model.CpModel, Literals]:
+def _build(problem: ExpertPlacementProblem, scale: int, start: IntArray | None) -> tuple[cp_model.CpModel, Literals]:
     """The whole model, and its placement literals."""
     from ortools.sat.python import cp_model
 

@@ -63,9 +63,7 @@ def add_crossings(
 
 def read_place(place: Literals, read: IntegerValues) -> FloatArray:
     """Values of the placement literals, [L, E, G]."""
-    return np.array(
-        [[[read(literal) for literal in row] for row in layer] for layer in place], dtype=np.float64
-    )
+    return np.array([[[read(literal) for literal in row] for row in layer] for layer in place], dtype=np.float64)
 
 
 def add_crossing_columns(

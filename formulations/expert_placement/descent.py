@@ -162,9 +162,7 @@ def _swap_pairs(
 Choice = tuple[IntArray, FloatArray, FloatArray]
 
 
-def _choose_one_scenario(
-    state: _State, hot: IntArray, cold: IntArray, give: FloatArray, take: FloatArray
-) -> Choice:
+def _choose_one_scenario(state: _State, hot: IntArray, cold: IntArray, give: FloatArray, take: FloatArray) -> Choice:
     """Best swap of each pair: its index in s * s, its worth and the worth of no swap, each [L, P].
 
     give, take : shares [L, P, s, 1] of the two GPUs' replicas, infinite where a swap is barred. With one scenario the
@@ -196,9 +194,7 @@ def _choose(state: _State, hot: IntArray, cold: IntArray, give: FloatArray, take
     gain = give[:, :, :, None] - take[:, :, None, :]
     inverse, scale = inverse[:, :, None, None], scale[:, :, None, None]
     after = _power((level_hot[:, :, None, None] - gain / state.speed[hot][:, :, None, None, None]) * inverse)
-    after += _power(
-        (level_cold[:, :, None, None] + gain / state.speed[cold][:, :, None, None, None]) * inverse
-    )
+    after += _power((level_cold[:, :, None, None] + gain / state.speed[cold][:, :, None, None, None]) * inverse)
     flat = (after * scale).sum(axis=4).reshape(*hot.shape, -1)
     chosen = flat.argmin(axis=2)
     return chosen, np.take_along_axis(flat, chosen[:, :, None], axis=2)[:, :, 0], before

@@ -16,9 +16,9 @@ from formulations.expert_placement.baseline import eplb
 from formulations.expert_placement.bounds import lower_bound
 from formulations.expert_placement.check import check, objective
 from formulations.expert_placement.exact_structure import levels
-from formulations.expert_placement.local_search import Workspace, greedy_start
 from formulations.expert_placement.problem import ExpertPlacementProblem, refuse
 from formulations.expert_placement.transport import transport_start
+from formulations.expert_placement.workspace import Workspace, greedy_start
 from formulations.outcome import TOLERANCE, Bound, Budget, PartBudget, SearchResult, SolveOptions, Status, Stop
 from planner.plan import ExpertPlacement
 from planner.workload import FloatArray, IntArray

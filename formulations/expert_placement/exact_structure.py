@@ -26,9 +26,7 @@ def levels(cost: FloatArray) -> list[tuple[float, BoolArray]]:
 def near_classes(near: BoolArray) -> list[tuple[IntArray, IntArray]]:
     """GPUs that share a neighbourhood, and that neighbourhood; near [G, G]."""
     patterns, which = np.unique(near, axis=0, return_inverse=True)
-    return [
-        (np.flatnonzero(which.ravel() == i), np.flatnonzero(pattern)) for i, pattern in enumerate(patterns)
-    ]
+    return [(np.flatnonzero(which.ravel() == i), np.flatnonzero(pattern)) for i, pattern in enumerate(patterns)]
 
 
 def twin_order(problem: ExpertPlacementProblem) -> list[tuple[int, int]]:

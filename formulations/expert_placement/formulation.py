@@ -18,9 +18,7 @@ from planner.cost.verdict import Violation
 from planner.errors import OptionError
 from planner.plan import ExpertPlacement
 
-Search = Callable[
-    [ExpertPlacementProblem, SolveOptions, Budget, ExpertPlacement | None], SearchResult[ExpertPlacement]
-]
+Search = Callable[[ExpertPlacementProblem, SolveOptions, Budget, ExpertPlacement | None], SearchResult[ExpertPlacement]]
 
 
 class ExpertPlacementFormulation:
@@ -71,16 +69,16 @@ class ExpertPlacementFormulation:
                 reasons=tuple(proof.reason for proof in proofs),
                 relaxations=tuple(way for proof in proofs for way in proof.relaxations),
             )
-        if hint is not None and hint.array.shape != (problem.num_layers, problem.num_slots):
-            raise OptionError("the hint is a plan for another number of layers or slots")
+        if hint is not None:
+            same_shape = hint.array.shape == (problem.num_layers, problem.num_slots)
+            if not same_shape or hint.array.max() >= problem.num_experts:
+                raise OptionError("the hint is a plan for other layers, slots or experts")
         if method == "eplb":
             return self._eplb(problem, options)
         search: Search = import_module(self._homes[method]).search
         return search(problem, options, budget, hint)
 
-    def _eplb(
-        self, problem: ExpertPlacementProblem, options: SolveOptions
-    ) -> SearchResult[ExpertPlacement]:
+    def _eplb(self, problem: ExpertPlacementProblem, options: SolveOptions) -> SearchResult[ExpertPlacement]:
         if options.work_limit is not None:
             raise OptionError("method eplb has no work to limit")
         plan = problem.placement(eplb(problem)[1])

@@ -84,9 +84,7 @@ def pack(
     return slots
 
 
-def repair_layer(
-    slots: IntArray, num_bins: int, share: FloatArray, allowed: BoolArray | None = None
-) -> bool:
+def repair_layer(slots: IntArray, num_bins: int, share: FloatArray, allowed: BoolArray | None = None) -> bool:
     """Make one layer's slots valid in place: no expert twice on a GPU, none on a GPU it may not use.
 
     Each misplaced replica is swapped with the slot nearest in size where the exchange is valid for both sides, or,

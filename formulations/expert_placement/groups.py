@@ -28,6 +28,31 @@ def allowed_gpus(problem: ExpertPlacementProblem) -> BoolArray | None:
     return np.asarray(by_gpu[:, problem.group_of])
 
 
+def group_nodes(problem: ExpertPlacementProblem, rows: IntArray) -> BoolArray:
+    """Nodes on which each group lies in a placement [L, num_slots]: bool [L, groups, nodes]."""
+    assert problem.group_of is not None
+    used = np.zeros((len(rows), int(problem.group_of.max()) + 1, problem.num_nodes), dtype=bool)
+    node_of_slot = np.arange(problem.num_slots) // (problem.num_slots // problem.num_nodes)
+    used[np.arange(len(rows))[:, None], problem.group_of[rows], node_of_slot] = True
+    return used
+
+
+def nodes_around(problem: ExpertPlacementProblem, rows: IntArray, preferred: BoolArray) -> BoolArray:
+    """GPUs that keep every group on its nodes of `rows`, bool [L, E, G].
+
+    A group on fewer nodes than it may use gets others too, first those of `preferred` [L, E, G].
+    """
+    assert problem.group_of is not None
+    assert problem.group_spread is not None
+    used = group_nodes(problem, rows)
+    first = np.array([np.argmax(problem.group_of == group) for group in range(used.shape[1])])
+    liked = preferred[:, first, :: problem.gpus_per_node]
+    rank = np.argsort(-(2.0 * used + liked), axis=2, kind="stable")
+    may = used.copy()
+    np.put_along_axis(may, rank[:, :, : problem.group_spread], True, axis=2)
+    return np.asarray(np.repeat(may, problem.gpus_per_node, axis=2)[:, problem.group_of])
+
+
 def _robust(load: FloatArray, weight: FloatArray) -> FloatArray:
     return np.asarray(0.5 * np.tensordot(weight, load, axes=1) + 0.5 * load.max(axis=0))
 

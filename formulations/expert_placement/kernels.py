@@ -108,6 +108,22 @@ def swap_place(place, count, one, slot_one, two, slot_two):
 
 
 @compiled
+def swap_moves(old, one, two, hot, cold):
+    """Change of the number of moves when expert `one` on `hot` and `two` on `cold` change places; old uint8 [E, G].
+
+    np.int64, because numba makes int(uint8) unsigned, and a difference below 0 enormous.
+    """
+    saved = np.int64(old[one, hot]) + np.int64(old[two, cold])
+    return saved - np.int64(old[one, cold]) - np.int64(old[two, hot])
+
+
+@compiled
+def replace_moves(old, removed, added, gpu):
+    """Change of the number of moves when a slot on `gpu` changes from expert `removed` to `added`."""
+    return np.int64(old[removed, gpu]) - np.int64(old[added, gpu])
+
+
+@compiled
 def start_random(seed):
     """State of `draw` for a seed; neighbouring seeds give unrelated streams."""
     random = np.array([np.uint64(seed) * np.uint64(2) + np.uint64(88172645463325253)], np.uint64)

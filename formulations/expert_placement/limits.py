@@ -44,11 +44,12 @@ def _memory(problem: ExpertPlacementProblem) -> Conflict | None:
     if need <= problem.gpu_memory_bytes:
         return None
     fitting = math.floor(problem.gpu_memory_bytes / (problem.num_layers * problem.expert_bytes))
-    ways = [f"gpu_memory_bytes: {format_bytes(need)}"]
+    ways = [f"gpu_memory_bytes: {math.ceil(need)}"]
     if fitting * problem.num_gpus >= problem.num_experts:
         ways.insert(0, f"num_slots: {fitting * problem.num_gpus}")
     elif fitting > 0:
-        gpus = math.ceil(problem.num_experts / fitting)
+        whole = problem.gpus_per_node
+        gpus = math.ceil(problem.num_experts / fitting / whole) * whole
         ways.insert(0, f"num_gpus: {gpus} with num_slots: {gpus * fitting}")
     each = f"{problem.slots_per_gpu} slots x {problem.num_layers} layers x {format_bytes(problem.expert_bytes)}"
     return Conflict(

@@ -7,9 +7,10 @@ import numpy as np
 from formulations.expert_placement.bounds import load_bound, lower_bound, pairing_bound
 from formulations.expert_placement.capped_moves import search_capped
 from formulations.expert_placement.chain_search import search_chain
-from formulations.expert_placement.local_search import Workspace, separable, starts
+from formulations.expert_placement.local_search import separable, starts
 from formulations.expert_placement.moves import align, ordered_moves, relabel
 from formulations.expert_placement.problem import ExpertPlacementProblem
+from formulations.expert_placement.workspace import Workspace
 from formulations.outcome import TOLERANCE, Bound, Budget, SearchResult, SolveOptions, Status, Stop
 from planner.cost.expert_parallel import gpu_load, hottest
 from planner.errors import OptionError
@@ -49,9 +50,7 @@ def search(
     ended = stop or (Stop.WORK_LIMIT if options.work_limit is not None else Stop.HEURISTIC)
     version = f"numpy {np.__version__}"
     if rows is None:
-        return SearchResult(
-            status=Status.UNKNOWN, stop=ended, plan=None, solver="local search", solver_version=version
-        )
+        return SearchResult(status=Status.UNKNOWN, stop=ended, plan=None, solver="local search", solver_version=version)
     plan = finished_plan(problem, rows)
     bound = _bound(problem, rows, budget)
     value = _value(problem, plan)
@@ -106,4 +105,3 @@ def _bound(problem: ExpertPlacementProblem, rows: IntArray, budget: Budget) -> B
             budget,
         )
     return lower_bound(problem, sharper, "pairing")
-

@@ -208,9 +208,7 @@ def _twins(model: LinearBuilder, problem: ExpertPlacementProblem, place: IntArra
             model.rows(-np.inf, 0.0, (place[0, expert, after].reshape(1, 1), 1.0), (earlier, -1.0))
 
 
-def _start(
-    problem: ExpertPlacementProblem, model: LinearModel, variables: _Variables, rows: IntArray
-) -> FloatArray:
+def _start(problem: ExpertPlacementProblem, model: LinearModel, variables: _Variables, rows: IntArray) -> FloatArray:
     """Values of a placement; what the solvers complete by themselves (flows and crossings) is NaN."""
     values = np.full(model.num_variables, np.nan)
     held = canonical(problem, rows)

@@ -55,7 +55,7 @@ class _Reading:
         self._check_counts(counts, loads, used, trace)
         self._stop_if_wrong()
         layer_ids = tuple(int(layer) for layer in np.flatnonzero(used))
-        current = self._current(layer_ids, num_experts)
+        current = self._current(layer_ids, counts.shape[1], num_experts)
         self._stop_if_wrong()
         instance = self.instance
         sample = self._sample(counts.shape[1:])
@@ -105,7 +105,9 @@ class _Reading:
         except ValueError as error:
             self._find(("sample",), str(error))
             return None
-        if counts.shape != shape:
+        if not counts.any():
+            self._find(("sample",), "all counts are zero")
+        elif counts.shape != shape:
             self._find(("sample",), f"has {counts.shape} layers x experts, the loads have {shape}")
             return None
         return counts
@@ -124,9 +126,11 @@ class _Reading:
         return self.base_dir / name
 
     def _loads(self) -> list[ExpertLoad]:
-        loads = []
+        loads: list[ExpertLoad] = []
         for index, item in enumerate(self.instance.loads):
             name = item.name or (Path(item.file).stem if item.file else f"scenario {index}")
+            if any(load.name == name for load in loads):
+                name = f"{name} ({index})"
             try:
                 if item.file is not None:
                     loads.append(read_expert_load(self._path(item.file), name=name, weight=item.weight))
@@ -189,17 +193,19 @@ class _Reading:
             model=item.model, weight=item.weight, cost=cost, intra_node_cost=intra, inter_node_cost=inter
         )
 
-    def _current(self, layer_ids: tuple[int, ...], num_experts: int) -> IntArray | None:
+    def _current(self, layer_ids: tuple[int, ...], num_decoder_layers: int, num_experts: int) -> IntArray | None:
         instance = self.instance
         if instance.current is None:
             return None
         try:
             found = read_expert_placement(self._path(instance.current))
-            rows = found.rows(layer_ids)
+            rows = found.rows(layer_ids, num_decoder_layers)
         except DescriptionError as error:
             self.findings.extend(error.findings)
             return None
-        if rows.shape[1] != instance.num_slots:
+        if found.num_gpus not in (None, instance.num_gpus):
+            self._find(("current",), f"is a plan for {found.num_gpus} GPUs, the instance has {instance.num_gpus}")
+        elif rows.shape[1] != instance.num_slots:
             self._find(("current",), f"has {rows.shape[1]} slots a layer, the instance {instance.num_slots}")
         elif rows.min() < 0 or rows.max() >= num_experts:
             self._find(("current",), f"names experts outside 0 .. {num_experts - 1}")

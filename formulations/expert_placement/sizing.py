@@ -13,6 +13,9 @@ from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.outcome import OnProgress, SolveOptions
 from planner.errors import OptionError
 
+#: A balancedness this close to the target reaches it: sums of loads are rounded.
+ROUNDING = 1e-6
+
 
 @dataclass(frozen=True, slots=True)
 class SlotTrial:
@@ -71,11 +74,11 @@ def find_slots(
             bound = balancedness_bound(attempt)
             outcome = solve(EXPERT_PLACEMENT, attempt, options, on_progress=on_progress)
             value = 0.0 if outcome.objective is None else outcome.objective.measures["balancedness_mean"]
-            trials[per_gpu] = SlotTrial(per_gpu * gpus, value, bound, value >= target)
+            trials[per_gpu] = SlotTrial(per_gpu * gpus, value, bound, value >= target - ROUNDING)
         return trials[per_gpu].reached
 
     def possible(per_gpu: int) -> bool:
-        return balancedness_bound(sized(per_gpu)) >= target
+        return balancedness_bound(sized(per_gpu)) >= target - ROUNDING
 
     low = next((size for size in range(first, most + 1) if possible(size)), None)
     if low is None:

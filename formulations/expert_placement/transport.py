@@ -35,6 +35,27 @@ def transport_start(
     return _fill_spare(gpu, load, cost.shape[0], num_slots, allowed)
 
 
+def any_valid(load: FloatArray, num_gpus: int, num_slots: int, allowed: BoolArray | None) -> IntArray:
+    """A placement [L, num_slots] in which every expert has an allowed GPU: for where greedy rules get stuck.
+
+    load [L, E]: heavy experts come first on emptier GPUs. Invalid only where no assignment of single experts exists, or
+    a GPU may not hold enough different experts.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    num_layers, num_experts = load.shape
+    column_gpu = np.arange(num_slots) // (num_slots // num_gpus)
+    column_rank = np.arange(num_slots) % (num_slots // num_gpus)
+    gpu = np.empty((num_layers, num_experts), dtype=np.int64)
+    for layer in range(num_layers):
+        price = load[layer][:, None] * column_rank
+        if allowed is not None:
+            price = price + np.where(allowed[layer], 0.0, FORBIDDEN)[:, column_gpu]
+        rows, columns = linear_sum_assignment(price)
+        gpu[layer, rows] = column_gpu[columns]
+    return _fill_spare(gpu, load, num_gpus, num_slots, allowed)
+
+
 def _assign(
     transitions: FloatArray, cost: FloatArray, num_slots: int, budget: Budget, allowed: BoolArray | None
 ) -> IntArray:
@@ -74,9 +95,7 @@ def _assign(
     return gpu
 
 
-def _fill_spare(
-    gpu: IntArray, load: FloatArray, num_gpus: int, num_slots: int, allowed: BoolArray | None
-) -> IntArray:
+def _fill_spare(gpu: IntArray, load: FloatArray, num_gpus: int, num_slots: int, allowed: BoolArray | None) -> IntArray:
     """Slots from GPUs of experts; spare slots take another replica of the largest expert that may go there."""
     num_layers, num_experts = gpu.shape
     per_gpu = num_slots // num_gpus
@@ -94,5 +113,6 @@ def _fill_spare(
                 held[expert, g] = True
                 count[expert] += 1
         for g in range(num_gpus):
-            slots[layer, g] = np.flatnonzero(held[:, g])
+            # Where fewer experts may lie than there are slots, the last one is repeated, and the check says so.
+            slots[layer, g] = np.resize(np.flatnonzero(held[:, g]), per_gpu)
     return slots.reshape(num_layers, num_slots)

@@ -93,9 +93,7 @@ def leave_out(
     return result
 
 
-def _rows(
-    problem: ExpertPlacementProblem, options: SolveOptions, on_progress: OnProgress | None
-) -> IntArray:
+def _rows(problem: ExpertPlacementProblem, options: SolveOptions, on_progress: OnProgress | None) -> IntArray:
     outcome = solve(EXPERT_PLACEMENT, problem, options, on_progress=on_progress)
     if outcome.plan is None:
         raise OptionError(f"no plan without a scenario: {'; '.join(outcome.reasons) or outcome.stop.value}")

@@ -52,18 +52,14 @@ def evaluate_expert_placement(
             stretched = 1 / max(float(balance[layer]), 1e-12)
             worst = (loss, f"layer {plan.layer_ids[layer]}, GPU {gpu} under {name}: {stretched:.3f}x the mean")
     if trace is not None and trace.num_layers == len(rows):
-        crossed, crossed_node, local_load = simulate_chain(
-            rows, trace, num_experts, plan.num_gpus, plan.gpus_per_node
-        )
+        crossed, crossed_node, local_load = simulate_chain(rows, trace, num_experts, plan.num_gpus, plan.gpus_per_node)
         remote_gpus, remote_nodes = fanout(rows, trace, num_experts, plan.num_gpus, plan.gpus_per_node)
         metrics += [
             _metric("cross_gpu_fraction", float(crossed.mean()) if crossed.size else 0.0, "fraction"),
             _metric("cross_node_fraction", float(crossed_node.mean()) if crossed.size else 0.0, "fraction"),
             _metric("fanout_remote_gpus", float(remote_gpus.mean()), "count"),
             _metric("fanout_remote_nodes", float(remote_nodes.mean()), "count"),
-            _metric(
-                "balancedness_mean_local_first", float(balancedness(local_load, gpu_speed).mean()), "ratio"
-            ),
+            _metric("balancedness_mean_local_first", float(balancedness(local_load, gpu_speed).mean()), "ratio"),
         ]
         assumptions.append("crossings follow each token's best expert; the nearest replica serves")
         assumptions.append("fan-out counts all k experts from a token whose own GPU is any GPU alike")

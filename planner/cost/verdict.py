@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import FiniteFloat, model_validator
 
 from planner.descriptions.base import Description
 
@@ -16,7 +16,7 @@ class Metric(Description):
     """One predicted or counted quantity; the unit is an SI symbol, `fraction`, `count` or `ratio`."""
 
     name: str
-    value: float
+    value: FiniteFloat
     unit: str
     source: Source
 

@@ -15,12 +15,14 @@ MAX_GPUS, MAX_SLOTS, MAX_LAYERS, MAX_EXPERTS = 65_536, 262_144, 4_096, 65_536
 
 PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
 NonNegativeFloat = Annotated[FiniteFloat, Field(ge=0)]
+#: A path without the one character that no file name may have.
+FileName = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 
 
 class LoadSource(Description):
     """One scenario: tokens routed to each logical expert of each layer, recorded under one workload."""
 
-    file: Annotated[str, Field(description="SGLang logical_count .json or .pt, .npy, or CSV")] | None = None
+    file: Annotated[FileName, Field(description="SGLang logical_count .json or .pt, .npy, or CSV")] | None = None
     counts: Annotated[
         tuple[tuple[NonNegativeFloat, ...], ...] | None, Field(description="inline counts, [layers][experts]")
     ] = None
@@ -36,7 +38,7 @@ class LoadSource(Description):
 class SampleSource(Description):
     """A first look at a new workload: expert selections of a few thousand of its tokens, to replan on."""
 
-    file: Annotated[str | None, Field(description="as a load file")] = None
+    file: Annotated[FileName | None, Field(description="as a load file")] = None
     counts: tuple[tuple[NonNegativeFloat, ...], ...] | None = None
     top_k: Annotated[PositiveInt, Field(description="experts per token, to know how many tokens the counts are")] = 8
 
@@ -49,8 +51,8 @@ class SampleSource(Description):
 class TraceSource(Description):
     """Which experts each token took: .npy int [tokens, layers, k], best first."""
 
-    file: str
-    documents: Annotated[str | None, Field(description=".npy int [tokens]: document of each token")] = None
+    file: FileName
+    documents: Annotated[FileName | None, Field(description=".npy int [tokens]: document of each token")] = None
 
 
 class Communication(Description):
@@ -96,7 +98,7 @@ class ExpertsInstance(Description):
     group_spread: Annotated[
         PositiveInt | None, Field(description="most nodes that the experts of one group may lie on")
     ] = None
-    current: Annotated[str | None, Field(description="plan or map in force now; unmoved replicas are free")] = None
+    current: Annotated[FileName | None, Field(description="plan or map in force now; unmoved replicas are free")] = None
     max_moves: Annotated[int | None, Field(ge=0, description="most expert replicas that may be loaded anew")] = None
     move_cost: Annotated[
         NonNegativeFloat,
@@ -124,9 +126,14 @@ class ExpertsInstance(Description):
             yield ("group_spread",), "group_spread and num_groups go together"
         if self.communication is not None and self.trace is None:
             yield ("communication",), "needs a trace"
-        for key in ("max_moves", "move_cost"):
-            if getattr(self, key) and self.current is None:
-                yield (key,), "needs a current placement"
+        elif self.communication is not None:
+            inter = self.communication.inter_node_cost
+            if inter is not None and inter < self.communication.intra_node_cost:
+                yield ("communication", "inter_node_cost"), "is below the cost inside a node"
+        if self.max_moves is not None and self.current is None:
+            yield ("max_moves",), "needs a current placement"
+        if self.move_cost and self.current is None:
+            yield ("move_cost",), "needs a current placement"
         if self.sample is not None and not self.loads:
             yield ("sample",), "needs loads to combine with; a sample alone is a load"
         names = [source.name for source in self.loads if source.name is not None]

@@ -345,9 +345,7 @@ def _from_columns(path: Path, header: list[str], lines: list[_Line]) -> FloatArr
     index = np.array(list(counts))
     shape = index.max(axis=0) + 1
     if shape.prod() > MAX_CELLS:
-        raise DescriptionError.single(
-            path, f"{shape[0]} layers x {shape[1]} experts is beyond any real model"
-        )
+        raise DescriptionError.single(path, f"{shape[0]} layers x {shape[1]} experts is beyond any real model")
     result = np.zeros(shape)
     result[index[:, 0], index[:, 1]] = list(counts.values())
     return result

@@ -20,22 +20,25 @@ from planner.workload import IntArray
 class PlacementMap:
     """physical_to_logical int64 [rows, num_slots], with `layer_ids` of the rows.
 
-    Without layer_ids the rows are the MoE layers when they are as many as those asked for, else all decoder
-    layers; with `moe_rows` they are the MoE layers only.
+    Without layer_ids the rows are the MoE layers when they are as many as those asked for, or all decoder
+    layers when they are as many as those; with `moe_rows` they are the MoE layers only. num_gpus is known of plan
+    documents.
     """
 
     source: str
     physical_to_logical: IntArray
     layer_ids: tuple[int, ...] | None
     moe_rows: bool = False
+    num_gpus: int | None = None
 
-    def rows(self, layer_ids: tuple[int, ...]) -> IntArray:
+    def rows(self, layer_ids: tuple[int, ...], num_decoder_layers: int) -> IntArray:
         """The rows of these absolute layers; DescriptionError when one is missing."""
         have = self.layer_ids
         if have is None:
             count = len(self.physical_to_logical)
-            if self.moe_rows and count != len(layer_ids):
-                message = f"has {count} rows for {len(layer_ids)} MoE layers"
+            all_layers = count == num_decoder_layers and not self.moe_rows
+            if count != len(layer_ids) and not all_layers:
+                message = f"has {count} rows for {len(layer_ids)} MoE layers of {num_decoder_layers} layers"
                 raise DescriptionError.single(self.source, message)
             have = layer_ids if count == len(layer_ids) else tuple(range(count))
         index = {layer: row for row, layer in enumerate(have)}
@@ -65,15 +68,14 @@ def read_expert_placement(path: Path) -> PlacementMap:
     document = validate(source, PlanDocument)
     if document.plan is None:
         raise DescriptionError.single(source.path, f"holds no plan (status {document.outcome.status})")
-    return PlacementMap(source.path, document.plan.array, document.plan.layer_ids)
+    plan = document.plan
+    return PlacementMap(source.path, plan.array, plan.layer_ids, num_gpus=plan.num_gpus)
 
 
 def _from_npy(path: Path) -> PlacementMap:
     array = read_npy(path)
     if array.dtype.kind not in "iu" or array.ndim != 2:
-        raise DescriptionError.single(
-            path, f"needs integers [layers, slots], got {array.dtype} {array.shape}"
-        )
+        raise DescriptionError.single(path, f"needs integers [layers, slots], got {array.dtype} {array.shape}")
     if array.shape[0] > MAX_LAYERS or array.shape[1] > MAX_SLOTS:
         raise DescriptionError.single(path, f"shape {array.shape} is beyond any real model")
     if array.min() < 0 or array.max() >= MAX_EXPERTS:
@@ -99,9 +101,7 @@ def _from_tensorrt_llm(source: SourceText) -> PlacementMap:
     rows = _rows(source, (key,), [row_of[layer] for layer in layer_ids])
     num_slots = source.value.get("num_slots", rows.shape[1])
     if num_slots != rows.shape[1]:
-        raise _error(
-            source, ("num_slots",), f"is {str(num_slots)[:40]}, but the rows have {rows.shape[1]} slots"
-        )
+        raise _error(source, ("num_slots",), f"is {str(num_slots)[:40]}, but the rows have {rows.shape[1]} slots")
     return PlacementMap(source.path, rows, layer_ids)
 
 
@@ -118,9 +118,7 @@ def _from_vllm_ascend(source: SourceText) -> PlacementMap:
             raise _error(source, loc, f"layer_id {index}: device_list has {len(devices)} devices")
         slots = [experts for device in devices if isinstance(experts := device.get("device_expert"), list)]
         if len(slots) != len(devices):
-            raise _error(
-                source, loc, f"layer_id {index}: each device needs device_expert, a list of expert ids"
-            )
+            raise _error(source, loc, f"layer_id {index}: each device needs device_expert, a list of expert ids")
         shapes |= {(len(devices), len(experts)) for experts in slots}
         rows.append([expert for experts in slots for expert in experts])
     if len(shapes) > 1:
@@ -151,9 +149,7 @@ def _rows(source: SourceText, loc: Loc, rows: object) -> IntArray:
     for row in rows:
         for expert in row:
             if type(expert) is not int or not 0 <= expert < MAX_EXPERTS:
-                raise _error(
-                    source, loc, f"{str(expert)[:40]!r} is not an expert id (0 to {MAX_EXPERTS - 1})"
-                )
+                raise _error(source, loc, f"{str(expert)[:40]!r} is not an expert id (0 to {MAX_EXPERTS - 1})")
     return np.array(rows, dtype=np.int64)
 
 

@@ -43,9 +43,7 @@ def read_routing_trace(path: Path, documents: Path | None = None) -> RoutingTrac
         case ".jsonl":
             experts = _from_jsonl(path)
         case suffix:
-            raise DescriptionError.single(
-                path, f"has the suffix {suffix!r}; routing traces are .npy or .jsonl"
-            )
+            raise DescriptionError.single(path, f"has the suffix {suffix!r}; routing traces are .npy or .jsonl")
     if experts.max() < 0:
         raise DescriptionError.single(path, "holds no routed token: every id is -1")
     _refuse_repeats(path, experts)
@@ -58,14 +56,10 @@ def _from_npy(path: Path) -> Ids:
     if array.ndim == 2:
         array = array[:, :, np.newaxis]
     if array.ndim != 3 or array.shape[1] > MAX_LAYERS or array.shape[2] > MAX_TOP_K:
-        raise DescriptionError.single(
-            path, f"needs [tokens, layers, k] or [tokens, layers], got {array.shape}"
-        )
+        raise DescriptionError.single(path, f"needs [tokens, layers, k] or [tokens, layers], got {array.shape}")
     lowest, highest = int(array.min()), int(array.max())
     if lowest < -1 or highest >= MAX_EXPERTS:
-        message = (
-            f"ids run from {lowest} to {highest}; they need to be from -1 (missing) to {MAX_EXPERTS - 1}"
-        )
+        message = f"ids run from {lowest} to {highest}; they need to be from -1 (missing) to {MAX_EXPERTS - 1}"
         raise DescriptionError.single(path, message)
     return _narrow(array, highest)
 
@@ -100,9 +94,7 @@ def _refuse_repeats(path: Path, experts: Ids) -> None:
         repeated = (ordered[:, :, 1:] == ordered[:, :, :-1]) & (ordered[:, :, 1:] >= 0)
         if repeated.any():
             token, layer, rank = (int(index) for index in np.argwhere(repeated)[0])
-            message = (
-                f"token {start + token}, layer {layer}: expert {ordered[token, layer, rank]} is named twice"
-            )
+            message = f"token {start + token}, layer {layer}: expert {ordered[token, layer, rank]} is named twice"
             raise DescriptionError.single(path, message)
 
 
@@ -116,9 +108,7 @@ def _from_jsonl(path: Path) -> Ids:
         try:
             token, layer, experts = _parse_line(path, text)
             if (token, layer) in chosen:
-                message = (
-                    f"token_idx {token} in layer {layer} was given on line {line_of[token, layer]} already"
-                )
+                message = f"token_idx {token} in layer {layer} was given on line {line_of[token, layer]} already"
                 raise DescriptionError.single(path, message)
             chosen[token, layer], line_of[token, layer] = experts, number
         except DescriptionError as error:
@@ -134,9 +124,7 @@ def _from_jsonl(path: Path) -> Ids:
     row_of = {layer: row for row, layer in enumerate(sorted({layer for _, layer in chosen}))}
     top_k = max(1, *map(len, chosen.values()))
     if num_tokens * len(row_of) * top_k > MAX_JSONL_CELLS:
-        message = (
-            f"{num_tokens} tokens x {len(row_of)} layers x {top_k} experts is too much for JSONL; use .npy"
-        )
+        message = f"{num_tokens} tokens x {len(row_of)} layers x {top_k} experts is too much for JSONL; use .npy"
         raise DescriptionError.single(path, message)
     highest = max(max(experts, default=-1) for experts in chosen.values())
     result = np.full((num_tokens, len(row_of), top_k), -1, np.int32)
@@ -151,9 +139,7 @@ def _parse_line(path: Path, text: str) -> tuple[int, int, list[int]]:
         raise DescriptionError.single(path, "needs an object with layer, token_idx and experts")
     token, layer, experts = value["token_idx"], value["layer"], value["experts"]
     if type(token) is not int or not 0 <= token < MAX_JSONL_CELLS:
-        raise DescriptionError.single(
-            path, f"token_idx {str(token)[:40]} is not from 0 to {MAX_JSONL_CELLS - 1}"
-        )
+        raise DescriptionError.single(path, f"token_idx {str(token)[:40]} is not from 0 to {MAX_JSONL_CELLS - 1}")
     if type(layer) is not int or not 0 <= layer < MAX_LAYERS:
         raise DescriptionError.single(path, f"layer {str(layer)[:40]} is not from 0 to {MAX_LAYERS - 1}")
     if not isinstance(experts, list) or len(experts) > MAX_TOP_K:

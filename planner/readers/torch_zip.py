@@ -205,9 +205,7 @@ class _TorchFile:
         # bfloat16 is the upper half of a float32.
         return (elements.astype(np.uint32) << 16).view(np.float32) if code == _BFLOAT16 else elements
 
-    def tensor(
-        self, storage: object, offset: object, size: object, stride: object, *_: object
-    ) -> npt.NDArray[Any]:
+    def tensor(self, storage: object, offset: object, size: object, stride: object, *_: object) -> npt.NDArray[Any]:
         """The view of a storage that a tensor is; it lies inside the storage and has no more elements."""
         if not isinstance(storage, _Storage) or type(offset) is not int or offset < 0:
             self.refuse("its pickle has a malformed tensor")

@@ -32,15 +32,11 @@ def _module(name: str) -> Callable[[PlanDocument, str], None]:
 
 WRITERS: Mapping[str, Writer] = {
     "exflow-csv": Writer("ExFlow solution CSV (Expert,Node)", "experts", _module("exflow")),
-    "moves": Writer(
-        "ordered expert moves from the current placement, CSV or JSON", "experts", _module("moves")
-    ),
+    "moves": Writer("ordered expert moves from the current placement, CSV or JSON", "experts", _module("moves")),
     "sglang": Writer("SGLang --init-expert-location JSON and its launch flags", "experts", _module("sglang")),
     "trtllm": Writer("TensorRT-LLM moe_load_balancer.yaml", "experts", _module("trtllm")),
     "vllm": Writer("none: vLLM 0.33 reads no expert map; says what is possible", "experts", _module("vllm")),
-    "vllm-ascend": Writer(
-        "vLLM Ascend expert map JSON and its launch flags", "experts", _module("vllm_ascend")
-    ),
+    "vllm-ascend": Writer("vLLM Ascend expert map JSON and its launch flags", "experts", _module("vllm_ascend")),
 }
 
 

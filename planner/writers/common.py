@@ -20,13 +20,9 @@ def checked_plan(document: PlanDocument) -> ExpertPlacement:
     experts = set(range(plan.num_experts))
     for layer, row in zip(plan.layer_ids, plan.physical_to_logical, strict=True):
         if unknown := set(row) - experts:
-            raise ExportError(
-                f"layer {layer} names expert {min(unknown)}, but the plan has {plan.num_experts} experts"
-            )
+            raise ExportError(f"layer {layer} names expert {min(unknown)}, but the plan has {plan.num_experts} experts")
         if missing := experts - set(row):
-            raise ExportError(
-                f"layer {layer} has no slot for expert {min(missing)}; an engine would crash on it"
-            )
+            raise ExportError(f"layer {layer} has no slot for expert {min(missing)}; an engine would crash on it")
     return plan
 
 

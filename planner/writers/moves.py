@@ -19,9 +19,7 @@ def write(document: PlanDocument, path: str) -> None:
     """Write CSV when `path` ends in .csv, else JSON with a header; ExportError without a move list."""
     moves = checked_plan(document).moves
     if moves is None:
-        raise ExportError(
-            "the plan lists no moves, as it starts from no placement in force; plan with current: FILE"
-        )
+        raise ExportError("the plan lists no moves, as it starts from no placement in force; plan with current: FILE")
     rows = [{column: int(getattr(move, column)) for column in COLUMNS} for move in moves]
     if path.lower().endswith(".csv"):
         lines = [",".join(COLUMNS), *(",".join(map(str, row.values())) for row in rows)]

@@ -18,10 +18,7 @@ def write(document: PlanDocument, path: str) -> None:
         f"num_slots: {plan.num_slots}",
         "layer_updates_per_iter: 0",
         "initial_global_assignments:",
-        *(
-            f"  {layer}: {list(row)}"
-            for layer, row in zip(plan.layer_ids, plan.physical_to_logical, strict=True)
-        ),
+        *(f"  {layer}: {list(row)}" for layer, row in zip(plan.layer_ids, plan.physical_to_logical, strict=True)),
     ]
     header = comments(
         document,

@@ -29,9 +29,7 @@ def write(document: PlanDocument, path: str) -> None:
         devices = device_slots(plan, row)
         for device, experts in enumerate(devices):
             if len(set(experts)) < len(experts):
-                raise ExportError(
-                    f"layer {layer}, GPU {device}: vLLM Ascend cannot hold an expert twice on one device"
-                )
+                raise ExportError(f"layer {layer}, GPU {device}: vLLM Ascend cannot hold an expert twice on one device")
         layers.append(
             {
                 "layer_id": index,

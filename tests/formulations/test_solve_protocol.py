@@ -40,9 +40,7 @@ class Scripted:
     def __init__(self) -> None:
         self.methods = {"first": "the default", "second": "another"}
 
-    def search(
-        self, problem: Script, options: SolveOptions, budget: Budget, hint: float | None
-    ) -> SearchResult[float]:
+    def search(self, problem: Script, options: SolveOptions, budget: Budget, hint: float | None) -> SearchResult[float]:
         return problem(budget)
 
     def check(self, problem: Script, plan: float) -> list[Violation]:
@@ -55,9 +53,7 @@ class Scripted:
         return "one", 1.0
 
 
-RESULT = SearchResult(
-    status=Status.FEASIBLE, stop=Stop.HEURISTIC, plan=10.0, solver="none", solver_version="1"
-)
+RESULT = SearchResult(status=Status.FEASIBLE, stop=Stop.HEURISTIC, plan=10.0, solver="none", solver_version="1")
 
 
 def answer(options: SolveOptions | None = None, **changes: Any) -> Outcome[float]:
@@ -115,9 +111,7 @@ def test_rounding_is_not_a_false_claim() -> None:
         (0.2, Stop.PROOF, Stop.PROOF),
     ],
 )
-def test_a_search_inside_the_asked_gap_stopped_for_it(
-    relative_gap: float | None, stop: Stop, expected: Stop
-) -> None:
+def test_a_search_inside_the_asked_gap_stopped_for_it(relative_gap: float | None, stop: Stop, expected: Stop) -> None:
     options = SolveOptions(relative_gap=relative_gap)
     assert answer(options, stop=stop, bound=Bound(value=8.0, name="eight")).stop is expected
 

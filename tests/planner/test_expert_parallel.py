@@ -39,9 +39,7 @@ def random_rows(rng: np.random.Generator, layers: int, experts: int, gpus: int, 
     return np.array(rows)
 
 
-def random_trace(
-    rng: np.random.Generator, tokens: int, layers: int, experts: int, top_k: int
-) -> RoutingTrace:
+def random_trace(rng: np.random.Generator, tokens: int, layers: int, experts: int, top_k: int) -> RoutingTrace:
     ids = np.array([[rng.permutation(experts)[:top_k] for _ in range(layers)] for _ in range(tokens)])
     return RoutingTrace(experts=ids)
 
@@ -92,9 +90,9 @@ def test_membership_and_moves_by_hand() -> None:
 def test_the_nearest_replica_serves_by_hand() -> None:
     """One slot a GPU, two nodes of two GPUs. Layer 0: experts 0 1 2 3. Layer 1: 0 0 1 2 (expert 0 twice), 3 absent.
 
-    Token 0 -> 0: on GPU 0, stays. Token 1 -> 0: on GPU 1, stays. Token 2 -> 0: from GPU 2, no replica in its node, so
-    it goes to GPU 0 or 1 and changes node. Token 3 -> 1: from GPU 3 to GPU 2, inside the node.
-    Crossings: 2 of 4 change GPU, 1 of 4 changes node. Load of layer 1: GPU 0 and 1 have 1.5 each, GPU 2 one, GPU 3 none.
+    Token 0 -> 0: on GPU 0, stays. Token 1 -> 0: on GPU 1, stays. Token 2 -> 0: from GPU 2, no replica in its node,
+    so it goes to GPU 0 or 1 and changes node. Token 3 -> 1: from GPU 3 to GPU 2, inside the node.
+    Crossings: 2 of 4 change GPU, 1 of 4 changes node. Load of layer 1: GPUs 0 and 1 have 1.5 each, 2 has 1, 3 none.
     """
     rows = np.array([[0, 1, 2, 3], [0, 0, 1, 2]])
     tokens = trace([[0], [0]], [[1], [0]], [[2], [0]], [[3], [1]])

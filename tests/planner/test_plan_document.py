@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from formulations.expert_placement.problem import ExpertPlacementProblem
-from formulations.planning import check_document, judge, plan
 from formulations.outcome import SolveOptions
+from formulations.planning import check_document, judge, plan
 from planner.errors import DescriptionError
 from planner.files import read_as, to_json, write_text
 from planner.plan import ExpertPlacement, PlanDocument
@@ -63,7 +63,16 @@ def test_a_document_survives_a_file(document: PlanDocument, tmp_path: Path) -> N
 
 def test_the_contract_of_the_document(document: PlanDocument) -> None:
     value = json.loads(to_json(document))
-    assert {"schema_version", "problem", "instance", "gpuplan_version", "outcome", "baseline", "plan", "verdict"} <= set(value)
+    assert {
+        "schema_version",
+        "problem",
+        "instance",
+        "gpuplan_version",
+        "outcome",
+        "baseline",
+        "plan",
+        "verdict",
+    } <= set(value)
     assert {"name", "sha256"} <= set(value["instance"])
     assert {
         "status", "stop", "objective", "objective_unit", "terms", "bound", "gap", "build_s", "solve_s", "solver",

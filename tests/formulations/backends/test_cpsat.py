@@ -163,9 +163,7 @@ def test_an_interrupt_keeps_the_incumbent() -> None:
 def test_solutions_are_handed_on_and_errors_come_back() -> None:
     model, take = _knapsack()
     plans: list[list[int]] = []
-    solve_cpsat(
-        model, Budget(0.5), SolveOptions(), on_solution=lambda value: plans.append([value(x) for x in take])
-    )
+    solve_cpsat(model, Budget(0.5), SolveOptions(), on_solution=lambda value: plans.append([value(x) for x in take]))
     assert plans
 
     def fail(value: object) -> None:

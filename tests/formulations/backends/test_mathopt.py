@@ -141,9 +141,7 @@ def test_optimal_needs_a_bound_that_meets_the_objective() -> None:
         ("glop", SolveOptions(), "choose from highs, scip"),
     ],
 )
-def test_options_that_cannot_be_honoured_are_refused(
-    solver: str, options: SolveOptions, message: str
-) -> None:
+def test_options_that_cannot_be_honoured_are_refused(solver: str, options: SolveOptions, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         solve_mathopt(_line(1.0)[0], Budget(5.0), options, solver=solver)
 

@@ -228,17 +228,14 @@ def test_all_backends_agree_on_an_assignment() -> None:
         solve_pulp(problem, Budget(10.0), options)[0],
     ]
     assert {result.status for result in results} == {Status.OPTIMAL}
-    assert {round(result.objective or 0.0, 6) for result in results} == {
-        round(results[0].objective or 0.0, 6)
-    }
+    assert {round(result.objective or 0.0, 6) for result in results} == {round(results[0].objective or 0.0, 6)}
 
 
 def _pretend_cbc(monkeypatch: pytest.MonkeyPatch, folder: Path, last_words: str) -> None:
     """Put a script in CBC's place; $answer is the file it is to write."""
     script = folder / "cbc"
     script.write_text(
-        "#!/bin/bash\n"
-        'while [ $# -gt 0 ]; do if [ "$1" = -solution ]; then answer=$2; fi; shift; done\n' + last_words
+        '#!/bin/bash\nwhile [ $# -gt 0 ]; do if [ "$1" = -solution ]; then answer=$2; fi; shift; done\n' + last_words
     )
     script.chmod(0o755)
     monkeypatch.setattr(pulp.PULP_CBC_CMD, "pulp_cbc_path", str(script))

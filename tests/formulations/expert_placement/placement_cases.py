@@ -35,9 +35,7 @@ def chain_instance(
 ) -> ExpertPlacementProblem:
     """A trace as a problem with chain communication."""
     cost, intra, inter = hop_costs(num_gpus, keywords.get("gpus_per_node", num_gpus))
-    model = CommunicationModel(
-        model="chain", weight=weight, cost=cost, intra_node_cost=intra, inter_node_cost=inter
-    )
+    model = CommunicationModel(model="chain", weight=weight, cost=cost, intra_node_cost=intra, inter_node_cost=inter)
     load = trace.counts(num_experts)[None]
     return instance(load, num_gpus, trace=trace, communication=model, **keywords)
 
@@ -84,9 +82,5 @@ def brute_force(problem: ExpertPlacementProblem) -> float:
         for row in (sum(sets, ()) for sets in itertools.product(per_gpu, repeat=problem.num_gpus))
         if len(set(row)) == problem.num_experts
     ]
-    plans = (
-        problem.placement(np.array(rows)) for rows in itertools.product(layer, repeat=problem.num_layers)
-    )
-    return min(
-        (objective(problem, plan).total for plan in plans if not check(problem, plan)), default=float("inf")
-    )
+    plans = (problem.placement(np.array(rows)) for rows in itertools.product(layer, repeat=problem.num_layers))
+    return min((objective(problem, plan).total for plan in plans if not check(problem, plan)), default=float("inf"))

@@ -13,9 +13,7 @@ from planner.topology import hop_costs
 from planner.workload import RoutingTrace
 
 
-def routed(
-    experts: int, layers: int, top_k: int, tokens: int = 200, seed: int = 0, stay: float = 0.5
-) -> RoutingTrace:
+def routed(experts: int, layers: int, top_k: int, tokens: int = 200, seed: int = 0, stay: float = 0.5) -> RoutingTrace:
     """A trace with distinct choices of a token, uneven experts, and neighbouring layers that resemble each other."""
     rng = np.random.default_rng(seed)
     popularity = rng.lognormal(0.0, 1.0, (layers, experts))
@@ -57,9 +55,7 @@ def travelling(
     )
 
 
-def random_placement(
-    rng: np.random.Generator, layers: int, experts: int, gpus: int, per_gpu: int
-) -> np.ndarray:
+def random_placement(rng: np.random.Generator, layers: int, experts: int, gpus: int, per_gpu: int) -> np.ndarray:
     """Valid rows [L, S]: every expert somewhere, none twice on a GPU."""
     rows = np.empty((layers, gpus, per_gpu), dtype=np.int64)
     for row in rows:

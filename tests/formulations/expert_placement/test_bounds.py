@@ -36,9 +36,7 @@ FAMILIES: dict[str, Callable[[int], ExpertPlacementProblem]] = {
     "mean and hottest replica": loads,
     "lp split": lambda seed: loads(seed, split="lp"),
     "unequal speeds": lambda seed: loads(seed, speed=np.random.default_rng(seed).random(loads(seed).num_gpus) + 0.2),
-    "several scenarios": lambda seed: instance(
-        counts(3, 1, 4, seed=seed), 2, 6, weight=np.array([1.0, 2.0, 0.5])
-    ),
+    "several scenarios": lambda seed: instance(counts(3, 1, 4, seed=seed), 2, 6, weight=np.array([1.0, 2.0, 0.5])),
     "group on one node": lambda seed: instance(
         counts(1, 4, seed=seed), 4, 8, gpus_per_node=2, num_groups=2, group_spread=1
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from small_cases import random_placement, routed, travelling
 
 from formulations.expert_placement import capped_moves
 from formulations.expert_placement.check import objective
-from formulations.expert_placement.local_search import Best, Workspace
 from formulations.expert_placement.problem import ExpertPlacementProblem
+from formulations.expert_placement.workspace import Best, Workspace
 from formulations.outcome import Budget, SolveOptions, Status, Stop
 from planner.cost.expert_parallel import moved_replicas
 
@@ -90,7 +91,7 @@ def test_more_moves_never_cost_more() -> None:
         outcome = run(problem_with_current(2, max_moves=cap), "local-search", work_limit=500)
         assert outcome.objective is not None
         totals.append(outcome.objective.total)
-    assert all(later <= earlier * (1 + 1e-9) for earlier, later in zip(totals, totals[1:], strict=False))
+    assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise(totals))
 
 
 @pytest.mark.parametrize("cap", [1, 2, 3])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_cases import random_placement, shapes
 
-from formulations.expert_placement.descent import _State, _ranking_key, _replace, _swap_pairs, descend
+from formulations.expert_placement.descent import _ranking_key, _replace, _State, _swap_pairs, descend
 from formulations.outcome import Budget
 from planner.cost.expert_parallel import gpu_load, hottest, membership
 

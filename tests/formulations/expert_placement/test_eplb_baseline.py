@@ -29,7 +29,9 @@ def test_the_published_example(shared_data: Path) -> None:
     """Two layers of 12 experts in 4 groups, 16 slots, 8 GPUs in 2 nodes; the same GPUs up to ties and order."""
     example = json.loads((shared_data / "experts" / "eplb_readme_example.json").read_text())
     load, expected = np.array(example["weight"], dtype=float), np.array(example["expected_phy2log"])
-    found = eplb_hierarchical(load, example["num_gpus"], example["num_replicas"], example["num_nodes"], example["num_groups"])
+    found = eplb_hierarchical(
+        load, example["num_gpus"], example["num_replicas"], example["num_nodes"], example["num_groups"]
+    )
     speed = np.ones(example["num_gpus"])
     np.testing.assert_array_equal(
         np.sort(membership(found, 12, 8).sum(axis=2)), np.sort(membership(expected, 12, 8).sum(axis=2))

@@ -45,9 +45,7 @@ CASES = {
     "no moves": lambda: instance(counts(2, 4), 2, 6, current=CURRENT, max_moves=0),
     "chain": _three_layers,
     "chain and speeds": lambda: _three_layers(weight=0.2, speed=np.array([1.0, 0.5])),
-    "chain over nodes": lambda: chain_instance(
-        planted_trace(4, 2, 4, tokens=300)[0], 4, 4, 0.2, gpus_per_node=2
-    ),
+    "chain over nodes": lambda: chain_instance(planted_trace(4, 2, 4, tokens=300)[0], 4, 4, 0.2, gpus_per_node=2),
 }
 
 
@@ -81,9 +79,7 @@ def test_random_instances_agree_with_brute_force(seed: int) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_cap_on_moves_that_breaks_the_groups_is_infeasible_with_ways_out(method: str) -> None:
     apart = np.array([[0, 2, 1, 3]])
-    problem = instance(
-        counts(1, 4), 2, 4, gpus_per_node=1, num_groups=2, group_spread=1, current=apart, max_moves=1
-    )
+    problem = instance(counts(1, 4), 2, 4, gpus_per_node=1, num_groups=2, group_spread=1, current=apart, max_moves=1)
     assert brute_force(problem) == float("inf")
     outcome = run(problem, method)
     assert (outcome.status, outcome.stop) == (Status.INFEASIBLE, Stop.PROOF)
@@ -169,14 +165,10 @@ def test_a_gap_is_enough_if_it_is_asked_for(method: str) -> None:
 def test_what_the_models_cannot_say_is_refused(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = planted_trace(4, 2, 2, tokens=50)[0]
     cost, intra, inter = hop_costs(2, 2)
-    fanout = CommunicationModel(
-        model="fanout", weight=1.0, cost=cost, intra_node_cost=intra, inter_node_cost=inter
-    )
+    fanout = CommunicationModel(model="fanout", weight=1.0, cost=cost, intra_node_cost=intra, inter_node_cost=inter)
     with pytest.raises(OptionError, match=f"{method} cannot model fan-out"):
         run(instance(trace.counts(4)[None], trace=trace, communication=fanout), method)
-    chain = CommunicationModel(
-        model="chain", weight=1.0, cost=cost, intra_node_cost=intra, inter_node_cost=inter
-    )
+    chain = CommunicationModel(model="chain", weight=1.0, cost=cost, intra_node_cost=intra, inter_node_cost=inter)
     with pytest.raises(OptionError, match="without replicas"):
         run(instance(trace.counts(4)[None], 2, 6, trace=trace, communication=chain), method)
     monkeypatch.setattr(exact, "MAX_VARIABLES", 10)

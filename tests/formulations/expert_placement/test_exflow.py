@@ -35,9 +35,7 @@ def test_two_gpus_have_no_fewer_crossings_in_any_placement(bisection: bool) -> N
     result = exflow.search(problem, SolveOptions(time_limit_s=10.0), Budget(10.0), None, bisection=bisection)
     assert result.plan is not None
     halves = [np.array([*half, *(set(range(4)) - set(half))]) for half in itertools.combinations(range(4), 2)]
-    best = min(
-        crossings(np.stack(rows), problem.transitions, 2) for rows in itertools.product(halves, repeat=3)
-    )
+    best = min(crossings(np.stack(rows), problem.transitions, 2) for rows in itertools.product(halves, repeat=3))
     assert crossings(result.plan.array, problem.transitions, 2) == pytest.approx(best, abs=1e-9)
 
 

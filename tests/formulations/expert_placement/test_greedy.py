@@ -46,7 +46,7 @@ def test_replicas_fill_the_slots_within_the_cap_and_no_exchange_helps(shape: tup
 
 
 def test_packing_by_hand() -> None:
-    """5 4 3 3 2 1 onto two bins of three: 5 | 4; 3 onto the second (5 | 7), 3 onto the first (8 | 7), 2 and 1: 9 | 9."""
+    """5 4 3 3 2 1 onto two bins of three: 5 | 4; 3 onto the second (5 | 7), 3 onto the first (8 | 7); 8 + 1 | 7 + 2."""
     experts, size = np.arange(6)[None], np.array([[5.0, 4.0, 3.0, 3.0, 2.0, 1.0]])
     slots = pack(experts, size, 2)
     assert slots.tolist() == [[0, 3, 5, 1, 2, 4]]

@@ -187,7 +187,20 @@ def test_forbidden_gpus_are_respected_by_every_kernel(forbidden: bool) -> None:
     layer = Layer(0)
     held = membership(layer.slots, EXPERTS, GPUS)[0] > 0
     allowed = held.astype(np.uint8) if forbidden else np.ones((EXPERTS, GPUS), np.uint8)
-    arguments = (layer.load[0], layer.weight, layer.speed, allowed, layer.old[0], 0.0, layer.slots[0], GPUS, 200, 0.1, 1e-3, 1)
+    arguments = (
+        layer.load[0],
+        layer.weight,
+        layer.speed,
+        allowed,
+        layer.old[0],
+        0.0,
+        layer.slots[0],
+        GPUS,
+        200,
+        0.1,
+        1e-3,
+        1,
+    )
     for kernel in (anneal_even, anneal_lp):
         found = kernel(*arguments)[0]
         assert not ((membership(found[None], EXPERTS, GPUS)[0] > 0) & (allowed == 0)).any()

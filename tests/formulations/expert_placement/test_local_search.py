@@ -42,9 +42,7 @@ TINY: dict[str, Callable[[int], ExpertPlacementProblem]] = {
     "chain and move cost": lambda seed: travelling(
         "chain", routed(4, 2, 1, seed=seed), 4, 2, 6, current=np.repeat(CURRENT, 2, axis=0), move_cost=0.05
     ),
-    "groups": lambda seed: instance(
-        counts(1, 4, seed=seed), 4, 8, gpus_per_node=2, num_groups=2, group_spread=1
-    ),
+    "groups": lambda seed: instance(counts(1, 4, seed=seed), 4, 8, gpus_per_node=2, num_groups=2, group_spread=1),
     "groups and move cost": lambda seed: instance(
         counts(1, 4, seed=seed),
         4,
@@ -72,9 +70,7 @@ def test_tiny_instances_reach_the_brute_force_optimum(name: str) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(problem=load_instances(), split=st.sampled_from(["even", "lp"]))
-def test_a_plan_is_valid_bounded_and_no_layer_is_worse_than_eplb(
-    problem: ExpertPlacementProblem, split: str
-) -> None:
+def test_a_plan_is_valid_bounded_and_no_layer_is_worse_than_eplb(problem: ExpertPlacementProblem, split: str) -> None:
     problem = replace(problem, split=split)  # type: ignore[arg-type]
     document = plan(problem, options=replace(SHORT, work_limit=200))
     assert document.plan is not None
@@ -96,9 +92,7 @@ def test_a_plan_is_valid_bounded_and_no_layer_is_worse_than_eplb(
 
 @settings(deadline=None, max_examples=25)
 @given(problem=load_instances(scenarios=3), seed=st.integers(0, 2**31 - 1))
-def test_scenarios_together_are_no_worse_than_eplb_on_their_sum(
-    problem: ExpertPlacementProblem, seed: int
-) -> None:
+def test_scenarios_together_are_no_worse_than_eplb_on_their_sum(problem: ExpertPlacementProblem, seed: int) -> None:
     outcome = run(problem, "local-search", work_limit=200, seed=seed)
     assert outcome.objective is not None
     assert outcome.bound is not None
@@ -114,7 +108,9 @@ def test_scenarios_together_are_no_worse_than_eplb_on_their_sum(
 @pytest.mark.parametrize("split", ["even", "lp"])
 def test_almost_full_replication_still_gives_a_plan(experts: int, gpus: int, slots: int, split: str) -> None:
     for seed in range(3):
-        outcome = run(instance(counts(2, experts, seed=seed) ** 3, gpus, slots, split=split), "local-search", work_limit=50)
+        outcome = run(
+            instance(counts(2, experts, seed=seed) ** 3, gpus, slots, split=split), "local-search", work_limit=50
+        )
         assert outcome.plan is not None
 
 
@@ -133,9 +129,7 @@ REPEATED = {
 @pytest.mark.parametrize("name", REPEATED)
 def test_seed_and_work_limit_repeat_the_plan_whatever_the_clock(name: str) -> None:
     problem = REPEATED[name]()
-    plans = [
-        run(problem, "local-search", work_limit=700, seed=7, time_limit_s=limit).plan for limit in (120.0, 300.0)
-    ]
+    plans = [run(problem, "local-search", work_limit=700, seed=7, time_limit_s=limit).plan for limit in (120.0, 300.0)]
     assert plans[0] is not None
     assert plans[0] == plans[1]
 
@@ -143,9 +137,7 @@ def test_seed_and_work_limit_repeat_the_plan_whatever_the_clock(name: str) -> No
 @pytest.mark.parametrize("name", ["even", "two slots a GPU", "lp"])
 def test_doubled_counts_give_the_same_plan(name: str) -> None:
     problem = REPEATED[name]()
-    doubled = instance(
-        2.0 * np.asarray(problem.load), problem.num_gpus, problem.num_slots, split=problem.split
-    )
+    doubled = instance(2.0 * np.asarray(problem.load), problem.num_gpus, problem.num_slots, split=problem.split)
     assert run(problem, "local-search", work_limit=300).plan == run(doubled, "local-search", work_limit=300).plan
 
 

@@ -54,9 +54,7 @@ def test_each_solver_reads_the_same_model(solver: str, start: np.ndarray | None)
 def test_equalities_and_infinite_bounds(solver: str) -> None:
     builder = LinearBuilder()
     x = builder.variables((2,), lower=-np.inf, upper=np.inf, cost=[1.0, 0.0])
-    builder.rows(
-        [3.0, -1.0], [3.0, np.inf], (np.array([[x[0], x[1]], [x[0], x[1]]]), [[1.0, 1.0], [1.0, -1.0]])
-    )
+    builder.rows([3.0, -1.0], [3.0, np.inf], (np.array([[x[0], x[1]], [x[0], x[1]]]), [[1.0, 1.0], [1.0, -1.0]]))
     result, values = SOLVERS[solver](builder.build(), Budget(5.0), SolveOptions())
     assert result.status is Status.OPTIMAL
     np.testing.assert_allclose(values, [1.0, 2.0], atol=1e-6)
@@ -83,9 +81,7 @@ LP_CASES = {
         speed=np.array([1.0, 0.5, 0.8]),
         weight=np.array([1.0, 2.0]),
     ),
-    "groups": lambda: instance(
-        counts(1, 4, seed=5), 4, 8, split="lp", gpus_per_node=2, num_groups=2, group_spread=1
-    ),
+    "groups": lambda: instance(counts(1, 4, seed=5), 4, 8, split="lp", gpus_per_node=2, num_groups=2, group_spread=1),
     "moves": lambda: instance(
         counts(2, 1, 4, seed=6),
         2,

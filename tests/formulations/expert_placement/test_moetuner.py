@@ -74,9 +74,7 @@ def test_the_second_stage_only_moves_clusters_and_lowers_the_dearest_pairs() -> 
     orders = [list(order) for order in itertools.permutations(range(3))]
     grid = mapped.plan.array.reshape(3, 3, 2)
     best = min(
-        dearest(np.stack([grid[0], grid[1][one], grid[2][two]]).reshape(3, 6))
-        for one in orders
-        for two in orders
+        dearest(np.stack([grid[0], grid[1][one], grid[2][two]]).reshape(3, 6)) for one in orders for two in orders
     )
     assert dearest(mapped.plan.array) == pytest.approx(best, abs=1e-3)
 

@@ -65,7 +65,12 @@ def test_any_replan_can_be_executed_step_by_step(case: tuple[int, int, np.ndarra
     np.testing.assert_array_equal(replay(current, moves, layer_ids, gpus), aligned)
     assert len(moves) == moved_replicas(target, current, experts, gpus).sum()
     problem = instance(
-        counts(len(current), experts), gpus, current.shape[1], current=current, layer_ids=layer_ids, num_decoder_layers=9
+        counts(len(current), experts),
+        gpus,
+        current.shape[1],
+        current=current,
+        layer_ids=layer_ids,
+        num_decoder_layers=9,
     )
     assert check(problem, problem.placement(aligned).model_copy(update={"moves": moves})) == []
 

@@ -18,12 +18,8 @@ from planner.errors import DescriptionError
 from planner.readers import expert_loads
 from planner.readers.expert_loads import read_expert_load
 
-RELAXED = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
-)
-COUNTS = hnp.arrays(
-    np.float64, hnp.array_shapes(min_dims=2, max_dims=3, max_side=5), elements=st.integers(0, 10**9)
-)
+RELAXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+COUNTS = hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=3, max_side=5), elements=st.integers(0, 10**9))
 MAP_KEY = "last_physical_to_logical_map"
 COLUMN_NUMBERS = "are these column numbers, or counts? Remove them, or put a header of words before them"
 BEYOND = "is beyond any real model"
@@ -73,9 +69,7 @@ def test_every_format_gives_the_same_counts(tmp_path: Path, counts: np.ndarray[A
             header = ",".join(f"e{index}" for index in range(expected.shape[1]))
             path = write(tmp_path / "a.csv", f"{header}\n{as_matrix_csv(expected)}\n")
         case _:
-            cells = [
-                (e, value, row) for row, line in enumerate(expected.tolist()) for e, value in enumerate(line)
-            ]
+            cells = [(e, value, row) for row, line in enumerate(expected.tolist()) for e, value in enumerate(line)]
             body = "".join(f"{e},{value},{row}\n" for e, value, row in reversed(cells))
             path = write(tmp_path / "a.csv", f"Expert,count,layer\n{body}")
     load = read_expert_load(path, name="mine", weight=2.5)
@@ -86,16 +80,10 @@ def test_every_format_gives_the_same_counts(tmp_path: Path, counts: np.ndarray[A
 @RELAXED
 @given(data=st.data(), suffix=st.sampled_from([".json", ".csv"]))
 def test_damaged_text_is_an_error_and_no_traceback(tmp_path: Path, data: st.DataObject, suffix: str) -> None:
-    sound = (
-        '{"logical_count": [[1, 2.5], [0, 3]]}'
-        if suffix == ".json"
-        else "layer,expert,count\n0,0,1\n1,1,2.5\n"
-    )
+    sound = '{"logical_count": [[1, 2.5], [0, 3]]}' if suffix == ".json" else "layer,expert,count\n0,0,1\n1,1,2.5\n"
     position = data.draw(st.integers(0, len(sound)))
     path = tmp_path / f"a{suffix}"
-    path.write_text(
-        sound[:position] + data.draw(st.text(max_size=4)) + sound[position + 1 :], encoding="utf-8"
-    )
+    path.write_text(sound[:position] + data.draw(st.text(max_size=4)) + sound[position + 1 :], encoding="utf-8")
     with contextlib.suppress(DescriptionError):
         assert np.isfinite(counts_of(path)).all()
 
@@ -103,9 +91,7 @@ def test_damaged_text_is_an_error_and_no_traceback(tmp_path: Path, data: st.Data
 def test_reads_recordings_of_torch(tmp_path: Path) -> None:
     counts = np.arange(24).reshape(2, 3, 4)
     counts[:, 0] = 0
-    np.testing.assert_array_equal(
-        counts_of(torch_files.unpack_real("sglang_stat", tmp_path)), counts.sum(axis=0)
-    )
+    np.testing.assert_array_equal(counts_of(torch_files.unpack_real("sglang_stat", tmp_path)), counts.sum(axis=0))
     per_pass = counts_of(torch_files.unpack_real("sglang_per_pass", tmp_path))
     np.testing.assert_array_equal(per_pass, [[15, 6, 9], [21, 42, 15]])
 
@@ -274,9 +260,7 @@ def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_torch_values_that_are_no_counts(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
-    assert messages(torch_files.save(path, {"logical_count": "many"})) == [
-        ": logical_count: needs rows of numbers"
-    ]
+    assert messages(torch_files.save(path, {"logical_count": "many"})) == [": logical_count: needs rows of numbers"]
     infinite = np.array([[1.0, np.nan], [np.inf, 1.0]])
     assert messages(torch_files.save(path, {"logical_count": infinite})) == [
         ": logical_count[0][1]: count is nan, not finite",

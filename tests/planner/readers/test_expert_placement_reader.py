@@ -17,12 +17,8 @@ from planner.errors import DescriptionError
 from planner.plan import ExpertPlacement, InstanceReference, OutcomeRecord, PlanDocument
 from planner.readers.expert_placement import read_expert_placement
 
-RELAXED = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
-)
-ROWS = hnp.arrays(
-    np.int64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=4), elements=st.integers(0, 65_535)
-)
+RELAXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+ROWS = hnp.arrays(np.int64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=4), elements=st.integers(0, 65_535))
 ASCEND = {
     "moe_layer_count": 2,
     "layer_list": [
@@ -102,7 +98,7 @@ def test_every_form_gives_the_same_rows(tmp_path: Path, rows: np.ndarray[Any, An
     found = read_expert_placement(path)
     assert found.source == str(path)
     assert found.layer_ids == (layer_ids if form == "tensorrt" else None)
-    np.testing.assert_array_equal(found.rows(layer_ids), rows)
+    np.testing.assert_array_equal(found.rows(layer_ids, 9), rows)
 
 
 def test_plan_document(tmp_path: Path) -> None:
@@ -110,24 +106,24 @@ def test_plan_document(tmp_path: Path) -> None:
     path = write(tmp_path / "plan.json", plan_document(rows, (1, 4)).model_dump_json())
     found = read_expert_placement(path)
     assert found.layer_ids == (1, 4)
-    np.testing.assert_array_equal(found.rows((4,)), [[1, 0]])
+    np.testing.assert_array_equal(found.rows((4,), 5), [[1, 0]])
     empty = write(tmp_path / "none.json", plan_document(None).model_dump_json())
     assert message(empty) == ": holds no plan (status infeasible)"
 
 
 def test_ascend_rows_and_slots_follow_their_ids(tmp_path: Path) -> None:
     found = read_expert_placement(write(tmp_path / "map.json", ASCEND))
-    np.testing.assert_array_equal(found.rows((5, 9)), [[0, 1, 2, 2], [1, 1, 2, 0]])
+    np.testing.assert_array_equal(found.rows((5, 9), 10), [[0, 1, 2, 2], [1, 1, 2, 0]])
     with pytest.raises(DescriptionError, match="has 2 rows for 1 MoE layers"):
-        found.rows((1,))
+        found.rows((1,), 10)
 
 
 def test_rows_of_all_layers_and_missing_layers(tmp_path: Path) -> None:
     np.save(tmp_path / "map.npy", np.arange(6).reshape(3, 2))
     found = read_expert_placement(tmp_path / "map.npy")
-    np.testing.assert_array_equal(found.rows((1, 2)), [[2, 3], [4, 5]])
+    np.testing.assert_array_equal(found.rows((1, 2), 3), [[2, 3], [4, 5]])
     with pytest.raises(DescriptionError, match=r"no row for layers \[7\]"):
-        found.rows((1, 7))
+        found.rows((1, 7), 3)
 
 
 def test_layers_may_be_text_in_json(tmp_path: Path) -> None:
@@ -225,15 +221,9 @@ def test_wrong_arrays(tmp_path: Path, array: object, expected: str) -> None:
 @RELAXED
 @given(data=st.data(), form=st.sampled_from(["json", "yaml"]))
 def test_damage_is_an_error_and_no_traceback(tmp_path: Path, data: st.DataObject, form: str) -> None:
-    sound = (
-        json.dumps(ASCEND)
-        if form == "json"
-        else "initial_global_assignments: {3: [0,1], 4: [1,0]}\nnum_slots: 2\n"
-    )
+    sound = json.dumps(ASCEND) if form == "json" else "initial_global_assignments: {3: [0,1], 4: [1,0]}\nnum_slots: 2\n"
     position = data.draw(st.integers(0, len(sound)))
     path = tmp_path / f"map.{form}"
-    path.write_text(
-        sound[:position] + data.draw(st.text(max_size=4)) + sound[position + 1 :], encoding="utf-8"
-    )
+    path.write_text(sound[:position] + data.draw(st.text(max_size=4)) + sound[position + 1 :], encoding="utf-8")
     with contextlib.suppress(DescriptionError):
         assert read_expert_placement(path).physical_to_logical.ndim == 2

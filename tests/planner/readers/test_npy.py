@@ -23,9 +23,7 @@ NUMBERS = st.one_of(
     hnp.floating_dtypes(endianness="?"),
 )
 ARRAYS = hnp.arrays(NUMBERS, hnp.array_shapes(min_dims=1, max_dims=4, max_side=5))
-RELAXED = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
-)
+RELAXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 
 
 def with_header(path: Path, header: str, data: bytes = b"", version: bytes = b"\x01\x00") -> Path:

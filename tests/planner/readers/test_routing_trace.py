@@ -16,9 +16,7 @@ from planner.errors import DescriptionError
 from planner.readers import routing_trace
 from planner.readers.routing_trace import read_routing_trace
 
-RELAXED = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
-)
+RELAXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 
 
 @st.composite

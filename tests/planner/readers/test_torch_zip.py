@@ -22,18 +22,14 @@ from planner.errors import DescriptionError
 from planner.readers import torch_zip
 from planner.readers.torch_zip import read_torch_zip
 
-RELAXED = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
-)
+RELAXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 ARRAYS = hnp.arrays(
     st.sampled_from(["<f8", "<f4", "<i8", "<i4"]),
     hnp.array_shapes(min_dims=0, max_dims=4, max_side=4, min_side=0),
 )
 VALUES = st.recursive(
     st.one_of(st.none(), st.text(max_size=5), st.integers(), st.floats(allow_nan=False), ARRAYS),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=3), inner, max_size=4)
-    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=3), inner, max_size=4)),
     max_leaves=8,
 )
 
@@ -180,16 +176,12 @@ def test_refuses_instructions(tmp_path: Path, instructions: bytes, message: str)
 
 
 def test_a_storage_has_one_type(tmp_path: Path) -> None:
-    twice = (
-        b"](" + tensor("0", "IntStorage", 4, (4,), (1,)) + tensor("0", "FloatStorage", 4, (4,), (1,)) + b"e"
-    )
+    twice = b"](" + tensor("0", "IntStorage", 4, (4,), (1,)) + tensor("0", "FloatStorage", 4, (4,), (1,)) + b"e"
     refused(tmp_path / "a.pt", archive(twice, {"0": bytes(16)}), "of two types")
 
 
 def test_refuses_compressed_entries(tmp_path: Path) -> None:
-    bomb = archive(
-        tensor("0", "ByteStorage", 2**26, (2**26,), (1,)), {"0": bytes(2**26)}, zipfile.ZIP_DEFLATED
-    )
+    bomb = archive(tensor("0", "ByteStorage", 2**26, (2**26,), (1,)), {"0": bytes(2**26)}, zipfile.ZIP_DEFLATED)
     assert len(bomb) < 2**17
     refused(tmp_path / "a.pt", bomb, "is compressed")
 

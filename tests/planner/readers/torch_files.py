@@ -28,9 +28,7 @@ def tensor(
     key: str, storage: str, numel: int, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0
 ) -> bytes:
     """Pickle instructions of one tensor, as torch.save writes them."""
-    persistent = (
-        b"(" + text("storage") + f"ctorch\n{storage}\n".encode() + text(key) + text("cpu") + whole(numel)
-    )
+    persistent = b"(" + text("storage") + f"ctorch\n{storage}\n".encode() + text(key) + text("cpu") + whole(numel)
     sizes = b"(" + b"".join(map(whole, shape)) + b"t"
     steps = b"(" + b"".join(map(whole, strides)) + b"t"
     hooks = b"ccollections\nOrderedDict\n)R"

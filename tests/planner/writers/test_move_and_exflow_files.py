@@ -19,9 +19,7 @@ def test_exflow_numbers_experts_through_all_moe_layers(tmp_path: Path) -> None:
     with path.open(newline="") as file:
         node_of = {int(row["Expert"]): int(row["Node"]) for row in csv.DictReader(file)}
     expected = {
-        layer * 4 + expert: slot // 2
-        for layer, row in enumerate(NO_REPLICAS)
-        for slot, expert in enumerate(row)
+        layer * 4 + expert: slot // 2 for layer, row in enumerate(NO_REPLICAS) for slot, expert in enumerate(row)
     }
     assert node_of == expected
 
@@ -37,9 +35,7 @@ def test_exflow_published_solutions_come_out_again(tmp_path: Path, shared_data: 
     lines = published.read_text().splitlines()
     nodes = [int(line.split(",")[1]) for line in lines[1:]]
     rows = [sorted(range(8), key=nodes[start : start + 8].__getitem__) for start in range(0, 256, 8)]
-    plan = placement(
-        rows, layer_ids=tuple(range(32)), num_experts=8, num_gpus=num_gpus, num_decoder_layers=32
-    )
+    plan = placement(rows, layer_ids=tuple(range(32)), num_experts=8, num_gpus=num_gpus, num_decoder_layers=32)
     export(document(plan), "exflow-csv", str(tmp_path / "solution.csv"))
     assert (tmp_path / "solution.csv").read_text().splitlines() == lines
 

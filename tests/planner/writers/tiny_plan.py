@@ -44,9 +44,7 @@ def document(plan: ExpertPlacement | None, name: str = "tiny") -> PlanDocument:
         method="none", seed=0, num_threads=1,
     )  # fmt: skip
     instance = InstanceReference(name=name, sha256="5ea1" * 16)
-    return PlanDocument(
-        problem="experts", instance=instance, gpuplan_version="0.1.0", outcome=outcome, plan=plan
-    )
+    return PlanDocument(problem="experts", instance=instance, gpuplan_version="0.1.0", outcome=outcome, plan=plan)
 
 
 def with_moves(plan: ExpertPlacement) -> ExpertPlacement:

@@ -1,0 +1,39 @@
+"""Every shipped instance is valid and gives a checked plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from formulations.outcome import SolveOptions
+from formulations.planning import load_problem, plan
+
+ROOT = Path(__file__).resolve().parents[1] / "instances"
+INSTANCES = sorted(path for kind in ("*.yaml", "*.yml") for path in ROOT.rglob(kind))
+#: Proposals per layer: enough to go through every stage of the search.
+WORK = 150
+
+
+@pytest.mark.parametrize("path", INSTANCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_instance_gives_a_checked_plan(path: Path) -> None:
+    problem = load_problem(path)
+    document = plan(problem, options=SolveOptions(time_limit_s=30.0, work_limit=WORK))
+    assert document.instance.name
+    assert len(document.instance.sha256) == 64
+    if document.plan is None:
+        assert document.outcome.status == "infeasible"
+        assert document.outcome.reasons
+        return
+    assert document.verdict is not None
+    assert document.verdict.feasible
+    assert document.outcome.objective is not None
+    assert document.outcome.bound is not None
+    assert document.outcome.bound <= document.outcome.objective * (1 + 1e-6)
+    assert document.baseline is not None
+    if problem.current is None and problem.group_spread is None:
+        assert document.outcome.objective <= document.baseline.objective * (1 + 1e-6)
+
+
+def test_instances_are_shipped() -> None:
+    assert INSTANCES
