@@ -28,6 +28,8 @@ from planner.readers.hf.vision import vision_tensors
 
 #: Largest config.json that is read; those with a list of modules for every layer are about 0.2 MB.
 MAX_CONFIG_BYTES = 4 * 2**20
+#: Activations of MLPs that have no gate, in every class that uses them.
+UNGATED = ("relu2", "xielu")
 #: Where multimodal models keep the language model.
 TEXT_SECTIONS = ("text_config", "llm_config", "language_config", "language_model_config")
 
@@ -60,11 +62,13 @@ def from_source(source: SourceText, name: str, beside: SourceText | None = None)
     config, model_type = _text_part(top)
     known = family_of(model_type)
     family = known or GENERIC
+    activation = config.values.get("hidden_act")
+    if known is None and isinstance(activation, str) and activation in UNGATED:
+        family = replace(family, gated=False)
     config.defaults = family.defaults
     if top.values.get("is_encoder_decoder") is True:
         top.problem("is_encoder_decoder", "is true: only decoder models are described")
     made = slots(config, family, model_type)
-    notes.refuse()
     latent = all(slot.attention is not AttentionKind.FULL for slot in made) and not _has_local(made)
     sizes = read_sizes(config, family, model_type, latent)
     notes.refuse()
@@ -73,7 +77,7 @@ def from_source(source: SourceText, name: str, beside: SourceText | None = None)
     if family.note:
         notes.assume(family.note)
     if known is None:
-        _tell_generic(notes, model_type)
+        _tell_generic(notes, model_type, family)
     elif notes.defaulted:
         told = ", ".join(f"{key} = {value}" for key, value in sorted(notes.defaulted.items()))
         notes.assume(f"missing keys read as {model_type} defines them: {told}")
@@ -165,10 +169,11 @@ def _own_type(top: Fields, config: Fields) -> WeightFormat:
     return plain("bfloat16")
 
 
-def _tell_generic(notes: Notes, model_type: str) -> None:
+def _tell_generic(notes: Notes, model_type: str, family: Family) -> None:
+    mlp = "gated" if family.gated else "ungated"
     kind = f"model_type {model_type[:60]!r} is not known" if model_type else "model_type is missing"
     notes.assume(
-        f"{kind}: generic rule used (gated MLP, two RMS norms a layer, biases and query-key norms only where a key says so)"
+        f"{kind}: generic rule used ({mlp} MLP, two RMS norms a layer, biases and query-key norms only where a key says so)"
     )
     if notes.defaulted:
         told = ", ".join(f"{key} = {value}" for key, value in sorted(notes.defaulted.items()))

@@ -11,7 +11,7 @@ from dataclasses import replace
 from planner.model.layers import Attention, AttentionKind, Component, Tensor
 from planner.readers.hf.families import Family
 from planner.readers.hf.fields import MAX_EXPERTS, MAX_TOKENS, Fields
-from planner.readers.hf.linear import linear_attention, mamba
+from planner.readers.hf.linear import linear_attention, mamba, selective_scan
 from planner.readers.hf.schedule import Slot
 from planner.readers.hf.sizes import Sizes
 
@@ -34,7 +34,7 @@ def attention_block(config: Fields, family: Family, sizes: Sizes, slot: Slot) ->
         square = [linear("self_attn.linear", Component.ATTENTION, sizes.hidden, sizes.hidden)]
         return Attention(kind=AttentionKind.NONE), square if slot.attention_linear else []
     if slot.attention is AttentionKind.MAMBA:
-        return mamba(config, sizes)
+        return selective_scan(config, sizes) if family.linear == "mamba1" else mamba(config, sizes)
     if slot.attention is AttentionKind.LINEAR:
         return linear_attention(config, family, sizes)
     if slot.attention is AttentionKind.COMPRESSED:
@@ -106,11 +106,12 @@ def _projections(config: Fields, family: Family, sizes: Sizes, slot: Slot, made:
 
 
 def _qk_norm(config: Fields, family: Family) -> str:
-    if family.qk_norm != "field":
+    if not family.qk_norm.startswith("field"):
         return family.qk_norm
     if not config.flag("use_qk_norm", "qk_norm", "qk_layernorm"):
         return "none"
-    return "full" if config.text("qk_norm_type", default="per_head") in ("per_layer", "full") else "head"
+    over_all = family.qk_norm == "field_full" or config.text("qk_norm_type") in ("per_layer", "full")
+    return "full" if over_all else "head"
 
 
 def _has_sinks(config: Fields, family: Family, slot: Slot) -> bool:

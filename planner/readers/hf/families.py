@@ -16,13 +16,14 @@ class Family:
     """Traits of a model class; None follows the key of the same meaning in config.json.
 
     qkv_bias, output_bias : biases of the attention projections (else attention_bias, qkv_bias, use_bias).
-    qk_norm : norm of queries and keys over one head, over all heads, or as `use_qk_norm` says.
+    qk_norm : norm of queries and keys over one head, over all heads, or either if `use_qk_norm` says so.
     norms : norms as wide as the hidden state in a layer; norm_bias for LayerNorm.
     gated : gate and up projection, else a single up projection.
     output_gate : the query projection also makes a gate for the attention output.
     sinks : one learned sink a head, in all layers or in the sliding ones.
     window_pattern : every n-th layer attends fully, the rest through the window; 0 is no such pattern.
     window_needs : key that has to be true before `sliding_window` counts.
+    last_is_full : the last layer attends fully, whatever the file says.
     shared_expert : a shared expert as wide as a routed one, without a key (Llama 4).
     router_dtype : type that checkpoints keep the router in, where it is not that of the other weights.
     linear : which linear attention `linear_attention` layers are.
@@ -33,7 +34,7 @@ class Family:
     qkv_bias: bool | None = None
     output_bias: bool | None = None
     mlp_bias: bool | None = None
-    qk_norm: Literal["field", "none", "head", "full"] = "field"
+    qk_norm: Literal["field", "field_full", "none", "head", "full"] = "field"
     norms: int = 2
     norm_bias: bool = False
     gated: bool = True
@@ -43,9 +44,10 @@ class Family:
     sinks: Literal["none", "all", "sliding"] = "none"
     window_pattern: int = 0
     window_needs: str = ""
+    last_is_full: bool = False
     shared_expert: bool = False
     router_dtype: str = ""
-    linear: Literal["delta", "lightning", "kimi", "mamba"] = "delta"
+    linear: Literal["delta", "lightning", "kimi", "mamba", "mamba1"] = "delta"
     defaults: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
 
@@ -71,6 +73,7 @@ _GEMMA3 = replace(
 )
 _GEMMA4 = replace(
     _GEMMA3,
+    last_is_full=True,
     defaults={
         "vocab_size": 262_144,
         "head_dim": 256,
@@ -81,9 +84,10 @@ _GEMMA4 = replace(
         "vocab_size_per_layer_input": 262_144,
     },
 )
+_LLAMA4 = {"attention_chunk_size": 8_192, "num_local_experts": 16, "num_experts_per_tok": 1, "head_dim": 128}
 _GRANITE = Family(qk_norm="none", linear="mamba")
 _OLMO = Family(mlp_bias=False, qk_norm="full")
-_COHERE = Family(mlp_bias=False, norms=1, defaults={"tie_word_embeddings": True})
+_COHERE = Family(mlp_bias=False, qk_norm="field_full", norms=1, defaults={"tie_word_embeddings": True})
 _MINIMAX = Family(
     qkv_bias=False, output_bias=False, mlp_bias=False, qk_norm="none", linear="lightning", router_dtype="float32"
 )
@@ -114,7 +118,7 @@ FAMILIES: Mapping[str, Family] = {
     "kimi_k2": _DEEPSEEK,
     "glm4_moe_lite": _DEEPSEEK,
     "glm_moe_dsa": _DEEPSEEK,
-    "deepseek_v4": replace(_DEEPSEEK, sinks="all", defaults={"hc_mult": 4, "n_shared_experts": 1}),
+    "deepseek_v4": replace(_DEEPSEEK, sinks="all", defaults={"hc_mult": 4, "n_shared_experts": 1, "sliding_window": 128}),
     "kimi_linear": replace(_DEEPSEEK, linear="kimi"),
     "glm4": Family(output_bias=False, mlp_bias=False, qk_norm="none", norms=4, defaults={"attention_bias": True}),
     "glm4_moe": Family(output_bias=False, mlp_bias=False, qk_norm="field"),
@@ -127,7 +131,7 @@ FAMILIES: Mapping[str, Family] = {
         window_pattern=2,
         defaults={"attention_bias": True, "head_dim": 64, "sliding_window": 128},
     ),
-    "llama4": Family(qk_norm="none", mlp_bias=False, shared_expert=True, defaults={"attention_chunk_size": 8_192}),
+    "llama4": Family(qk_norm="none", mlp_bias=False, shared_expert=True, defaults=_LLAMA4),
     "falcon": Family(
         qk_norm="none",
         gated=False,
@@ -143,7 +147,9 @@ FAMILIES: Mapping[str, Family] = {
     "minimax_m2": replace(_NO_BIAS, qk_norm="full", defaults={"head_dim": 128}),
     "minimax_m3": replace(_NO_BIAS, qk_norm="head", defaults={"head_dim": 128}),
     "minimax_m3_vl": replace(_NO_BIAS, qk_norm="head", defaults={"head_dim": 128}),
-    "mimo_v2_flash": Family(output_bias=False, mlp_bias=False, qk_norm="none", sinks="sliding"),
+    "mimo_v2_flash": Family(
+        output_bias=False, mlp_bias=False, qk_norm="none", sinks="sliding", defaults={"sliding_window": 128}
+    ),
     "nemotron_h": Family(
         qkv_bias=False,
         output_bias=False,
@@ -153,6 +159,7 @@ FAMILIES: Mapping[str, Family] = {
         linear="mamba",
         defaults={"head_dim": 128},
     ),
+    "nemotron": Family(qk_norm="none", gated=False, norm_bias=True),
     "nemotron-nas": Family(qk_norm="none"),
     "granite": _GRANITE,
     "granitemoe": replace(_GRANITE, mlp_bias=False),
@@ -166,12 +173,30 @@ FAMILIES: Mapping[str, Family] = {
         _COHERE, qk_norm="none", window_pattern=4, defaults={**_COHERE.defaults, "sliding_window": 4_096}
     ),
     "ernie4_5": Family(qk_norm="none", defaults={"tie_word_embeddings": True, "head_dim": 128}),
-    "ernie4_5_moe": Family(qk_norm="none", defaults={"tie_word_embeddings": True}),
+    "ernie4_5_moe": Family(qk_norm="none", router_bias=True, defaults={"tie_word_embeddings": True}),
     "hunyuan_v1_dense": Family(qk_norm="head", mlp_bias=False),
-    "hunyuan_v1_moe": Family(qk_norm="head", mlp_bias=False),
+    "hunyuan_v1_moe": Family(qk_norm="head", mlp_bias=False, defaults={"num_shared_expert": 1}),
     "dots1": Family(qk_norm="head", mlp_bias=False),
     "seed_oss": Family(qk_norm="none", defaults={"attention_bias": True, "head_dim": 128, "attention_out_bias": False}),
     "exaone4": replace(_NO_BIAS, qk_norm="head", window_pattern=4, defaults={"sliding_window": 4_096}),
+    "arcee": Family(qk_norm="none", gated=False),
+    "stablelm": Family(output_bias=False, mlp_bias=False, qk_norm="none", norm_bias=True),
+    "gpt_neox": Family(
+        mlp_bias=True, qk_norm="none", gated=False, norm_bias=True, defaults={"attention_bias": True}
+    ),
+    "jamba": replace(
+        _NO_BIAS,
+        qk_norm="none",
+        linear="mamba1",
+        defaults={
+            "num_experts": 16,
+            "num_experts_per_tok": 2,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "attn_layer_period": 8,
+            "attn_layer_offset": 4,
+        },
+    ),
     "starcoder2": Family(
         qk_norm="none", gated=False, norm_bias=True, defaults={"use_bias": True, "tie_word_embeddings": True}
     ),

@@ -1,4 +1,5 @@
-"""Layers that keep a state instead of a cache: gated delta nets, Kimi delta attention, lightning attention, Mamba-2.
+"""Layers that keep a state instead of a cache: gated delta nets, Kimi delta attention, lightning attention,
+Mamba-2 and Mamba-1.
 
 The recurrent state is counted in `mamba_ssm_dtype` / `mamba_ssm_cache_dtype` where the file has it, else in float32
 as the kernels keep it; the convolution keeps kernel - 1 inputs of each channel in 16 bits.
@@ -145,3 +146,25 @@ def mamba(config: Fields, sizes: Sizes) -> tuple[Attention, list[Tensor]]:
         _matrix("mixer.out_proj", sizes.hidden, inner, bias),
     ]
     return _state(config, AttentionKind.MAMBA, heads, width, state, channels, kernel), tensors
+
+
+def selective_scan(config: Fields, sizes: Sizes) -> tuple[Attention, list[Tensor]]:
+    """Mamba-1 as in Jamba: every channel has its own state, with norms of the step, input and output vectors."""
+    inner = config.integer("mamba_expand", default=2, maximum=1_024) * sizes.hidden
+    state = config.integer("mamba_d_state", default=16)
+    kernel = config.integer("mamba_d_conv", default=4)
+    rank = -(-sizes.hidden // 16)
+    if config.values.get("mamba_dt_rank") != "auto":
+        rank = config.integer("mamba_dt_rank", default=rank)
+    bias = config.flag("mamba_proj_bias")
+    tensors = [
+        _matrix("mamba.in_proj", 2 * inner, sizes.hidden, bias),
+        _conv("mamba.conv1d", inner, kernel, config.flag("mamba_conv_bias", default=True)),
+        _matrix("mamba.x_proj", rank + 2 * state, inner),
+        _matrix("mamba.dt_proj", inner, rank, True),
+        _vector("mamba.A_log", inner * state),
+        _vector("mamba.D", inner),
+        _vector("mamba.norms", rank + 2 * state),
+        _matrix("mamba.out_proj", sizes.hidden, inner, bias),
+    ]
+    return _state(config, AttentionKind.MAMBA, inner, 1, state, inner, kernel), tensors

@@ -60,7 +60,14 @@ def outer_tensors(config: Fields, family: Family, sizes: Sizes, tied: bool, num_
     tensors = [
         Tensor(name="model.embed_tokens", component=embedding, rows=sizes.vocab, columns=hidden, role="embedding"),
         vector("model.norm", Component.NORM, hidden, bias=family.norm_bias),
-        Tensor(name="lm_head", component=Component.HEAD, rows=sizes.vocab, columns=hidden, stored=not tied),
+        Tensor(
+            name="lm_head",
+            component=Component.HEAD,
+            rows=sizes.vocab,
+            columns=hidden,
+            bias=config.flag("lm_head_bias"),
+            stored=not tied,
+        ),
     ]
     if config.has("hc_mult"):
         streams = config.integer("hc_mult", maximum=1_024)

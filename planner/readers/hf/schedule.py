@@ -65,10 +65,10 @@ def slots(config: Fields, family: Family, model_type: str) -> tuple[Slot, ...]:
     count = config.integer("num_hidden_layers", "n_layer", "num_layers", maximum=MAX_LAYERS)
     if config.has("block_configs"):
         return _searched(config, count)
-    made = [
-        Slot(attention=attention, mlp=mlp)
-        for attention, mlp in zip(_attention_kinds(config, family, count), _mlp_kinds(config, count), strict=True)
-    ]
+    kinds = _attention_kinds(config, family, count)
+    if family.last_is_full:
+        kinds[-1] = AttentionKind.FULL
+    made = [Slot(attention=kind, mlp=mlp) for kind, mlp in zip(kinds, _mlp_kinds(config, count), strict=True)]
     if config.has("kv_lora_rank"):
         made = [replace(s, attention=AttentionKind.MLA) if s.attention is AttentionKind.FULL else s for s in made]
     made = _with_compression(config, model_type, made)
@@ -139,7 +139,7 @@ def _searched(config: Fields, count: int) -> tuple[Slot, ...]:
 
 def _attention_kinds(config: Fields, family: Family, count: int) -> list[AttentionKind]:
     """First rule that has its keys; the explicit lists come before the intervals, these before the windows."""
-    linear = AttentionKind.MAMBA if family.linear == "mamba" else AttentionKind.LINEAR
+    linear = AttentionKind.MAMBA if family.linear in ("mamba", "mamba1") else AttentionKind.LINEAR
     types = config.strings("layer_types", length=count)
     if types is not None:
         return [_named(config, name, linear) for name in types]
@@ -162,6 +162,9 @@ def _attention_kinds(config: Fields, family: Family, count: int) -> list[Attenti
     if config.has("full_attention_interval"):
         interval = config.integer("full_attention_interval")
         return [AttentionKind.LINEAR if (i + 1) % interval else AttentionKind.FULL for i in range(count)]
+    if family.linear == "lightning":
+        config.notes.assume("attn_type_list is missing: full and linear attention in turn (the class's rule)")
+        return [linear if index % 2 else AttentionKind.FULL for index in range(count)]
     return _windows(config, family, count)
 
 

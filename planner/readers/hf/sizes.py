@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from planner.readers.hf.families import Family
 from planner.readers.hf.fields import MAX_EXPERTS, Fields
+from planner.readers.hf.schedule import num_experts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,7 @@ def _head_dim(config: Fields, hidden: int, heads: int, blocks_only: bool) -> int
     names = ("head_dim", "attention_head_dim", "kv_channels")
     if config.has(*names):
         return config.integer(*names)
-    if hidden % heads and not blocks_only:
+    if hidden % heads and not blocks_only and config.has("hidden_size", "n_embd", "d_model"):
         config.problem(
             config.found("num_attention_heads", "n_head", "n_heads") or "num_attention_heads",
             f"{heads} heads do not divide hidden_size {hidden}, and head_dim is missing",
@@ -88,6 +89,8 @@ def _head_dim(config: Fields, hidden: int, heads: int, blocks_only: bool) -> int
 def _intermediate(config: Fields, model_type: str, hidden: int) -> int:
     """Width of a dense MLP: the key for dense layers where experts have their own, Qwen-1's half, Falcon's 4 x."""
     dense = config.found("dense_intermediate_size", "intermediate_size_mlp")
+    if config.found("shared_intermediate_size") and not num_experts(config):
+        return config.integer("shared_intermediate_size")
     names = ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner")
     if dense is not None:
         return config.integer(dense)
