@@ -175,6 +175,33 @@ class Attention:
         indexer = 2.0 * self.index_n_heads * self.index_head_dim * context / self.compress_ratio
         return main + indexer
 
+    def prompt_flops(self, tokens: FloatArray) -> FloatArray:
+        """FLOP of a whole causal prompt: what each token reads, summed; MLA with its heads expanded."""
+        if self.kind in (AttentionKind.LINEAR, AttentionKind.MAMBA):
+            return self.flops(tokens) * tokens
+        widths = self.head_dim + self.v_head_dim
+        main = 2.0 * self.num_attention_heads * widths * self._pairs(tokens)
+        indexer = self.index_n_heads * self.index_head_dim * tokens**2 / self.compress_ratio
+        return main + indexer
+
+    def _pairs(self, tokens: FloatArray) -> FloatArray:
+        """Sum of `seen_tokens` over the positions of a prompt; a chunk starts anew every `window` tokens."""
+        ratio = self.compress_ratio
+        if self.kind is AttentionKind.CHUNKED:
+            rest = tokens % self.window
+            return (tokens // self.window) * (self.window**2 / 2) + rest**2 / 2
+        if self.kind is AttentionKind.COMPRESSED:
+            branch = _limited(tokens / ratio, self.index_topk) * ratio * (self.kv_elements > 0)
+            return branch + _limited(tokens, self.window)
+        return _limited(tokens, self.index_topk or self.window)
+
+
+def _limited(tokens: FloatArray, limit: int) -> FloatArray:
+    """Integral of min(x, limit) from 0 to `tokens`; a limit of 0 is none."""
+    if not limit:
+        return tokens**2 / 2
+    return np.where(tokens <= limit, tokens**2 / 2, tokens * limit - limit**2 / 2)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mlp:

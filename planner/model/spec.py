@@ -72,12 +72,12 @@ class ModelSpec:
 
     @cached_property
     def parameters_by_component(self) -> Mapping[str, int]:
-        """Parameters by component; `mtp` is not part of the total."""
+        """Parameters by component, which add up to `total_params`."""
         return self._by_component(lambda tensor: tensor.parameters)
 
     @cached_property
     def weight_bytes_by_component(self) -> Mapping[str, int]:
-        """Stored bytes by component, scales included; `mtp` is not part of the total."""
+        """Stored bytes by component, scales included, which add up to `weight_bytes`."""
         return self._by_component(lambda tensor: tensor.bytes)
 
     @cached_property
@@ -92,7 +92,6 @@ class ModelSpec:
         found: Counter[str] = Counter()
         for tensor, count in self.tensors():
             found[tensor.component.value] += size(tensor) * count
-        found[Component.MTP.value] = sum(size(tensor) for layer in self.mtp for tensor in layer.tensors)
         return {component.value: found[component.value] for component in Component if found[component.value]}
 
     @cached_property
@@ -169,6 +168,11 @@ class ModelSpec:
         tokens = np.asarray(context, dtype=np.float64)
         return np.asarray(sum(layer.attention.flops(tokens, absorbed) * n for layer, n in self.layer_groups()))
 
+    def prompt_attention_flops(self, tokens: npt.ArrayLike) -> FloatArray:
+        """FLOP of attention, indexers and states of a whole causal prompt of `tokens` tokens; any shape."""
+        length = np.asarray(tokens, dtype=np.float64)
+        return np.asarray(sum(layer.attention.prompt_flops(length) * n for layer, n in self.layer_groups()))
+
     @property
     def num_moe_layers(self) -> int:
         """Number of decoder layers with routed experts."""
@@ -183,7 +187,8 @@ class ModelSpec:
         def convert(tensor: Tensor) -> Tensor:
             routed = tensor.component is Component.ROUTED_EXPERTS
             target = experts if routed else dense
-            if target is None or tensor.role != "linear" or tensor.component is Component.ROUTER:
+            fixed = tensor.keeps_format or tensor.role != "linear" or tensor.component is Component.ROUTER
+            if target is None or fixed:
                 return tensor
             return replace(tensor, format=target)
 

@@ -118,7 +118,9 @@ FAMILIES: Mapping[str, Family] = {
     "kimi_k2": _DEEPSEEK,
     "glm4_moe_lite": _DEEPSEEK,
     "glm_moe_dsa": _DEEPSEEK,
-    "deepseek_v4": replace(_DEEPSEEK, sinks="all", defaults={"hc_mult": 4, "n_shared_experts": 1, "sliding_window": 128}),
+    "deepseek_v4": replace(
+        _DEEPSEEK, sinks="all", defaults={"hc_mult": 4, "n_shared_experts": 1, "sliding_window": 128}
+    ),
     "kimi_linear": replace(_DEEPSEEK, linear="kimi"),
     "glm4": Family(output_bias=False, mlp_bias=False, qk_norm="none", norms=4, defaults={"attention_bias": True}),
     "glm4_moe": Family(output_bias=False, mlp_bias=False, qk_norm="field"),
@@ -181,9 +183,7 @@ FAMILIES: Mapping[str, Family] = {
     "exaone4": replace(_NO_BIAS, qk_norm="head", window_pattern=4, defaults={"sliding_window": 4_096}),
     "arcee": Family(qk_norm="none", gated=False),
     "stablelm": Family(output_bias=False, mlp_bias=False, qk_norm="none", norm_bias=True),
-    "gpt_neox": Family(
-        mlp_bias=True, qk_norm="none", gated=False, norm_bias=True, defaults={"attention_bias": True}
-    ),
+    "gpt_neox": Family(mlp_bias=True, qk_norm="none", gated=False, norm_bias=True, defaults={"attention_bias": True}),
     "jamba": replace(
         _NO_BIAS,
         qk_norm="none",

@@ -64,9 +64,7 @@ def _experts(config: Fields, family: Family, sizes: Sizes, dense_width: int) -> 
         shared = Component.SHARED_EXPERTS
         for name, rows, columns in (("down", latent, outer), ("up", outer, latent)):
             latent_name = f"mlp.latent_{name}_proj"
-            tensors.append(
-                Tensor(name=latent_name, component=shared, rows=rows, columns=columns, bias=sizes.mlp_bias)
-            )
+            tensors.append(Tensor(name=latent_name, component=shared, rows=rows, columns=columns, bias=sizes.mlp_bias))
         if config.flag("latent_moe_use_norm"):
             tensors.append(Tensor(name="mlp.latent_norm", component=Component.NORM, rows=latent, role="vector"))
     shared_width = _shared_width(config, family, width)

@@ -1,0 +1,73 @@
+"""Keep the best known plan of every shipped instance: `python -m benchmarks.best_known [--seconds S]`.
+
+Writes instances/<problem>/<name>.best.json, a plan document, where a plan is better or a bound higher than what is there;
+the outcome in it says how the plan was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from formulations import SolveOptions, plan
+from planner import DescriptionError, PlanDocument, read_as
+from planner.errors import OptionError
+from planner.files import to_json, write_text
+
+INSTANCES = Path(__file__).resolve().parents[1] / "instances"
+METHODS = ("local-search", "cp-sat", "milp")
+
+
+def known(path: Path) -> PlanDocument | None:
+    try:
+        return read_as(path, PlanDocument)
+    except DescriptionError:
+        return None
+
+
+def better(fresh: PlanDocument, old: PlanDocument | None) -> PlanDocument | None:
+    """The document to keep when it differs from `old`: the lower objective, with the higher bound of both."""
+    if fresh.outcome.objective is None or fresh.outcome.bound is None:
+        return None
+    if old is None or old.instance.sha256 != fresh.instance.sha256:
+        return fresh
+    assert old.outcome.objective is not None
+    assert old.outcome.bound is not None
+    best = fresh if fresh.outcome.objective < old.outcome.objective * (1 - 1e-9) else old
+    other = old if best is fresh else fresh
+    assert best.outcome.bound is not None
+    assert other.outcome.bound is not None
+    if other.outcome.bound <= best.outcome.bound * (1 + 1e-9):
+        return best if best is fresh else None
+    assert best.outcome.objective is not None
+    gap = max(0.0, (best.outcome.objective - other.outcome.bound) / best.outcome.objective)
+    # The plan stands on the other run's bound; `optimal` only when they meet.
+    status = "optimal" if gap <= 1e-6 else best.outcome.status
+    changes = {"bound": other.outcome.bound, "bound_name": other.outcome.bound_name, "gap": gap, "status": status}
+    return best.model_copy(update={"outcome": best.outcome.model_copy(update=changes)})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.best_known")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time limit of each method")
+    options = parser.parse_args()
+    for path in sorted(INSTANCES.glob("*/*.yaml")):
+        target = path.with_suffix(".best.json")
+        for method in METHODS:
+            limits = SolveOptions(time_limit_s=options.seconds, work_limit=5_000_000, method=method)
+            if method != "local-search":
+                limits = SolveOptions(time_limit_s=options.seconds, method=method)
+            try:
+                fresh = plan(path, options=limits)
+            except OptionError as refused:
+                print(f"{path.stem:24} {method:14} {refused}")
+                continue
+            outcome = fresh.outcome
+            kept = better(fresh, known(target))
+            print(f"{path.stem:24} {method:14} {outcome.objective} bound {outcome.bound} {'kept' if kept else ''}")
+            if kept is not None:
+                write_text(target, to_json(kept))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Plans of the shipped instances against the best known ones; the gaps are printed with `pytest -s`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from formulations import SolveOptions, check_document, load_problem, plan
+from planner import PlanDocument, read_as
+
+INSTANCES = Path(__file__).resolve().parents[2] / "instances"
+BEST = sorted(INSTANCES.glob("*/*.best.json"))
+
+
+def test_every_instance_has_a_best_known_plan() -> None:
+    names = {path.name.removesuffix(".yaml") for path in INSTANCES.glob("*/*.yaml")}
+    assert {path.name.removesuffix(".best.json") for path in BEST} == names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", BEST, ids=lambda path: path.name.removesuffix(".best.json"))
+def test_short_search_lies_between_the_best_bound_and_the_baseline(path: Path) -> None:
+    best = read_as(path, PlanDocument)
+    instance = path.with_name(path.name.replace(".best.json", ".yaml"))
+    problem = load_problem(instance)
+    assert best.instance.sha256 == problem.sha256, "made for another instance: run python -m benchmarks.best_known"
+    assert check_document(best, problem).feasible
+    short = plan(problem, options=SolveOptions(time_limit_s=60, work_limit=20_000))
+    assert short.outcome.objective is not None
+    assert best.outcome.objective is not None
+    assert best.outcome.bound is not None
+    assert short.baseline is not None
+    assert best.outcome.bound <= short.outcome.objective * (1 + 1e-9)
+    assert short.outcome.objective <= short.baseline.objective * (1 + 1e-9)
+    print(f"\n{path.stem}: {short.outcome.objective / best.outcome.objective - 1:.3%} above the best known")
