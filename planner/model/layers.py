@@ -116,7 +116,7 @@ class Attention:
     index_elements : further elements a token adds to the cache of a sparse-attention indexer.
     state_bytes : bytes of recurrent and convolution state of a sequence, whatever its length.
     index_topk : tokens that the indexer lets through to the attention proper; 0 when there is no indexer.
-    index_n_heads : the indexer's heads, also in a layer that reuses the selection of another one (then 0).
+    index_n_heads, index_head_dim : the indexer's own; 0 in a layer that reuses the selection of another one.
     compress_ratio : tokens that one cache entry stands for (DeepSeek-V4); 1 everywhere else.
     """
 

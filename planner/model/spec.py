@@ -1,7 +1,7 @@
 """ModelSpec: a decoder model as layers of weights, and the counts that memory and time are made of.
 
 Counting rules
-    total     every parameter that the model loads, a tied head once, vision included; MTP layers are a line of their own
+    total     every parameter that the model loads, a tied head once, vision included; MTP layers apart
     active    total - vision - routed experts x (1 - top_k / experts); embeddings included
     KV        16-bit cache elements unless another width is asked for; sliding windows apart from full attention
     FLOP      2 a multiply-add; `linear` is every matrix a token is multiplied with, the output head included
@@ -107,7 +107,7 @@ class ModelSpec:
 
     @property
     def active_params_without_embedding(self) -> int:
-        """Active parameters without the input embedding, which is looked up and not multiplied (gpt-oss, Qwen3 cards)."""
+        """Active parameters without the input embedding, which is looked up and not multiplied (as gpt-oss counts)."""
         return self.active_params - self.parameters_by_component.get(Component.EMBEDDING.value, 0)
 
     @property

@@ -30,6 +30,14 @@ from planner.readers.hf.vision import vision_tensors
 MAX_CONFIG_BYTES = 4 * 2**20
 #: Activations of MLPs that have no gate, in every class that uses them.
 UNGATED = ("relu2", "xielu")
+#: What the generic rule uses for missing keys, besides the defaults that are told with their values.
+GENERIC_RULES: Mapping[str, str] = {
+    "head_dim": "hidden_size / num_attention_heads",
+    "tie_word_embeddings": "false",
+    "attention_bias": "false",
+    "mlp_bias": "false",
+    "use_qk_norm": "false",
+}
 #: Where multimodal models keep the language model.
 TEXT_SECTIONS = ("text_config", "llm_config", "language_config", "language_model_config")
 
@@ -77,7 +85,7 @@ def from_source(source: SourceText, name: str, beside: SourceText | None = None)
     if family.note:
         notes.assume(family.note)
     if known is None:
-        _tell_generic(notes, model_type, family)
+        _tell_generic(config, model_type, family)
     elif notes.defaulted:
         told = ", ".join(f"{key} = {value}" for key, value in sorted(notes.defaulted.items()))
         notes.assume(f"missing keys read as {model_type} defines them: {told}")
@@ -145,10 +153,9 @@ def _assemble(
 
 
 def _own_projection(layer: Layer, own: WeightFormat) -> Layer:
-    """An MTP layer whose own projection and norms are in the model's type; the rest is stored like the layer it copies."""
-    tensors = (
-        replace(one, format=own, bias_format=own) if one.component is Component.MTP else one for one in layer.tensors
-    )
+    """An MTP layer whose own projection is in the model's type; the rest is stored like the layer it copies."""
+    kept = (Component.MTP, Component.NORM)
+    tensors = (replace(one, format=own, bias_format=own) if one.component in kept else one for one in layer.tensors)
     return replace(layer, tensors=tuple(tensors))
 
 
@@ -169,15 +176,17 @@ def _own_type(top: Fields, config: Fields) -> WeightFormat:
     return plain("bfloat16")
 
 
-def _tell_generic(notes: Notes, model_type: str, family: Family) -> None:
+def _tell_generic(config: Fields, model_type: str, family: Family) -> None:
+    """Say that the class is unknown, which keys were missing, and what stood in for each."""
+    notes = config.notes
     mlp = "gated" if family.gated else "ungated"
     kind = f"model_type {model_type[:60]!r} is not known" if model_type else "model_type is missing"
     notes.assume(
-        f"{kind}: generic rule used ({mlp} MLP, two RMS norms a layer, biases and query-key norms only where a key says so)"
+        f"{kind}: generic rule used ({mlp} MLP, two RMS norms a layer, biases and query-key norms where a key says so)"
     )
-    if notes.defaulted:
-        told = ", ".join(f"{key} = {value}" for key, value in sorted(notes.defaulted.items()))
-        notes.assume(f"generic rule, fields missing: {told}")
+    used = {key: rule for key, rule in GENERIC_RULES.items() if config.found(key) is None} | notes.defaulted
+    told = ", ".join(f"{key} = {value}" for key, value in sorted(used.items()))
+    notes.assume(f"generic rule, fields missing: {told or 'none'}")
 
 
 def _name_of(place: Path) -> str:

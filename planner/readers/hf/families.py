@@ -118,9 +118,7 @@ FAMILIES: Mapping[str, Family] = {
     "kimi_k2": _DEEPSEEK,
     "glm4_moe_lite": _DEEPSEEK,
     "glm_moe_dsa": _DEEPSEEK,
-    "deepseek_v4": replace(
-        _DEEPSEEK, sinks="all", defaults={"hc_mult": 4, "n_shared_experts": 1, "sliding_window": 128}
-    ),
+    "deepseek_v4": replace(_DEEPSEEK, defaults={"hc_mult": 4, "n_shared_experts": 1, "sliding_window": 128}),
     "kimi_linear": replace(_DEEPSEEK, linear="kimi"),
     "glm4": Family(output_bias=False, mlp_bias=False, qk_norm="none", norms=4, defaults={"attention_bias": True}),
     "glm4_moe": Family(output_bias=False, mlp_bias=False, qk_norm="field"),

@@ -38,6 +38,9 @@ ALGORITHMS: Mapping[str, WeightFormat] = {
 _NEVER = (Component.EMBEDDING, Component.ROUTER, Component.RESIDUAL, Component.VISION, Component.NORM)
 
 
+EVERYTHING, NOTHING = Modules(everything=True), Modules()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
     """Which module is stored how: the first rule that has it, unless it is left out.
@@ -47,7 +50,7 @@ class Quantization:
 
     method: str
     rules: tuple[tuple[Modules, WeightFormat], ...] = ()
-    left_out: Modules = Modules()
+    left_out: Modules = NOTHING
     experts: WeightFormat | None = None
     experts_only: bool = False
     head: bool = False
@@ -94,9 +97,6 @@ def read_quantization(top: Fields, config: Fields, beside: Fields | None) -> Qua
     return found
 
 
-EVERYTHING = Modules(everything=True)
-
-
 def _from_config(section: Fields) -> Quantization:
     method = section.text("quant_method", default="compressed-tensors" if section.has("config_groups") else "unknown")
     if method == "compressed-tensors":
@@ -117,7 +117,7 @@ def _from_config(section: Fields) -> Quantization:
 
 def _modules(section: Fields, *names: str) -> Modules:
     patterns = section.strings(*names, most=MAX_MODULES)
-    return modules(section, section.found(*names) or names[0], patterns) if patterns else Modules()
+    return modules(section, section.found(*names) or names[0], patterns) if patterns else NOTHING
 
 
 def _format(section: Fields, method: str) -> WeightFormat | None:
