@@ -1,7 +1,7 @@
 """Keep the best known plan of every shipped instance: `python -m benchmarks.best_known [--seconds S]`.
 
-Writes instances/<problem>/<name>.best.json, a plan document, where a plan is better or a bound higher than what is there;
-the outcome in it says how the plan was found.
+Writes instances/<problem>/<name>.best.json, a plan document, where a plan is better or a bound higher than what is
+there; the outcome in it says how the plan was found.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ biases as `attention_bias` and `mlp_bias` say. Whatever was filled in or left ou
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from planner.readers.hf.vision import vision_tensors
 
 #: Largest config.json that is read; those with a list of modules for every layer are about 0.2 MB.
 MAX_CONFIG_BYTES = 4 * 2**20
+#: Longest that matching the module patterns of a quantisation may take; real ones take milliseconds.
+MAX_MATCHING_S = 10.0
 #: Activations of MLPs that have no gate, in every class that uses them.
 UNGATED = ("relu2", "xielu")
 #: What the generic rule uses for missing keys, besides the defaults that are told with their values.
@@ -124,7 +127,12 @@ def _assemble(
     own = _own_type(top, config)
     distinct: dict[Layer, Layer] = {}
     layers = []
+    started = time.process_time()
     for index, slot in enumerate(made):
+        if time.process_time() - started > MAX_MATCHING_S:
+            raise DescriptionError.single(
+                top.notes.source.path, "the module patterns of its quantisation take too long"
+            )
         layer = stored(built[slot], index, quantization, own)
         layers.append(distinct.setdefault(layer, layer))
     tied = _tied(top, config)

@@ -201,7 +201,7 @@ def _compressed(config: Fields, sizes: Sizes, slot: Slot) -> Block:
     out_rank = config.integer("o_lora_rank")
     if heads * width % groups:
         config.problem("o_groups", f"{groups} groups do not divide {heads} heads of {width}")
-    part, index_width = Component.ATTENTION, 0
+    part = Component.ATTENTION
     tensors = [
         linear("self_attn.q_a_proj", part, query_rank, hidden),
         vector("self_attn.q_a_norm", Component.NORM, query_rank),

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from planner.readers.hf.fields import Fields
 
-#: Most expressions and globs of a file that are tried on every module; exact names are unlimited.
-MAX_PATTERNS, MAX_PATTERN_LENGTH, MAX_REPEATS = 1_024, 200, 4
+#: Most expressions and globs of a file that are tried on every module; names and beginnings of names are unlimited.
+MAX_PATTERNS, MAX_PATTERN_LENGTH, MAX_REPEATS = 256, 200, 3
 
 _REPEATED_GROUP = re.compile(r"\)[*+?{]|\(\?(?!:)|\\[1-9]|\{")
 _REPEAT = re.compile(r"(?<!\\)[*+]")
@@ -24,9 +24,10 @@ _PREFIXES = ("", "model.", "language_model.model.", "model.language_model.", "ba
 
 @dataclass(frozen=True, slots=True)
 class Modules:
-    """A set of modules, as names, globs and expressions say."""
+    """A set of modules, as names, beginnings of names (`self_attn*`), globs and expressions say."""
 
     names: frozenset[str] = frozenset()
+    beginnings: frozenset[str] = frozenset()
     expressions: tuple[re.Pattern[str], ...] = ()
     everything: bool = False
 
@@ -37,6 +38,8 @@ class Modules:
         parts = name.split(".")
         spans = (".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1))
         if self.names and any(span in self.names for span in spans):
+            return True
+        if self.beginnings and any(name[:end] in self.beginnings for end in range(1, len(name) + 1)):
             return True
         return any(one.match(prefix + name) for one in self.expressions for prefix in _PREFIXES)
 
@@ -51,6 +54,7 @@ def _bare(name: str) -> str:
 def modules(config: Fields, key: str, patterns: Iterable[str]) -> Modules:
     """Patterns -> the modules they mean; problems are noted at `key`."""
     names: set[str] = set()
+    beginnings: set[str] = set()
     expressions: list[re.Pattern[str]] = []
     seen: set[str] = set()
     for pattern in patterns:
@@ -61,6 +65,9 @@ def modules(config: Fields, key: str, patterns: Iterable[str]) -> Modules:
         if not is_expression and not set(pattern) & set("*?["):
             names.add(_bare(pattern))
             continue
+        if not is_expression and pattern.find("*") == len(pattern) - 1 > 0 and not set(pattern) & set("?["):
+            beginnings.add(_bare(pattern[:-1]))
+            continue
         text = pattern[3 if pattern.startswith("re:") else 2 :] if is_expression else pattern
         compiled = _expression(text) if is_expression else _glob(text)
         if compiled is None:
@@ -70,7 +77,7 @@ def modules(config: Fields, key: str, patterns: Iterable[str]) -> Modules:
             break
         else:
             expressions.append(compiled)
-    return Modules(frozenset(names), tuple(expressions))
+    return Modules(frozenset(names), frozenset(beginnings), tuple(expressions))
 
 
 def _glob(text: str) -> re.Pattern[str] | None:

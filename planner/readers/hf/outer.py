@@ -100,9 +100,8 @@ def mtp_layers(config: Fields, sizes: Sizes, layers: tuple[Layer, ...]) -> tuple
         return ()
     hidden, last = sizes.hidden, layers[-1]
     tensors = [*last.tensors]
-    for part, missing in (("attention", AttentionKind.NONE), ("mlp", MlpKind.NONE)):
-        if getattr(last, part).kind is missing:
-            config.notes.assume("MTP layers are counted like the last decoder layer, which is one block only")
+    if last.attention.kind is AttentionKind.NONE or last.mlp.kind is MlpKind.NONE:
+        config.notes.assume("MTP layers are counted like the last decoder layer, which is one block only")
     tensors += [
         linear("eh_proj", Component.MTP, hidden, 2 * hidden),
         vector("mtp_norms", Component.NORM, 3 * hidden),

@@ -29,11 +29,13 @@ def read_sizes(config: Fields, family: Family, model_type: str, blocks_only: boo
 
     blocks_only : no layer has grouped-query attention (all MLA or linear), so head widths need not divide.
     """
+    broken = len(config.notes.findings)
     hidden = config.integer("hidden_size", "n_embd", "d_model")
     heads = config.integer("num_attention_heads", "n_head", "n_heads", maximum=MAX_EXPERTS)
     kv_heads = _kv_heads(config, model_type, heads)
-    head_dim = _head_dim(config, hidden, heads, blocks_only)
-    if heads % kv_heads and not blocks_only:
+    sound = len(config.notes.findings) == broken
+    head_dim = _head_dim(config, hidden, heads, must_divide=sound and not blocks_only)
+    if heads % kv_heads and sound and not blocks_only:
         config.problem(
             config.found("num_key_value_heads", "num_kv_heads") or "num_attention_heads",
             f"{kv_heads} key-value heads do not divide {heads} attention heads",
@@ -74,11 +76,11 @@ def _kv_heads(config: Fields, model_type: str, heads: int) -> int:
     )
 
 
-def _head_dim(config: Fields, hidden: int, heads: int, blocks_only: bool) -> int:
+def _head_dim(config: Fields, hidden: int, heads: int, must_divide: bool) -> int:
     names = ("head_dim", "attention_head_dim", "kv_channels")
     if config.has(*names):
         return config.integer(*names)
-    if hidden % heads and not blocks_only and config.has("hidden_size", "n_embd", "d_model"):
+    if hidden % heads and must_divide:
         config.problem(
             config.found("num_attention_heads", "n_head", "n_heads") or "num_attention_heads",
             f"{heads} heads do not divide hidden_size {hidden}, and head_dim is missing",

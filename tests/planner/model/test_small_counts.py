@@ -145,7 +145,12 @@ def test_delta_net_state() -> None:
 
     Three of four layers are linear: 3 x 432 = 1,296 bytes a sequence; one full layer keeps 8 elements a token.
     """
-    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 3, "linear_value_head_dim": 5}
+    linear = {
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 3,
+        "linear_value_head_dim": 5,
+    }
     spec = model(DENSE, model_type="qwen3_next", num_hidden_layers=4, head_dim=2, linear_conv_kernel_dim=4, **linear)
     assert spec.state_bytes_per_sequence == 1_296
     assert spec.kv_elements_per_token == (8, 0, 0)
@@ -204,7 +209,7 @@ def test_compressed_cache() -> None:
 
 
 def test_quantised_bytes() -> None:
-    """mxfp4: 32 elements of a row share a byte: a 7x64 matrix takes 7 x (32 + 2) = 238 bytes; nvfp4 7 x (32 + 4) + 4."""
+    """mxfp4: 32 elements of a row share a byte, so 7x64 takes 7 x (32 + 2) = 238 bytes; nvfp4 7 x 36 + 4 = 256."""
     assert FORMATS["mxfp4"].matrix_bytes(7, 64) == 238
     assert FORMATS["nvfp4"].matrix_bytes(7, 64) == 256
     assert FORMATS["fp8_block"].matrix_bytes(129, 256) == 129 * 256 + 2 * 2 * 4
@@ -216,7 +221,9 @@ def test_quantised_bytes() -> None:
 def test_with_formats_converts_layers_only() -> None:
     spec = model(LATENT)
     fp8 = spec.with_formats(dense=FORMATS["fp8"], experts=FORMATS["mxfp4"])
-    assert {tensor.format.name for tensor, _ in fp8.tensors() if tensor.component is Component.ROUTED_EXPERTS} == {"mxfp4"}
+    assert {tensor.format.name for tensor, _ in fp8.tensors() if tensor.component is Component.ROUTED_EXPERTS} == {
+        "mxfp4"
+    }
     kept = (Component.ROUTER, Component.EMBEDDING, Component.HEAD, Component.NORM)
     assert all(tensor.format.name == "bfloat16" for tensor, _ in fp8.tensors() if tensor.component in kept)
     assert fp8.total_params == spec.total_params
