@@ -25,6 +25,12 @@ def _complete_formulation(incomplete: str) -> list[str]:
     return [name for name in _formulations() if name.startswith(incomplete)]
 
 
+def _complete_model(incomplete: str) -> list[str]:
+    from planner.catalog import model_names
+
+    return [name for name in model_names() if name.lower().startswith(incomplete.lower())]
+
+
 def _mathematics(formulation: Formulation[Any, Any]) -> dict[str, str]:
     """Docstrings of the modules that state the problem or a model of it, by module; no solver is imported."""
     import ast
@@ -51,6 +57,25 @@ def _entry(formulation: Formulation[Any, Any]) -> dict[str, Any]:
         "objective_unit": formulation.objective_unit,
         "methods": dict(formulation.methods),
     }
+
+
+@catalog.command(cls=Command)
+def models(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME|config.json]",
+            help="one of them, or a config.json or its folder",
+            autocompletion=_complete_model,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """List the models that ship with gpuplan, or show one: parameters, weights, cache, FLOP."""
+    from cli.models import show
+
+    show(name, as_json)
+    return ExitCode.OK
 
 
 @catalog.command(cls=Command)

@@ -148,3 +148,17 @@ def test_catalog_of_formulations(gpuplan: Invoke) -> None:
     detail = json.loads(gpuplan("catalog", "formulations", "experts", "--json").stdout)
     assert "formulations.expert_placement.cpsat" in detail["mathematics"]
     assert gpuplan("catalog", "formulations", "alchemy").exit_code == 2
+
+
+def test_catalog_models_lists_shows_and_refuses(gpuplan: Invoke, folder: Path) -> None:
+    listing = gpuplan("catalog", "models")
+    assert listing.exit_code == 0
+    assert "deepseek-ai/DeepSeek-V3" in listing.stdout
+    shown = gpuplan("catalog", "models", "deepseek-ai/DeepSeek-V3", "--json")
+    assert shown.exit_code == 0
+    document = json.loads(shown.stdout)
+    assert {"total_params", "active_params", "active_rule", "weight_bytes", "kv_bytes_per_token"} <= document.keys()
+    assert len(document["layers"]) == 61
+    assert gpuplan("catalog", "models", "no-such-model").exit_code == 2
+    (folder / "config.json").write_text('{"hidden_size": "wide", "num_hidden_layers": -1}')
+    assert gpuplan("catalog", "models", "config.json").exit_code == 7
