@@ -14,6 +14,7 @@ from planner.errors import DescriptionError, Finding
 from planner.files import SourceText, canonical_json
 from planner.readers.expert_loads import read_expert_load
 from planner.readers.expert_placement import read_expert_placement
+from planner.readers.npy import read_npy
 from planner.readers.routing_trace import read_routing_trace
 from planner.topology import hop_costs
 from planner.workload import ExpertLoad, FloatArray, IntArray, RoutingTrace
@@ -55,6 +56,7 @@ class _Reading:
         self._check_counts(counts, loads, used, trace)
         self._stop_if_wrong()
         layer_ids = tuple(int(layer) for layer in np.flatnonzero(used))
+        communication = self._communication()
         current = self._current(layer_ids, counts.shape[1], num_experts)
         self._stop_if_wrong()
         instance = self.instance
@@ -74,7 +76,7 @@ class _Reading:
             num_decoder_layers=counts.shape[1],
             split=instance.split,
             trace=trace,
-            communication=self._communication(),
+            communication=communication,
             num_groups=instance.num_groups,
             group_spread=instance.group_spread,
             expert_bytes=instance.expert_bytes,
@@ -189,9 +191,27 @@ class _Reading:
             item.intra_node_cost,
             item.inter_node_cost,
         )
+        if item.cost_file is not None:
+            cost = self._costs(item.cost_file, cost)
         return CommunicationModel(
             model=item.model, weight=item.weight, cost=cost, intra_node_cost=intra, inter_node_cost=inter
         )
+
+    def _costs(self, name: str, default: FloatArray) -> FloatArray:
+        """The matrix of `cost_file`; the default one where it is wrong, which a finding says."""
+        where = ("communication", "cost_file")
+        try:
+            cost = read_npy(self._path(name)).astype(np.float64)
+        except DescriptionError as error:
+            self.findings.extend(error.findings)
+            return default
+        if cost.shape != default.shape:
+            self._find(where, f"has shape {cost.shape}, {default.shape} is needed")
+        elif not np.isfinite(cost).all() or (cost < 0).any() or cost.diagonal().any():
+            self._find(where, "costs are finite and not negative, and 0 on the diagonal")
+        else:
+            return cost
+        return default
 
     def _current(self, layer_ids: tuple[int, ...], num_decoder_layers: int, num_experts: int) -> IntArray | None:
         instance = self.instance
@@ -219,6 +239,8 @@ class _Reading:
             names.append(self.instance.sample.file)
         if self.instance.trace is not None:
             names += [self.instance.trace.file, self.instance.trace.documents]
+        if self.instance.communication is not None:
+            names.append(self.instance.communication.cost_file)
         for name in names:
             if name is not None:
                 with open(self._path(name), "rb") as file:

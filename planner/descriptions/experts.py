@@ -68,6 +68,9 @@ class Communication(Description):
         Field(description="objective per unit of cost of a token; 1: a crossing of every token doubles a layer"),
     ] = 1.0
     intra_node_cost: Annotated[NonNegativeFloat, Field(description="cost of one hop inside a node")] = 1.0
+    cost_file: Annotated[
+        FileName | None, Field(description=".npy [num_gpus, num_gpus]: cost of a hop, over the two costs here (chain)")
+    ] = None
     inter_node_cost: Annotated[
         NonNegativeFloat | None, Field(description="cost of a hop between nodes; default: 9 times the one inside")
     ] = None
@@ -127,6 +130,8 @@ class ExpertsInstance(Description):
         if self.communication is not None and self.trace is None:
             yield ("communication",), "needs a trace"
         elif self.communication is not None:
+            if self.communication.cost_file is not None and self.communication.model == "fanout":
+                yield ("communication", "cost_file"), "is for the chain model; fanout takes the two costs"
             inter = self.communication.inter_node_cost
             if inter is not None and inter < self.communication.intra_node_cost:
                 yield ("communication", "inter_node_cost"), "is below the cost inside a node"

@@ -244,3 +244,23 @@ def test_an_instance_built_in_python(tmp_path: Path) -> None:
     assert load_problem(by_file, tmp_path).num_layers == 2
     with pytest.raises(DescriptionError, match="No such file"):
         load_problem(by_file, tmp_path / "elsewhere")
+
+
+def test_a_cost_matrix_from_a_file(tmp_path: Path) -> None:
+    trace = save(tmp_path, "trace.npy", np.zeros((3, 2, 1), dtype=np.int64))
+    matrix = np.array([[0.0, 3.0], [2.0, 0.0]])
+    chain = {"model": "chain", "cost_file": save(tmp_path, "cost.npy", matrix)}
+    problem = read(tmp_path, trace={"file": trace}, communication=chain)
+    assert problem.communication is not None
+    np.testing.assert_array_equal(problem.communication.cost, matrix)
+    for name, bad in (("shape", np.zeros((3, 3))), ("sign", -matrix), ("own", matrix + 1), ("nan", matrix * np.nan)):
+        spoilt = {**chain, "cost_file": save(tmp_path, f"{name}.npy", bad)}
+        assert any(
+            "communication.cost_file" in text for text in wrong(tmp_path, trace={"file": trace}, communication=spoilt)
+        )
+    assert any(
+        "missing.npy" in t
+        for t in wrong(tmp_path, trace={"file": trace}, communication={**chain, "cost_file": "missing.npy"})
+    )
+    fanout = {**chain, "model": "fanout"}
+    assert any("chain model" in text for text in wrong(tmp_path, trace={"file": trace}, communication=fanout))
