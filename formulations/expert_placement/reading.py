@@ -233,7 +233,9 @@ class _Reading:
 
     def _sha256(self) -> str:
         """Hash of the instance and of the bytes of every file it names."""
-        digest = hashlib.sha256(canonical_json(self.instance.model_dump(mode="json")).encode())
+        # Without defaults, so that a key added later leaves the hashes of older instances as they are.
+        said = self.instance.model_dump(mode="json", exclude_defaults=True)
+        digest = hashlib.sha256(canonical_json(said).encode())
         names = [load.file for load in self.instance.loads] + [self.instance.current]
         if self.instance.sample is not None:
             names.append(self.instance.sample.file)
