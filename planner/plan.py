@@ -12,9 +12,6 @@ from planner.cost.verdict import Verdict
 from planner.descriptions.base import Description, Problem
 from planner.workload import IntArray
 
-SCHEMA_VERSION = 1
-
-
 #: Largest number an id or count may be; what arrays of 64-bit integers hold with room to multiply.
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 

@@ -7,6 +7,7 @@ import numpy as np
 from formulations.expert_placement.bounds import load_bound, lower_bound, pairing_bound
 from formulations.expert_placement.capped_moves import search_capped
 from formulations.expert_placement.chain_search import search_chain
+from formulations.expert_placement.check import objective
 from formulations.expert_placement.local_search import separable, starts
 from formulations.expert_placement.moves import align, ordered_moves, relabel
 from formulations.expert_placement.problem import ExpertPlacementProblem
@@ -42,7 +43,7 @@ def search(
         if problem.chain_weight:
             candidates = [best.rows] + ([problem.current] if problem.current is not None else [])
             rows, stop = search_chain(work, candidates)
-            if best.total is None and not np.isfinite(best.price).all() and rows is best.rows:
+            if rows is best.rows and best.total is None:
                 rows = None
         else:
             stop = separable(work, best)
@@ -53,8 +54,8 @@ def search(
         return SearchResult(status=Status.UNKNOWN, stop=ended, plan=None, solver="local search", solver_version=version)
     plan = finished_plan(problem, rows)
     bound = _bound(problem, rows, budget)
-    value = _value(problem, plan)
-    proven = value is not None and value - bound.value <= TOLERANCE / 10 * max(1.0, value)
+    value = objective(problem, plan).total
+    proven = value - bound.value <= TOLERANCE / 10 * max(1.0, value)
     return SearchResult(
         status=Status.OPTIMAL if proven else Status.FEASIBLE,
         stop=Stop.PROOF if proven else ended,
@@ -78,12 +79,6 @@ def finished_plan(problem: ExpertPlacementProblem, rows: IntArray) -> ExpertPlac
     return problem.placement(aligned).model_copy(update={"moves": moves})
 
 
-def _value(problem: ExpertPlacementProblem, plan: ExpertPlacement) -> float:
-    from formulations.expert_placement.check import objective
-
-    return objective(problem, plan).total
-
-
 def _bound(problem: ExpertPlacementProblem, rows: IntArray, budget: Budget) -> Bound:
     """The simple bounds, sharpened by the pairing LP where there are two slots a GPU and time is left."""
     equal = bool((problem.speed == problem.speed[0]).all())
@@ -93,8 +88,7 @@ def _bound(problem: ExpertPlacementProblem, rows: IntArray, budget: Budget) -> B
     load, _ = load_bound(problem)
     reached = hottest(gpu_load(problem.load, rows, problem.speed, problem.split), problem.speed)
     sharper = load.copy()
-    gap = (reached - load) * problem.weight[:, None]
-    for scenario, layer in np.argwhere(gap > PAIRING_FROM_GAP * problem.weight[:, None] * reached):
+    for scenario, layer in np.argwhere(reached - load > PAIRING_FROM_GAP * reached):
         if budget.stop():
             break
         sharper[scenario, layer] = pairing_bound(
