@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,6 +30,15 @@ def _complete_model(incomplete: str) -> list[str]:
     from planner.catalog import model_names
 
     return [name for name in model_names() if name.lower().startswith(incomplete.lower())]
+
+
+def _complete_hardware(listing: str) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        from planner import catalog as known
+
+        return [name for name in getattr(known, listing)() if name.startswith(incomplete.lower())]
+
+    return complete
 
 
 def _mathematics(formulation: Formulation[Any, Any]) -> dict[str, str]:
@@ -79,6 +89,55 @@ def models(
 
 
 @catalog.command(cls=Command)
+def devices(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME|DEVICE.yaml]",
+            help="one of them by any of its names, or a file that describes your own",
+            autocompletion=_complete_hardware("device_names"),
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """List the accelerators, or show one: every number with its source and how far to trust it."""
+    from cli.hardware import show_devices
+
+    show_devices(name, as_json)
+    return ExitCode.OK
+
+
+@catalog.command(cls=Command)
+def links(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="one of them", autocompletion=_complete_hardware("link_names")),
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """List the links: NVLink and its like, PCIe, networks; or show one. Bandwidths are one direction."""
+    from cli.hardware import show_links
+
+    show_links(name, as_json)
+    return ExitCode.OK
+
+
+@catalog.command(cls=Command)
+def nodes(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="one of them", autocompletion=_complete_hardware("node_names")),
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """List the servers of clouds and vendors, or show one."""
+    from cli.hardware import show_nodes
+
+    show_nodes(name, as_json)
+    return ExitCode.OK
+
+
+@catalog.command(cls=Command)
 def formulations(
     name: Annotated[
         str | None,
@@ -121,7 +180,7 @@ def formulations(
 
 
 def schema(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="experts or plan")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="experts, plan, cluster, device or link")],
 ) -> int:
     """Print the JSON Schema of a file kind, for editors and validators."""
     from cli.solving import print_json

@@ -7,12 +7,20 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from planner.cluster import Cluster
 from planner.descriptions.experts import ExpertsInstance
 from planner.errors import OptionError
+from planner.hardware import DeviceKind, Link
 from planner.plan import PlanDocument
 
 #: Models by file kind.
-KINDS: Mapping[str, type[BaseModel]] = {"experts": ExpertsInstance, "plan": PlanDocument}
+KINDS: Mapping[str, type[BaseModel]] = {
+    "experts": ExpertsInstance,
+    "plan": PlanDocument,
+    "cluster": Cluster,
+    "device": DeviceKind,
+    "link": Link,
+}
 
 
 def schema(kind: str) -> dict[str, Any]:

@@ -1,14 +1,30 @@
-"""What is asked of the cluster, as arrays: expert loads and routing traces."""
+"""What is asked of the cluster: latency limits, expert loads and routing traces."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
+
+from planner.descriptions.base import Description
+from planner.units import Seconds
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+
+
+class Slo(Description):
+    """Latency limits of a service; None is no limit. `percentile` says which request has to keep them; None the mean.
+
+    ttft_s : time to first token; tpot_s : time per output token after it.
+    """
+
+    ttft_s: Annotated[Seconds, Field(gt=0)] | None = None
+    tpot_s: Annotated[Seconds, Field(gt=0)] | None = None
+    percentile: Annotated[float, Field(gt=0, lt=100)] | None = None
 
 
 def read_only(array: npt.NDArray[np.generic]) -> None:

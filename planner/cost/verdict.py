@@ -13,12 +13,17 @@ Source = Literal["measured", "calibrated", "datasheet", "modelled"]
 
 
 class Metric(Description):
-    """One predicted or counted quantity; the unit is an SI symbol, `fraction`, `count` or `ratio`."""
+    """One predicted or counted quantity; the unit is an SI symbol, `fraction`, `count` or `ratio`.
+
+    low, high : 80 % of measurements of such predictions lie between them; None where no residuals say so.
+    """
 
     name: str
     value: FiniteFloat
     unit: str
     source: Source
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
 
 
 class Violation(Description):

@@ -178,15 +178,24 @@ class ModelSpec:
         """Number of decoder layers with routed experts."""
         return sum(layer.mlp.kind is MlpKind.MOE for layer in self.layers)
 
-    def with_formats(self, dense: WeightFormat | None = None, experts: WeightFormat | None = None) -> ModelSpec:
+    def with_formats(
+        self,
+        dense: WeightFormat | None = None,
+        experts: WeightFormat | None = None,
+        attention: WeightFormat | None = None,
+    ) -> ModelSpec:
         """The model with its layers' matrices converted: routed experts to `experts`, the rest to `dense`.
 
+        `attention` is for the projections of all kinds of attention, where they differ from the rest.
         Routers, embeddings, head, norms and vision keep the format they have.
         """
+        mixers = (Component.ATTENTION, Component.LINEAR_ATTENTION, Component.INDEXER)
 
         def convert(tensor: Tensor) -> Tensor:
             routed = tensor.component is Component.ROUTED_EXPERTS
             target = experts if routed else dense
+            if attention is not None and tensor.component in mixers:
+                target = attention
             fixed = tensor.keeps_format or tensor.role != "linear" or tensor.component is Component.ROUTER
             if target is None or fixed:
                 return tensor

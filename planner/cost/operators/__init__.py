@@ -1,0 +1,1 @@
+"""What one operator takes on one device: roofline times a small grid of log residuals."""

@@ -1,0 +1,1 @@
+"""Requests in time: an iteration-level simulation, and closed forms that are tested against it."""

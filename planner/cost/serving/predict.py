@@ -1,0 +1,344 @@
+"""Serving predictions over arrays of plans: time per output token, time to first token, memory, throughput.
+
+For B sequences on an attention rank (as many as the cache admits), prompts of I and outputs of O tokens, p stages:
+
+    step  = D(B / p) + B x (K(I + O/2) + state)                       D, P: fitted sums of the worker's curves
+    tpot  = step + q x (B - 1) / O x (I / c x (P(B + c) - P(B)) + A(I)) / p     c = min(I, batched tokens), q: PROMPT_SHARE
+    P1    = I / c x P(c) + A(I)
+    ttft  = first + k x P1 x (1 + burst x B) + w x step + queue
+    queue = (asked / running - 1) x (own prefill and decode)          Little's law beyond what the cache admits
+
+The second line is what prefills of the other sequences cost a token under continuous batching: in the time of one
+output, each of them runs one prompt. `burst` stands for all clients of a closed loop starting at once.
+Closed loop: the number of sequences is given. For arrivals at a rate see `planner.cost.queueing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from planner.cost.serving.coefficients import Coefficients, fitted
+from planner.cost.serving.curves import (
+    CONTEXT_PARTS,
+    NODES,
+    NODES_PER_OCTAVE,
+    TOKEN_PARTS,
+    WorkerCurves,
+    compile_curves,
+)
+from planner.cost.serving.memory import DEFAULT_MAX_NUM_BATCHED_TOKENS, WorkerMemory, held_tokens, worker_memory
+from planner.cost.serving.sharding import cache_bytes
+from planner.cost.serving.worker import Backend, ServingWorker
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.intp]
+
+#: Share of the others' prompts that falls between a sequence's own tokens. An engine that mixes prompts into decode
+#: steps: all. SGLang runs prompts first: all with lengths that vary, half when all sequences run in lockstep (equal
+#: lengths in a closed loop); the middle is taken, as the load does not say. Source: simulation; modelled.
+PROMPT_SHARE: dict[Backend, float] = {"trtllm": 1.0, "vllm": 1.0, "sglang": 0.75}
+
+#: Plans that are worked on at once: their arrays stay in the cache of a core.
+BLOCK = 16384
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServingPlans:
+    """Equal-length arrays: which worker, how many sequences it is asked to run at once, tokens of prompt and output."""
+
+    worker: IntArray
+    concurrency: FloatArray
+    input_tokens: FloatArray
+    output_tokens: FloatArray
+
+    @classmethod
+    def of(
+        cls,
+        worker: npt.ArrayLike,
+        concurrency: npt.ArrayLike,
+        input_tokens: npt.ArrayLike,
+        output_tokens: npt.ArrayLike,
+    ) -> ServingPlans:
+        """Broadcast to one length; ValueError for a size below one."""
+        index, *sizes = np.broadcast_arrays(worker, concurrency, input_tokens, output_tokens)
+        made = [np.ravel(size).astype(np.float64) for size in sizes]
+        for name, size in zip(("concurrency", "input_tokens", "output_tokens"), made, strict=True):
+            if not (np.isfinite(size) & (size >= 1)).all():
+                raise ValueError(f"{name} must be at least 1 and finite")
+        return cls(np.ravel(index).astype(np.intp), *made)
+
+    def __len__(self) -> int:
+        return len(self.worker)
+
+    def take(self, index: IntArray | slice) -> ServingPlans:
+        """Some of the plans."""
+        return ServingPlans(
+            self.worker[index], self.concurrency[index], self.input_tokens[index], self.output_tokens[index]
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServingPrediction:
+    """Equal-length arrays, one entry a plan.
+
+    tpot_s, ttft_s : means in a closed loop; step_s : a decode step alone, without other prompts.
+    running_sequences : that run at once; admitted_sequences : that the cache could hold (0: not even one, and then
+    the times are those of one sequence as if it fitted).
+    output_tokens_per_s : of the worker; memory_bytes : on its fullest GPU, with the running sequences' cache.
+    """
+
+    tpot_s: FloatArray
+    ttft_s: FloatArray
+    step_s: FloatArray
+    running_sequences: FloatArray
+    admitted_sequences: FloatArray
+    output_tokens_per_s: FloatArray
+    output_tokens_per_s_per_gpu: FloatArray
+    memory_bytes: FloatArray
+
+
+class ServingModel:
+    """Workers compiled once, plans of them predicted in bulk.
+
+    workers : at least one; raises ValueError with all problems of all of them, DescriptionError for a device without
+    a needed format. coefficients : by default those of the catalogue.
+    """
+
+    def __init__(
+        self,
+        workers: Sequence[ServingWorker],
+        coefficients: Coefficients | None = None,
+        *,
+        memory: Sequence[WorkerMemory] | None = None,
+        max_num_batched_tokens: int = DEFAULT_MAX_NUM_BATCHED_TOKENS,
+    ) -> None:
+        problems = [problem for worker in workers for problem in worker.problems()]
+        if problems:
+            raise ValueError("; ".join(dict.fromkeys(problems)))
+        self.workers = tuple(workers)
+        self.coefficients = fitted() if coefficients is None else coefficients
+        self.memory = tuple(worker_memory(worker) for worker in workers) if memory is None else tuple(memory)
+        self.curves = tuple(compile_curves(worker) for worker in workers)
+        self.max_num_batched_tokens = float(max_num_batched_tokens)
+        self._tables = _collapse(self.workers, self.curves, self.memory, self.coefficients)
+
+    def with_coefficients(self, coefficients: Coefficients) -> ServingModel:
+        """The same compiled workers under other coefficients."""
+        other = copy(self)
+        other.coefficients = coefficients
+        other._tables = _collapse(self.workers, self.curves, self.memory, coefficients)
+        return other
+
+    def only(self, index: Sequence[int]) -> ServingModel:
+        """Some of the compiled workers."""
+        other = copy(self)
+        other.workers = tuple(self.workers[one] for one in index)
+        other.curves = tuple(self.curves[one] for one in index)
+        other.memory = tuple(self.memory[one] for one in index)
+        other._tables = _collapse(other.workers, other.curves, other.memory, other.coefficients)
+        return other
+
+    def predict(self, plans: ServingPlans) -> ServingPrediction:
+        """All predictions of `plans`, in blocks."""
+        out = {one.name: np.empty(len(plans)) for one in fields(ServingPrediction)}
+        for start in range(0, len(plans), BLOCK):
+            part = slice(start, start + BLOCK)
+            for name, values in self._predict_block(plans.take(part)).items():
+                out[name][part] = values
+        return ServingPrediction(**out)
+
+    def _predict_block(self, plans: ServingPlans) -> dict[str, FloatArray]:
+        t, w = self._tables, plans.worker
+        prompt, output = plans.input_tokens, plans.output_tokens
+        ranks, stages = t.data_parallel_size[w], t.pipeline_parallel_size[w]
+        held = prompt + output * t.held_output_share[w]
+        each = t.at("cache_bytes", w, _place(np.ceil(held / t.block_tokens[w]) * t.block_tokens[w]))
+        on_rank = np.floor(t.cache_capacity_bytes[w] / each)
+        asked = plans.concurrency / ranks
+        sequences = np.minimum(asked, np.maximum(on_rank, 1.0))
+        chunk = np.minimum(prompt, self.max_num_batched_tokens)
+        micro = np.maximum(sequences / stages, 1.0)
+        here = _place(micro)
+        step = t.at("decode", w, here) + sequences * (t.at("context", w, _place(prompt + 0.5 * output)) + t.sequence[w])
+        attention = t.at("prompt_attention", w, _place(prompt))
+        added = t.at("prefill", w, _place(micro + chunk)) - t.at("prefill", w, here)
+        others = t.prompt_share[w] * np.maximum(sequences - 1.0, 0.0) / output
+        chunks = prompt / chunk
+        speculation = t.speculation[w]
+        tpot = speculation * (step + others * (chunks * added + attention) / stages)
+        alone = chunks * t.at("prefill", w, _place(chunk)) + attention
+        ttft = t.first_token[w] + t.prompt[w] * alone * (1.0 + t.burst[w] * sequences) + t.wait_steps[w] * step
+        # Little's law: those beyond what runs wait for as many rounds of service.
+        service = alone + tpot * output
+        ttft = ttft + (asked / sequences - 1.0) * service
+        rate = sequences * ranks * output / service
+        return {
+            "tpot_s": tpot,
+            "ttft_s": ttft,
+            "step_s": step,
+            "running_sequences": sequences * ranks,
+            "admitted_sequences": on_rank * ranks,
+            "output_tokens_per_s": rate,
+            "output_tokens_per_s_per_gpu": rate / t.num_gpus[w],
+            "memory_bytes": t.fixed_bytes[w] + sequences * each,
+        }
+
+    def first_token_parts(self, plans: ServingPlans) -> dict[str, FloatArray]:
+        """What `ttft_s` is made of, [plans]: a prompt alone, a step, sequences on a rank, seconds in the queue."""
+        t, w = self._tables, plans.worker
+        found = self.predict(plans)
+        chunk = np.minimum(plans.input_tokens, self.max_num_batched_tokens)
+        alone = plans.input_tokens / chunk * t.at("prefill", w, _place(chunk))
+        alone = alone + t.at("prompt_attention", w, _place(plans.input_tokens))
+        rounds = plans.concurrency / found.running_sequences - 1.0
+        return {
+            "alone": alone,
+            "step": found.step_s,
+            "sequences": found.running_sequences / t.data_parallel_size[w],
+            "queue": np.maximum(rounds, 0.0) * (alone + found.tpot_s * plans.output_tokens),
+        }
+
+    def parts(self, plans: ServingPlans) -> Mapping[str, FloatArray]:
+        """Seconds of each of coefficients.PARTS within `tpot_s` before speculation, coefficients applied, [plans]."""
+        raw = self.unit_parts(plans)
+        local = [self.coefficients.of_parts(worker) for worker in self.workers]
+        return {name: values * np.array([one[name] for one in local])[plans.worker] for name, values in raw.items()}
+
+    def unit_parts(self, plans: ServingPlans) -> dict[str, FloatArray]:
+        """Each part of `tpot_s` at a coefficient of one: what a fit sees; overheads are counts (products, sequences)."""
+        t, w = self._tables, plans.worker
+        tokens = np.stack([one.tokens for one in self.curves])
+        context = np.stack([one.context for one in self.curves])
+        prompt, output = plans.input_tokens, plans.output_tokens
+        sequences = self.predict(plans).running_sequences / t.data_parallel_size[w]
+        stages = t.pipeline_parallel_size[w]
+        micro = np.maximum(sequences / stages, 1.0)
+        chunk = np.minimum(prompt, self.max_num_batched_tokens)
+        others = t.prompt_share[w] * np.maximum(sequences - 1.0, 0.0) / output / stages
+
+        def step_part(name: str) -> FloatArray:
+            return _at(tokens[:, TOKEN_PARTS.index(name)], w, _place(micro))
+
+        def prompt_part(name: str) -> FloatArray:
+            table = tokens[:, TOKEN_PARTS.index(name)]
+            return others * (prompt / chunk) * (_at(table, w, _place(micro + chunk)) - _at(table, w, _place(micro)))
+
+        def context_part(name: str, at: FloatArray) -> FloatArray:
+            return _at(context[:, CONTEXT_PARTS.index(name)], w, _place(at))
+
+        products = np.array([one.num_products for one in self.curves], dtype=np.float64)[w]
+        moe_layers = np.array([one.num_moe_layers for one in self.curves], dtype=np.float64)[w]
+        state = np.array([one.state_s for one in self.curves])[w]
+        return {
+            "dense": step_part("dense") + step_part("head"),
+            "moe": step_part("moe"),
+            "all_reduce": step_part("all_reduce"),
+            "dispatch": step_part("dispatch"),
+            "cache": sequences * context_part("cache", prompt + 0.5 * output),
+            "latent": sequences * context_part("latent", prompt + 0.5 * output),
+            "state": sequences * state,
+            "kernel_overhead": products,
+            "moe_overhead": moe_layers,
+            "step_overhead": np.ones(len(plans)),
+            "sequence_overhead": sequences,
+            "prefill_dense": prompt_part("dense"),
+            "prefill_moe": prompt_part("moe"),
+            "prefill_communication": prompt_part("all_reduce") + prompt_part("dispatch"),
+            "prefill_attention": others * context_part("prompt_attention", prompt),
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tables:
+    """Curves with their coefficients applied and summed, [workers, nodes]; facts of each worker, [workers]."""
+
+    decode: FloatArray
+    prefill: FloatArray
+    context: FloatArray
+    prompt_attention: FloatArray
+    cache_bytes: FloatArray
+    sequence: FloatArray
+    prompt_share: FloatArray
+    speculation: FloatArray
+    first_token: FloatArray
+    prompt: FloatArray
+    burst: FloatArray
+    wait_steps: FloatArray
+    cache_capacity_bytes: FloatArray
+    fixed_bytes: FloatArray
+    held_output_share: FloatArray
+    block_tokens: FloatArray
+    data_parallel_size: FloatArray
+    pipeline_parallel_size: FloatArray
+    num_gpus: FloatArray
+
+    def at(self, name: str, worker: IntArray, place: tuple[IntArray, FloatArray]) -> FloatArray:
+        """Linear interpolation of one table."""
+        return _at(getattr(self, name), worker, place)
+
+
+def _collapse(
+    workers: Sequence[ServingWorker],
+    curves: Sequence[WorkerCurves],
+    memory: Sequence[WorkerMemory],
+    coefficients: Coefficients,
+) -> _Tables:
+    rows = []
+    for worker, curve, room in zip(workers, curves, memory, strict=True):
+        c, values = coefficients.of_parts(worker), coefficients.values
+        tokens, context = dict(zip(TOKEN_PARTS, curve.tokens)), dict(zip(CONTEXT_PARTS, curve.context))
+        overhead = (
+            c["kernel_overhead"] * curve.num_products + c["moe_overhead"] * curve.num_moe_layers + c["step_overhead"]
+        )
+        rows.append(
+            {
+                "decode": overhead
+                + c["dense"] * (tokens["dense"] + tokens["head"])
+                + c["moe"] * tokens["moe"]
+                + c["all_reduce"] * tokens["all_reduce"]
+                + c["dispatch"] * tokens["dispatch"],
+                "prefill": c["prefill_dense"] * tokens["dense"]
+                + c["prefill_moe"] * tokens["moe"]
+                + c["prefill_communication"] * (tokens["all_reduce"] + tokens["dispatch"]),
+                "context": c["cache"] * context["cache"] + c["latent"] * context["latent"],
+                "prompt_attention": c["prefill_attention"] * context["prompt_attention"],
+                "cache_bytes": np.maximum(cache_bytes(worker, NODES), 1.0),
+                "sequence": c["state"] * curve.state_s + c["sequence_overhead"],
+                "prompt_share": PROMPT_SHARE[worker.backend],
+                "speculation": values["speculation"] if worker.speculative else 1.0,
+                "first_token": coefficients.of_ttft("first_token", worker),
+                "prompt": coefficients.of_ttft("prompt", worker),
+                "burst": values["burst"],
+                "wait_steps": coefficients.of_ttft("wait_steps", worker),
+                "cache_capacity_bytes": max(room.cache_capacity_bytes, 0.0),
+                "fixed_bytes": room.fixed_bytes,
+                "held_output_share": float(held_tokens(worker.backend, 0, 1e6)) / 1e6,
+                "block_tokens": float(held_tokens(worker.backend, 1, 0)),
+                "data_parallel_size": float(worker.data_parallel_size),
+                "pipeline_parallel_size": float(worker.pipeline_parallel_size),
+                "num_gpus": float(worker.num_gpus),
+            }
+        )
+    return _Tables(**{one.name: np.array([row[one.name] for row in rows]) for one in fields(_Tables)})
+
+
+def _place(at: FloatArray) -> tuple[IntArray, FloatArray]:
+    """Lower node of NODES and the share of the upper one, linear in tokens; beyond the last node extrapolated."""
+    low = (np.log2(at) * NODES_PER_OCTAVE).astype(np.intp)
+    np.clip(low, 0, len(NODES) - 2, out=low)
+    left = NODES[low]
+    return low, (at - left) / (NODES[low + 1] - left)
+
+
+def _at(table: FloatArray, worker: IntArray, place: tuple[IntArray, FloatArray]) -> FloatArray:
+    low, share = place
+    index = worker * table.shape[1] + low
+    flat = table.reshape(-1)
+    left = flat.take(index)
+    value: FloatArray = left + share * (flat.take(index + 1) - left)
+    return value

@@ -1,0 +1,1 @@
+"""What training costs: step time and memory of many plans at once."""
