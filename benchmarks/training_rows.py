@@ -158,6 +158,8 @@ def step_s_of(row: Fields) -> float:
     sequences = int(row["gbs"])
     if row["metric"] in ("iter_time", "iter_time_derived"):
         return value
+    if row["metric"] == "tflops_per_gpu":
+        return float("nan")  # TFLOP/s count FLOP in each source's own way
     if row["metric"] == "tokens_per_gpu_s":
         return sequences * int(row["seq"]) / (gpus * value)
     if row["metric"] == "samples_per_gpu_s":

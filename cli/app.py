@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
+from cli.calibrate import calibrate
 from cli.catalog import catalog, schema
 from cli.check import check
 from cli.command import Command
 from cli.compare import compare
+from cli.estimate import estimate
 from cli.experts import experts
 from cli.export import ExportCommand, export
 from cli.options import SolveCommand
@@ -27,6 +29,8 @@ app.command(cls=SolveCommand)(plan)
 app.command(cls=SolveCommand)(experts)
 app.command(cls=Command)(check)
 app.command(cls=Command)(compare)
+app.command(cls=Command)(estimate)
+app.command(cls=Command)(calibrate)
 app.command(cls=ExportCommand)(export)
 app.add_typer(catalog, name="catalog")
 app.command(cls=Command)(schema)

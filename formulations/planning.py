@@ -115,6 +115,7 @@ def judge(problem: ExpertPlacementProblem, placement: ExpertPlacement) -> Verdic
         trace=problem.trace,
         expert_bytes=problem.expert_bytes,
         gpu_memory_bytes=problem.gpu_memory_bytes,
+        step=problem.step,
     )
     rules = {violation.rule for violation in verdict.violations}
     merged = [violation for violation in broken if violation.rule not in rules]

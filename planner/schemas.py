@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from planner.cluster import Cluster
+from planner.descriptions.efficiency import Efficiency
 from planner.descriptions.experts import ExpertsInstance
 from planner.errors import OptionError
 from planner.hardware import DeviceKind, Link
@@ -20,6 +21,7 @@ KINDS: Mapping[str, type[BaseModel]] = {
     "cluster": Cluster,
     "device": DeviceKind,
     "link": Link,
+    "efficiency": Efficiency,
 }
 
 

@@ -13,6 +13,7 @@ TOPICS = {
     "attention": "benchmarks.refit.attention",
     "moe": "benchmarks.refit.moe",
     "collectives": "benchmarks.refit.collectives",
+    "serving": "benchmarks.refit.serving",
     "training": "benchmarks.refit.training",
 }
 

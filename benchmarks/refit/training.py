@@ -26,14 +26,15 @@ from planner.cost.training.coefficients import (
     TrainingCoefficients,
 )
 
-#: What fits start from: a large product reaches three quarters of the peak, attention less than half of that, links
-#: half. narrow_gemm is half a tile of 128, the size of matrix-unit kernels; no published row identifies it.
+#: What fits start from: a large product reaches three quarters of the peak, flash attention about half of that, links
+#: three quarters (nccl-tests: some 230 of 300 GB/s in an A100 node). narrow_gemm is half a tile of 128, the size of
+#: matrix-unit kernels; no published row identifies it.
 PRIOR = TrainingCoefficients(
     gemm_efficiency=0.75,
     narrow_gemm=64.0,
     attention_efficiency=0.35,
-    traffic=1.5,
-    link_efficiency=0.5,
+    traffic=1.3,
+    link_efficiency=0.75,
     overlap=0.0,
 )
 #: FSDP fetches the next layer while one computes; Megatron-LM of 2021 and 2022 reduced gradients after the last one.

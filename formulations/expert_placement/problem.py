@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from planner.cost.expert_step import ExpertStep
 from planner.errors import OptionError
 from planner.plan import ExpertPlacement
 from planner.workload import FloatArray, IntArray, RoutingTrace
@@ -66,6 +67,8 @@ class ExpertPlacementProblem:
     current: IntArray | None = None
     max_moves: int | None = None
     move_cost: float = 0.0
+    step: ExpertStep | None = None
+    """What the cost model tells times with; no method reads it."""
 
     def __post_init__(self) -> None:
         for array in (self.load, self.weight, self.speed, self.group_of, self.current):
@@ -180,6 +183,7 @@ class ExpertPlacementProblem:
         current: IntArray | None = None,
         max_moves: int | None = None,
         move_cost: float = 0.0,
+        step: ExpertStep | None = None,
     ) -> ExpertPlacementProblem:
         """Scale raw counts [K, L, E] (or [L, E]) and fill in the defaults.
 
@@ -217,6 +221,7 @@ class ExpertPlacementProblem:
             current=None if current is None else np.array(current, dtype=np.int64),
             max_moves=max_moves,
             move_cost=move_cost,
+            step=step,
         )
 
 

@@ -9,8 +9,11 @@ import numpy as np
 
 from formulations.expert_placement.posterior import scenarios_with_sample
 from formulations.expert_placement.problem import CommunicationModel, ExpertPlacementProblem
+from planner import catalog
+from planner.cost.expert_step import ExpertStep
+from planner.cost.serving.precision import WEIGHT_FORMATS
 from planner.descriptions.experts import MAX_EXPERTS, MAX_LAYERS, ExpertsInstance
-from planner.errors import DescriptionError, Finding
+from planner.errors import DescriptionError, Finding, OptionError
 from planner.files import SourceText, canonical_json
 from planner.readers.expert_loads import read_expert_load
 from planner.readers.expert_placement import read_expert_placement
@@ -57,6 +60,7 @@ class _Reading:
         self._stop_if_wrong()
         layer_ids = tuple(int(layer) for layer in np.flatnonzero(used))
         communication = self._communication()
+        step = self._step(num_experts)
         current = self._current(layer_ids, counts.shape[1], num_experts)
         self._stop_if_wrong()
         instance = self.instance
@@ -84,6 +88,7 @@ class _Reading:
             current=current,
             max_moves=instance.max_moves,
             move_cost=instance.move_cost,
+            step=step,
         )
         if sample is None or instance.sample is None:
             return problem
@@ -197,6 +202,29 @@ class _Reading:
             model=item.model, weight=item.weight, cost=cost, intra_node_cost=intra, inter_node_cost=inter
         )
 
+    def _step(self, num_experts: int) -> ExpertStep | None:
+        item = self.instance.step
+        if item is None:
+            return None
+        try:
+            model = catalog.model(self._path(item.model) if self._is_file(item.model) else item.model)
+            if item.precision is not None:
+                model = model.with_formats(experts=WEIGHT_FORMATS[item.precision])
+            step = ExpertStep.of(model, catalog.device(item.device), item.tokens)
+        except DescriptionError as error:
+            self.findings.extend(error.findings)
+            return None
+        except (OptionError, ValueError) as error:
+            self._find(("step",), str(error))
+            return None
+        if step.num_experts != num_experts:
+            message = f"{model.name} has {step.num_experts} experts, the loads have {num_experts}"
+            self._find(("step", "model"), message)
+        return step
+
+    def _is_file(self, name: str) -> bool:
+        return name.endswith(".json") or (self.base_dir / name / "config.json").is_file()
+
     def _costs(self, name: str, default: FloatArray) -> FloatArray:
         """The matrix of `cost_file`; the default one where it is wrong, which a finding says."""
         where = ("communication", "cost_file")
@@ -243,6 +271,8 @@ class _Reading:
             names += [self.instance.trace.file, self.instance.trace.documents]
         if self.instance.communication is not None:
             names.append(self.instance.communication.cost_file)
+        if self.instance.step is not None and self.instance.step.model.endswith(".json"):
+            names.append(self.instance.step.model)
         for name in names:
             if name is not None:
                 with open(self._path(name), "rb") as file:

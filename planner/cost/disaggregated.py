@@ -4,7 +4,7 @@ Prefill/decode: x prefill workers hand the KV cache of each prompt over a link t
 loop of its own (`queueing.open_loop`); the slowest of the three, link included, bounds the rate.
 
 Attention/experts: micro-batches go back and forth between the two sides, layer by layer, so that neither waits
-(MegaScale-Infer, arXiv 2504.02263, section 4.1; Step-3, arXiv 2507.19427).
+(MegaScale-Infer, arXiv 2504.02263; Step-3, arXiv 2507.19427).
 """
 
 from __future__ import annotations

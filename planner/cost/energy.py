@@ -1,4 +1,4 @@
-"""Watts, joules and dollars. Power is modelled from the share of time in each phase, not measured: trust it to 25 %."""
+"""Watts, joules and dollars. Power is modelled from the share of time in each phase: it may be tens of percent off."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from planner.cost.expert_parallel import balancedness, fanout, gpu_load, hottest, simulate_chain
-from planner.cost.verdict import Metric, Verdict, Violation
+from planner.cost.expert_step import ExpertStep, ExpertTimes, expert_times
+from planner.cost.verdict import Metric, Source, Verdict, Violation
 from planner.plan import ExpertPlacement
 from planner.units import format_bytes
 from planner.workload import FloatArray, RoutingTrace
@@ -21,11 +22,13 @@ def evaluate_expert_placement(
     trace: RoutingTrace | None = None,
     expert_bytes: float | None = None,
     gpu_memory_bytes: float | None = None,
+    step: ExpertStep | None = None,
 ) -> Verdict:
     """Verdict of an expert placement.
 
     loads : tokens [num_layers, num_experts] by scenario name; speed : relative GPU speeds [num_gpus].
-    The time of a layer is that of its slowest GPU, in units of the same layer spread evenly.
+    The time of a layer is that of its slowest GPU, in units of the same layer spread evenly; with `step` in seconds
+    too, with the exchange of tokens. expert_bytes follows from `step` where it is not given.
     """
     rows, num_experts = plan.array, plan.num_experts
     gpu_speed = np.ones(plan.num_gpus) if speed is None else speed
@@ -47,6 +50,8 @@ def evaluate_expert_placement(
         metrics.append(_metric(f"expert_time_over_even[{name}]", stretch, "ratio"))
         layer = int(balance.argmin())
         gpu = int((load[0, layer] / gpu_speed).argmax())
+        if step is not None:
+            metrics += _step_metrics(name, expert_times(plan, counts, gpu_speed, step), step.source)
         loss = 1.0 - float(balance[layer])
         if loss >= worst[0]:
             stretched = 1 / max(float(balance[layer]), 1e-12)
@@ -63,6 +68,11 @@ def evaluate_expert_placement(
         ]
         assumptions.append("crossings follow each token's best expert; the nearest replica serves")
         assumptions.append("fan-out counts all k experts from a token whose own GPU is any GPU alike")
+    if step is not None:
+        assumptions.append(
+            f"a pass of {step.tokens:g} tokens on {step.device.name}, {step.quant} experts, data-parallel attention"
+        )
+        expert_bytes = step.expert_bytes if expert_bytes is None else expert_bytes
     violations = []
     if expert_bytes is not None:
         need = expert_bytes * plan.num_slots / plan.num_gpus * len(rows)
@@ -85,6 +95,17 @@ def evaluate_expert_placement(
         bottleneck=worst[1] or None,
         assumptions=tuple(assumptions),
     )
+
+
+def _step_metrics(scenario: str, times: ExpertTimes, source: Source) -> list[Metric]:
+    """Seconds of all layers: the slowest GPUs, the same spread evenly, the exchange, and the two together."""
+    values = {
+        "expert_time_s": float(times.layer_s.sum()),
+        "expert_time_even_s": float(times.even_layer_s.sum()),
+        "all_to_all_time_s": times.exchange_s,
+        "expert_step_s": times.total_s,
+    }
+    return [Metric(name=f"{name}[{scenario}]", value=value, unit="s", source=source) for name, value in values.items()]
 
 
 def _metric(name: str, value: float, unit: str) -> Metric:

@@ -55,6 +55,18 @@ class TraceSource(Description):
     documents: Annotated[FileName | None, Field(description=".npy int [tokens]: document of each token")] = None
 
 
+class StepSource(Description):
+    """What the experts run on, for times in seconds: the verdict tells them; the search does not need them."""
+
+    model: Annotated[FileName, Field(description="catalogue name, or config.json")]
+    device: Annotated[FileName, Field(description="catalogue name of the GPU")]
+    tokens: Annotated[PositiveFloat, Field(description="tokens of one forward pass over all GPUs, before top-k")]
+    precision: Annotated[
+        Literal["bf16", "fp8", "fp8_block", "nvfp4", "mxfp4", "int8", "int4"] | None,
+        Field(description="format of the experts; default: the checkpoint's"),
+    ] = None
+
+
 class Communication(Description):
     """How a token's travel between GPUs is charged. The two models describe different systems, never mixed.
 
@@ -90,6 +102,7 @@ class ExpertsInstance(Description):
     ] = None
     trace: TraceSource | None = None
     communication: Communication | None = None
+    step: StepSource | None = None
     split: Annotated[
         Literal["even", "lp"],
         Field(description="how a replicated expert's tokens are shared: evenly, or by the per-batch LP (SGLang lp)"),

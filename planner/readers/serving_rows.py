@@ -1,9 +1,8 @@
 """Tables of serving runs (CSV, one configuration a row) -> workers and plans, with what was measured where given.
 
 Columns that must be there: model, system, backend, isl, osl, concurrency. Optional: precision, gemm_quant, moe_quant,
-kv_quant, tp, pp, attention_dp (1 where absent), moe_tp, moe_ep (the GPUs of a stage are split by expert as moe_ep says,
-each expert over the rest), speculative (0 or 1), ttft_ms and tpot_ms or measured_ttft_ms and measured_tpot_ms.
-Every other column is kept as it is.
+kv_quant, tp, pp, attention_dp (1 where absent), moe_tp, moe_ep (by default no expert parallelism), speculative (0 or
+1), and what was measured: ttft_ms and tpot_ms, or measured_ttft_ms and measured_tpot_ms. Others are kept as they are.
 
 A row is answered where it can be: a split that leaves GPUs with unequal shares is predicted by its largest share, one
 that contradicts itself by the nearest that does not, and `notes` says so. Names are those of files in a folder or of
@@ -12,8 +11,6 @@ the catalogue, never paths.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +22,14 @@ import numpy.typing as npt
 
 from planner import catalog
 from planner.catalog.models import entry
+from planner.cost.serving.notes import widened
 from planner.cost.serving.precision import WEIGHT_FORMATS, kv_element_bytes, served
 from planner.cost.serving.predict import ServingPlans
 from planner.cost.serving.worker import BACKENDS, Backend, ServingWorker
-from planner.errors import DescriptionError, Finding, OptionError
-from planner.files import read_text
+from planner.errors import DescriptionError, OptionError
 from planner.hardware import DeviceKind
 from planner.model.spec import ModelSpec
+from planner.readers.csv_table import CsvTable, Findings, quoted, read_csv_table
 from planner.readers.hf_config import read_model
 
 FloatArray = npt.NDArray[np.float64]
@@ -41,11 +39,13 @@ REQUIRED = ("model", "system", "backend", "isl", "osl", "concurrency")
 TOKENS = ("isl", "osl", "concurrency")
 SIZES = ("tp", "pp", "attention_dp", "moe_tp", "moe_ep")
 QUANTS = ("precision", "gemm_quant", "moe_quant")
+MEASURED = ("ttft_ms", "tpot_ms")
 #: What makes two rows the same worker.
 WORKER_COLUMNS = ("model", "system", "backend", *QUANTS, "kv_quant", *SIZES, "speculative")
-#: Names of quantisations in benchmark logs beyond those of WEIGHT_FORMATS, and what they are here. Source:
-#: AIConfigurator's quantisation modes; "none" and empty leave the checkpoint's own.
-SYNONYMS: Mapping[str, str] = {
+#: Quantisations as rows name them, and what they are here; "" leaves the checkpoint's own. Source of the names beyond
+#: WEIGHT_FORMATS: AIConfigurator's quantisation modes.
+QUANT_NAMES: Mapping[str, str] = {
+    **{name: name for name in WEIGHT_FORMATS},
     "": "",
     "none": "",
     "auto": "",
@@ -66,19 +66,14 @@ KV_QUANTS: Mapping[str, str] = {
     **dict.fromkeys(("bf16", "fp16", "bfloat16", "float16"), "bf16"),
     **dict.fromkeys(("fp8", "fp8_e4m3", "fp8_e5m2", "int8"), "fp8"),
 }
+BACKEND_NAMES: Mapping[str, Backend] = {name: name for name in BACKENDS}
 FLAGS: Mapping[str, bool] = {"": False, "0": False, "1": True, "false": False, "true": True, "no": False, "yes": True}
 
-#: Largest table that is read: about 400,000 rows.
-MAX_TABLE_BYTES = 64 * 2**20
-MAX_TOKENS, MAX_GPUS = 1 << 24, 1 << 16
-#: Findings that one message shows; a table with the wrong columns has one in every row.
-MAX_FINDINGS = 100
-#: Characters of a cell that a message quotes.
-QUOTED = 40
+MAX_TOKENS, MAX_GPUS, MAX_MS = 1 << 24, 1 << 16, 1e9
 
 
 class RowWorker(ServingWorker):
-    """A worker of a table, of which only what cannot be at all is a problem: the reader refuses it, and notes the rest."""
+    """A worker of a table: the reader refuses what cannot be at all, and notes what an engine would refuse."""
 
     def problems(self) -> Iterator[str]:
         """None: unequal shares are predicted by the largest."""
@@ -93,15 +88,11 @@ class RowWorker(ServingWorker):
 class ServingRows:
     """A table of runs.
 
-    header, fields : the file as it is; lines : where each row begins, from 1.
-    workers : the distinct workers; plans.worker tells which one a row uses. notes : what was assumed, by row.
-    ttft_s, tpot_s : measured, NaN where the table has none.
+    table : the file as it is. workers : the distinct workers; plans.worker tells which one a row uses.
+    notes : what was assumed, by row. ttft_s, tpot_s : measured, [rows], NaN where the table has none.
     """
 
-    path: str
-    header: tuple[str, ...]
-    fields: tuple[tuple[str, ...], ...]
-    lines: tuple[int, ...]
+    table: CsvTable
     workers: tuple[ServingWorker, ...]
     plans: ServingPlans
     notes: tuple[tuple[str, ...], ...]
@@ -110,34 +101,15 @@ class ServingRows:
 
     def column(self, name: str) -> tuple[str, ...]:
         """One column as text; empty strings when the table has none of that name."""
-        names = _names(self.header)
-        if name not in names:
-            return ("",) * len(self.fields)
-        index = names.index(name)
-        return tuple(row[index] for row in self.fields)
+        return self.table.column(name)
 
     def with_columns(self, columns: Mapping[str, Sequence[str]]) -> str:
         """The table as CSV text with more columns at its end, [rows] each.
 
-        A column of the table that has one of the new names is renamed: ttft_ms and tpot_ms, which are measurements, to
-        measured_ttft_ms and measured_tpot_ms, another one to input_<name>. DescriptionError when that name is taken.
+        Columns of the table with the same names move out of the way: ttft_ms and tpot_ms, which are measurements, to
+        measured_ttft_ms and measured_tpot_ms, others to input_<name>. DescriptionError when that name is taken.
         """
-        taken = set(_names(self.header))
-        header = []
-        for text, name in zip(self.header, _names(self.header), strict=True):
-            if name in columns:
-                text = f"{'measured' if name in MEASURED else 'input'}_{name}"
-                if text in taken:
-                    raise DescriptionError.single(self.path, f"column {name} would be written as {text}, which is taken", 1)
-            header.append(text)
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([*header, *columns])
-        writer.writerows([*row, *added] for row, *added in zip(self.fields, *columns.values(), strict=True))
-        return out.getvalue()
-
-
-MEASURED = ("ttft_ms", "tpot_ms")
+        return self.table.with_columns(columns, {name: f"measured_{name}" for name in MEASURED})
 
 
 def read_serving_rows(path: str | Path, models: str | Path | None = None, *, measured: bool = True) -> ServingRows:
@@ -149,79 +121,21 @@ def read_serving_rows(path: str | Path, models: str | Path | None = None, *, mea
     Raises DescriptionError with all problems: missing columns, sizes that are no whole numbers, unknown models,
     devices, backends and quantisations, more pipeline stages than layers.
     """
-    header, lines = _table(path)
-    reader = _Reader(str(path), None if models is None else _folder(models))
-    names = _names(header)
-    rows = [reader.row(number, dict(zip(names, line, strict=True)), measured) for number, line in lines]
-    if reader.findings:
-        raise DescriptionError(shortened(reader.findings))
+    table = read_csv_table(path, REQUIRED)
+    reader = _Reader(table.path, None if models is None else _folder(models))
+    rows = [reader.row(line, cells, measured) for line, cells in table.rows()]
+    reader.findings.refuse()
     made = [row for row in rows if row is not None]
-    columns = np.array([[row.concurrency, row.isl, row.osl, row.ttft_s, row.tpot_s] for row in made], dtype=np.float64).T
+    columns = np.array([[*row.tokens, *row.times_s] for row in made], dtype=np.float64).T
+    isl, osl, concurrency, ttft, tpot = columns
     return ServingRows(
-        path=str(path),
-        header=header,
-        fields=tuple(line for _, line in lines),
-        lines=tuple(number for number, _ in lines),
+        table=table,
         workers=tuple(reader.workers),
-        plans=ServingPlans.of([row.worker for row in made], columns[0], columns[1], columns[2]),
+        plans=ServingPlans.of([row.worker for row in made], concurrency, isl, osl),
         notes=tuple(row.notes for row in made),
-        ttft_s=columns[3],
-        tpot_s=columns[4],
+        ttft_s=ttft,
+        tpot_s=tpot,
     )
-
-
-def shortened(findings: Sequence[Finding]) -> list[Finding]:
-    """The first MAX_FINDINGS, and how many more there are."""
-    if len(findings) <= MAX_FINDINGS:
-        return list(findings)
-    more = Finding(findings[0].path, f"and {len(findings) - MAX_FINDINGS} more problems")
-    return [*findings[:MAX_FINDINGS], more]
-
-
-def _names(header: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name.strip().lower() for name in header)
-
-
-def _table(path: str | Path) -> tuple[tuple[str, ...], list[tuple[int, tuple[str, ...]]]]:
-    """Header, and the rows that are not blank with the lines they begin at; all of one length."""
-    reader = csv.reader(io.StringIO(read_text(path, MAX_TABLE_BYTES), newline=""), strict=True)
-    header: tuple[str, ...] | None = None
-    rows: list[tuple[int, tuple[str, ...]]] = []
-    ragged: list[Finding] = []
-    begins = 1
-    try:
-        for fields in reader:
-            if any(field.strip() for field in fields):
-                if header is None:
-                    header = tuple(fields)
-                    _check_header(path, header, begins)
-                elif len(fields) == len(header):
-                    rows.append((begins, tuple(fields)))
-                elif len(ragged) < MAX_FINDINGS:
-                    told = f"has {len(fields)} fields, but the header has {len(header)}"
-                    ragged.append(Finding(str(path), told, begins))
-            begins = reader.line_num + 1
-    except csv.Error as error:
-        raise DescriptionError.single(path, f"not valid CSV: {error}", begins) from None
-    if ragged:
-        raise DescriptionError(ragged)
-    if header is None or not rows:
-        raise DescriptionError.single(path, "is empty" if header is None else "has no rows below its header")
-    return header, rows
-
-
-def _check_header(path: str | Path, header: tuple[str, ...], line: int) -> None:
-    names = _names(header)
-    findings = []
-    missing = [name for name in REQUIRED if name not in names]
-    if missing:
-        hint = "; fields are separated by commas" if len(names) == 1 and set(names[0]) & set(";\t") else ""
-        findings.append(f"has no column {', '.join(missing)}{hint}")
-    twice = sorted({name for name in names if name and names.count(name) > 1})
-    if twice:
-        findings.append(f"has two columns {', '.join(map(_quoted, twice))}")
-    if findings:
-        raise DescriptionError([Finding(str(path), told, line) for told in findings])
 
 
 def _folder(models: str | Path) -> dict[str, Path]:
@@ -229,7 +143,7 @@ def _folder(models: str | Path) -> dict[str, Path]:
     folder = Path(models)
     if not folder.is_dir():
         raise DescriptionError.single(models, "is not a folder of config files")
-    found = {}
+    found: dict[str, Path] = {}
     for path in sorted(folder.glob("*.json")):
         name = path.stem.replace("--", "/", 1).lower()
         found[name] = path
@@ -237,18 +151,13 @@ def _folder(models: str | Path) -> dict[str, Path]:
     return found
 
 
-def _quoted(text: str) -> str:
-    return repr(text if len(text) <= QUOTED else f"{text[:QUOTED]}...")
-
-
 @dataclass(frozen=True, slots=True)
 class _Row:
+    """tokens : in the order of TOKENS; times_s : of MEASURED."""
+
     worker: int
-    concurrency: int
-    isl: int
-    osl: int
-    ttft_s: float
-    tpot_s: float
+    tokens: tuple[int, ...]
+    times_s: tuple[float, ...]
     notes: tuple[str, ...]
 
 
@@ -256,45 +165,44 @@ class _Reader:
     """Rows to workers; equal configurations become one worker, and a bad name is told once."""
 
     def __init__(self, path: str, files: Mapping[str, Path] | None) -> None:
-        self.path, self.files = path, files or {}
-        self.findings: list[Finding] = []
+        self.files = files or {}
+        self.findings = Findings(path)
         self.workers: list[RowWorker] = []
         self._by_cells: dict[tuple[str, ...], tuple[int, tuple[str, ...]] | None] = {}
         self._models: dict[str, ModelSpec | None] = {}
         self._devices: dict[str, DeviceKind | None] = {}
         self._served: dict[tuple[str, str, str], ModelSpec] = {}
-        self._told: set[tuple[str, str]] = set()
 
     def row(self, line: int, cells: Mapping[str, str], measured: bool) -> _Row | None:
         before = len(self.findings)
-        tokens = {name: self._whole(line, name, cells[name], MAX_TOKENS) for name in TOKENS}
-        times = [self._time(line, name, cells) if measured else math.nan for name in MEASURED]
+        tokens = tuple(self.findings.whole(line, name, cells[name], MAX_TOKENS) for name in TOKENS)
+        times_s = tuple(self._time(line, name, cells) if measured else math.nan for name in MEASURED)
         key = tuple(cells.get(name, "").strip() for name in WORKER_COLUMNS)
         if key not in self._by_cells:
             self._by_cells[key] = self._worker(line, dict(zip(WORKER_COLUMNS, key, strict=True)))
         known = self._by_cells[key]
         if known is None or len(self.findings) > before:
             return None
-        return _Row(known[0], tokens["concurrency"], tokens["isl"], tokens["osl"], *times, known[1])
+        return _Row(known[0], tokens, times_s, known[1])
 
     def _worker(self, line: int, cells: Mapping[str, str]) -> tuple[int, tuple[str, ...]] | None:
+        """Index of the worker and its notes; None when something is wrong with it."""
         before = len(self.findings)
         model = self._cached(self._models, line, "model", cells["model"], self._find_model)
         device = self._cached(self._devices, line, "system", cells["system"], catalog.device)
-        backend = self._choice(line, "backend", cells, {name: name for name in BACKENDS})
-        quants = {name: self._choice(line, name, cells, SYNONYMS, WEIGHT_FORMATS) for name in QUANTS}
-        kv_quant = self._choice(line, "kv_quant", cells, KV_QUANTS)
-        speculative = self._choice(line, "speculative", cells, FLAGS)
-        sizes = {name: self._whole(line, name, cells[name] or "1", MAX_GPUS) for name in SIZES}
+        backend = self._choice(line, "backend", cells["backend"], BACKEND_NAMES)
+        quants = {name: self._choice(line, name, cells[name], QUANT_NAMES) or "" for name in QUANTS}
+        kv_quant = self._choice(line, "kv_quant", cells["kv_quant"], KV_QUANTS)
+        speculative = self._choice(line, "speculative", cells["speculative"], FLAGS)
+        sizes = {name: self.findings.whole(line, name, cells[name] or "1", MAX_GPUS) for name in SIZES}
         if model is not None and sizes["pp"] > model.num_hidden_layers:
-            self._tell(line, f"pp is {sizes['pp']}, more than the {model.num_hidden_layers} layers of {model.name}")
+            told = f"pp is {sizes['pp']}, more than the {model.num_hidden_layers} layers of {model.name}"
+            self.findings.tell(line, told)
         if model is None or device is None or backend is None or len(self.findings) > before:
             return None
-        dense = quants["gemm_quant"] or quants["precision"] or ""
-        experts = quants["moe_quant"] or dense
-        key = (cells["model"], dense, experts)
-        made = self._served[key] = self._served.get(key) or served(model, dense, experts)
-        moe_tp, moe_ep, notes = _expert_split(made, sizes, given=bool(cells["moe_tp"]))
+        made = self._in_formats(model, quants["gemm_quant"] or quants["precision"], quants["moe_quant"])
+        given = (sizes[name] if cells[name] else None for name in ("moe_tp", "moe_ep"))
+        moe_tp, moe_ep, notes = _expert_split(made, sizes["tp"] * sizes["attention_dp"], *given)
         worker = RowWorker(
             model=made,
             device=device,
@@ -310,8 +218,15 @@ class _Reader:
         notes += [f"{told}: predicted by the largest share" for told in worker.uneven()]
         if not kv_quant:
             notes.append(f"cache taken as {8 * worker.kv_element_bytes:g} bit")
+        notes += widened(worker)
         self.workers.append(worker)
         return len(self.workers) - 1, (*notes, *made.assumptions)
+
+    def _in_formats(self, model: ModelSpec, dense: str, experts: str) -> ModelSpec:
+        key = (model.name, dense, experts)
+        if key not in self._served:
+            self._served[key] = served(model, dense, experts)
+        return self._served[key]
 
     def _find_model(self, name: str) -> ModelSpec:
         """By the folder's own listing, then the catalogue's: a name is never used as a path."""
@@ -321,17 +236,56 @@ class _Reader:
     def _cached(
         self, known: dict[str, FoundT | None], line: int, column: str, name: str, find: Callable[[str], FoundT]
     ) -> FoundT | None:
+        """What a name means, looked up once; None and findings for one that means nothing."""
         if name not in known:
             known[name] = None
             try:
                 known[name] = find(name)
             except OptionError as error:
-                self._tell(line, f"{column}: {error}")
+                self.findings.tell(line, f"{column}: {error}")
             except DescriptionError as error:
-                self.findings.extend(error.findings)
+                self.findings.found.extend(error.findings)
         return known[name]
 
-    def _choice(
-        self, line: int, column: str, cells: Mapping[str, str], known: Mapping[str, FoundT], also: Sequence[str] | Mapping[str, object] = ()
-    ) -> FoundT | None:
-        raise NotImplementedError
+    def _choice(self, line: int, column: str, text: str, known: Mapping[str, FoundT]) -> FoundT | None:
+        """What a word means; None and a finding for one that is not known."""
+        found = known.get(text.lower())
+        if found is None:
+            names = ", ".join(sorted(filter(None, known)))
+            self.findings.tell(line, f"unknown {column} {quoted(text)}; known: {names}", once=True)
+        return found
+
+    def _time(self, line: int, column: str, cells: Mapping[str, str]) -> float:
+        """Seconds from milliseconds; NaN for an empty cell."""
+        named = f"measured_{column}" if f"measured_{column}" in cells else column
+        text = cells.get(named, "").strip()
+        if not text:
+            return math.nan
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value <= MAX_MS:
+            self.findings.tell(line, f"{named} is {quoted(text)}, not a positive number of milliseconds")
+        return value / 1e3
+
+
+def _expert_split(
+    model: ModelSpec, stage_gpus: int, moe_tp: int | None, moe_ep: int | None
+) -> tuple[int, int, list[str]]:
+    """moe_tp and moe_ep whose product is the GPUs of a stage, as near to the given ones as can be, and what changed.
+
+    Where they contradict each other moe_ep is kept if it divides the GPUs, else moe_tp if it does.
+    """
+    if not model.num_moe_layers:
+        return 1, 1, []
+    by_tp = moe_ep is None or (stage_gpus % moe_ep != 0 and moe_tp is not None)
+    if moe_tp is not None and by_tp and stage_gpus % moe_tp == 0:
+        tp, ep = moe_tp, stage_gpus // moe_tp
+    else:
+        ep = math.gcd(moe_ep or 1, stage_gpus)
+        tp = stage_gpus // ep
+    if tp == (moe_tp or tp) and ep == (moe_ep or ep):
+        return tp, ep, []
+    told = f"experts taken as moe_tp {tp} x moe_ep {ep}: their product is the {stage_gpus} GPUs of tp x attention_dp"
+    return tp, ep, [told]

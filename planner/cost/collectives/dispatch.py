@@ -78,6 +78,30 @@ def combine_seconds(
     return _seconds(device, kind, "combine", tokens_per_gpu, token_bytes, top_k, num_gpus, gpus_per_node)
 
 
+def exchange_seconds(
+    device: DeviceKind,
+    *,
+    tokens_per_gpu: npt.ArrayLike,
+    hidden_size: float,
+    top_k: int,
+    num_gpus: int,
+    gpus_per_node: int = 8,
+) -> FloatArray:
+    """Seconds of one layer's dispatch in 8 bits and combine in 16, the faster way at each size; 0 for one GPU.
+
+    Inside a scale-up domain the NVLink all-to-all, else DeepEP in its low-latency or normal mode.
+    """
+    inside = num_gpus <= max(device.scale_up_domain_gpus, 1)
+    kinds = ("nvlink_alltoall",) if inside else ("deepep_low_latency", "deepep_normal")
+    size = {"tokens_per_gpu": tokens_per_gpu, "top_k": top_k, "num_gpus": num_gpus, "gpus_per_node": gpus_per_node}
+    ways = [
+        dispatch_seconds(device, kind, token_bytes=hidden_size, **size)
+        + combine_seconds(device, kind, token_bytes=2.0 * hidden_size, **size)
+        for kind in kinds
+    ]
+    return np.asarray(np.minimum.reduce(ways))
+
+
 def _seconds(
     device: DeviceKind,
     kind: str,

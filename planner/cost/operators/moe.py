@@ -26,7 +26,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from planner.cost.operators.grid import FloatArray
-from planner.cost.operators.roofline import Efficiency, positive
+from planner.cost.operators.roofline import Efficiency, not_negative, positive
 from planner.cost.operators.tables import REPRESENTATIVES, Record, Residuals, Source, records
 from planner.descriptions.base import Problem
 from planner.errors import OptionError
@@ -199,6 +199,31 @@ def moe_seconds(
     load = rank_load(t, e, k, ep, routing)
     fits, _ = _fits(device, quant)
     times = [_seconds(fit, arithmetic, device, t, hidden, inter / tp, load, launch) for arithmetic, fit in fits]
+    return np.asarray(np.minimum.reduce(times))
+
+
+def moe_rank_seconds(
+    device: DeviceKind,
+    quant: str,
+    *,
+    rows: npt.ArrayLike,
+    touched: npt.ArrayLike,
+    tokens: npt.ArrayLike,
+    hidden_size: npt.ArrayLike,
+    moe_intermediate_size: npt.ArrayLike,
+    launch: bool = True,
+) -> FloatArray:
+    """Seconds of one fused-MoE layer on a rank whose load is known, sizes broadcast together.
+
+    rows : token-expert pairs that the rank computes; touched : experts that get any (both may be below 1, and 0 is no
+    work beyond the fixed time); tokens : that reach the rank; moe_intermediate_size : of the rank.
+    """
+    t, hidden, inter = positive(tokens=tokens, hidden_size=hidden_size, moe_intermediate_size=moe_intermediate_size)
+    pairs, experts = not_negative(rows=rows, touched=touched)
+    tiny = np.finfo(np.float64).tiny
+    load = RankLoad(np.maximum(pairs, tiny), np.maximum(experts, tiny))
+    fits, _ = _fits(device, quant)
+    times = [_seconds(fit, arithmetic, device, t, hidden, inter, load, launch) for arithmetic, fit in fits]
     return np.asarray(np.minimum.reduce(times))
 
 

@@ -27,7 +27,7 @@ TTFT_ADJUSTMENTS = ("prompt", "wait_steps")
 
 @dataclass(frozen=True, slots=True)
 class CalibrationReport:
-    """Errors of one (model, device, backend) on the runs it was calibrated with, as fractions; None without runs."""
+    """Errors of one (model, device, backend) on its `num_runs` measured runs, as fractions; None without any."""
 
     key: Key
     num_runs: int
@@ -38,22 +38,26 @@ class CalibrationReport:
 
 
 def calibrate(runs: Runs, base: Coefficients) -> tuple[Coefficients, tuple[CalibrationReport, ...]]:
-    """`base` with an adjustment for each (model, device, backend) among the runs, and what it changed."""
-    keys = [key_of(runs.model.workers[worker]) for worker in runs.plans.worker]
+    """`base` with an adjustment for each (model, device, backend) among the measured runs, and what it changed.
+
+    An adjustment that `base` already has for one of them is replaced. Runs without any measured time are left out.
+    """
+    keys = [key_of(worker) for worker in runs.model.workers]
     groups: dict[Key, list[int]] = defaultdict(list)
-    for index, key in enumerate(keys):
-        groups[key].append(index)
+    for index in np.flatnonzero(np.isfinite(runs.tpot_s) | np.isfinite(runs.ttft_s)).tolist():
+        groups[keys[runs.plans.worker[index]]].append(index)
     adjusted = dict(base.adjustments)
     for key, members in groups.items():
-        part = _take(runs, np.array(members))
+        part = some_runs(runs, np.array(members))
         found = _fit(part, TPOT_ADJUSTMENTS, "tpot", base, key, {})
         adjusted[key] = found | _fit(part, TTFT_ADJUSTMENTS, "ttft", base, key, found)
     made = replace(base, adjustments=adjusted)
-    reports = tuple(_report(_take(runs, np.array(members)), key, base, made) for key, members in groups.items())
+    reports = tuple(_report(some_runs(runs, np.array(members)), key, base, made) for key, members in groups.items())
     return made, reports
 
 
-def _take(runs: Runs, index: npt.NDArray[np.intp]) -> Runs:
+def some_runs(runs: Runs, index: npt.NDArray[np.intp]) -> Runs:
+    """Some of the runs, with the workers that they use."""
     used, place = np.unique(runs.plans.worker[index], return_inverse=True)
     return Runs(
         model=runs.model.only(used.tolist()),

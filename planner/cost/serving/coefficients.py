@@ -3,8 +3,9 @@
     tpot = speculation x sum over parts of coefficient x part
     ttft = first_token + prompt x P1 x (1 + burst x B) + wait_steps x step
 
-The coefficients of the operator parts are near 1 by construction; overheads are seconds a dense product, MoE layer, step and sequence.
-Values, spread, rows and errors: planner/catalog/calibration/serving.json, written by `python -m benchmarks.refit serving`.
+The coefficients of the operator parts are near 1 by construction; overheads are seconds a dense product, MoE layer,
+step and sequence. Values, spread, rows and errors are in planner/catalog/calibration/serving.json, which
+`python -m benchmarks.refit serving --write` writes.
 """
 
 from __future__ import annotations

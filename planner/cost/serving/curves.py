@@ -20,9 +20,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from planner.cost.collectives import collective_seconds, combine_seconds, dispatch_seconds, link_for
+from planner.cost.collectives import (
+    InterNodeLink,
+    combine_seconds,
+    dispatch_seconds,
+    hierarchical_seconds,
+    link_for,
+)
 from planner.cost.operators.attention import attention_decode_seconds
-from planner.cost.operators.gemm import gemm_seconds
+from planner.cost.operators.gemm import arithmetic, gemm_seconds
 from planner.cost.operators.moe import moe_seconds
 from planner.cost.serving.sharding import (
     LocalGemm,
@@ -32,9 +38,9 @@ from planner.cost.serving.sharding import (
     quant_of,
     state_bytes,
 )
-from planner.cost.serving.worker import ServingWorker, is_moe
+from planner.cost.serving.worker import ServingWorker, is_moe, largest_share
 from planner.hardware import DeviceKind
-from planner.model.layers import AttentionKind, Component, Layer
+from planner.model.layers import AttentionKind, Component, Layer, MlpKind
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -50,14 +56,19 @@ CONTEXT_PARTS = ("cache", "latent", "prompt_attention")
 CACHE_BANDWIDTH_SHARE, LATENT_PEAK_SHARE, PROMPT_PEAK_SHARE = 0.88, 0.50, 0.45
 #: Sequences between which the cost of one more is taken: enough to fill the GPU. Source: modelled.
 MARGINAL_BATCH = (16, 32)
+#: Network of one GPU, one direction, where a tensor-parallel group spans nodes; the worker does not say which it has.
+#: Source: 400 Gbit/s NDR a GPU of DGX H100 to B200 and most cloud nodes of the catalogue; datasheet.
+NETWORK_BYTES_PER_S = 50e9
 #: Times a step reads or writes a recurrent state: once each.
 STATE_PASSES = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WorkerCurves:
-    """Seconds on NODES: tokens [len(TOKEN_PARTS), nodes], context [len(CONTEXT_PARTS), nodes], state [] a sequence; how many dense products
-    and MoE layers a step runs through."""
+    """Seconds on NODES: tokens [len(TOKEN_PARTS), nodes], context [len(CONTEXT_PARTS), nodes], state_s a sequence.
+
+    num_products, num_moe_layers : that a step runs through.
+    """
 
     tokens: FloatArray
     context: FloatArray
@@ -123,14 +134,22 @@ def expert_quant(layer: Layer) -> str:
 
 
 def _all_reduces(worker: ServingWorker) -> FloatArray:
-    """One after the attention and one after the MLP; with attention ranks, the experts are reached by dispatch."""
-    if worker.tensor_parallel_size == 1:
+    """One after each mixer and one after each MLP; with attention ranks, the experts are reached by dispatch.
+
+    A group larger than the links of a device join is spread evenly over nodes of NETWORK_BYTES_PER_S a GPU.
+    """
+    tp, total = worker.tensor_parallel_size, 0
+    if tp == 1:
         return np.zeros_like(NODES)
+    for layer, count in worker.model.layer_groups():
+        after_mlp = layer.mlp.kind is not MlpKind.NONE and not (is_moe(layer) and worker.data_parallel_size > 1)
+        total += count * ((layer.attention.kind is not AttentionKind.NONE) + after_mlp)
+    link = link_for(worker.device, worker.backend)
+    nodes = largest_share(tp, link.most_gpus)
+    on_node = largest_share(tp, nodes)
+    network = InterNodeLink.rdma(NETWORK_BYTES_PER_S * on_node)
     size = NODES * worker.model.hidden_size * 2.0
-    one = collective_seconds("all_reduce", size, worker.tensor_parallel_size, link_for(worker.device, worker.backend))
-    layers = worker.model.num_hidden_layers
-    after_mlp = layers if worker.data_parallel_size == 1 else layers - worker.model.num_moe_layers
-    return (layers + after_mlp) * one
+    return total * hierarchical_seconds("all_reduce", size, nodes, on_node, link, network)
 
 
 def _dispatch(worker: ServingWorker) -> FloatArray:
@@ -156,17 +175,21 @@ def _dispatch(worker: ServingWorker) -> FloatArray:
 def _cache(worker: ServingWorker) -> FloatArray:
     """What one more sequence adds to a step's attention, by the decode operator between MARGINAL_BATCH sequences.
 
-    The difference leaves the kernels' launch out. Caches of other kinds stream at CACHE_BANDWIDTH_SHARE.
+    The difference leaves the kernels' launch out; it is never less than reading the cache at peak bandwidth takes,
+    which kernels that were timed alone fall below where a cache fits the L2. Other kinds stream at
+    CACHE_BANDWIDTH_SHARE.
     """
     tp, total = worker.tensor_parallel_size, np.zeros_like(NODES)
+    bandwidth = worker.device.hbm_bandwidth_bytes_per_s
     few, many = MARGINAL_BATCH
     for layer, count in worker.model.layer_groups():
         one = layer.attention
+        at_peak = one.read_elements(NODES) * worker.kv_element_bytes * cache_share(worker, one) / bandwidth
         if one.kind in (AttentionKind.FULL, AttentionKind.SLIDING):
             at = {
                 "context": NODES,
-                "num_heads": max(one.num_attention_heads // tp, 1),
-                "num_kv_heads": max(one.num_key_value_heads // tp, 1),
+                "num_heads": largest_share(one.num_attention_heads, tp),
+                "num_kv_heads": largest_share(one.num_key_value_heads, tp),
                 "head_dim": one.head_dim,
                 "v_head_dim": one.v_head_dim,
                 "kv_quant": "fp8" if worker.kv_element_bytes < 2.0 else "bf16",
@@ -176,10 +199,9 @@ def _cache(worker: ServingWorker) -> FloatArray:
             }
             added = attention_decode_seconds(worker.device, batch=many, **at)
             added = added - attention_decode_seconds(worker.device, batch=few, **at)
-            total += count * np.maximum.accumulate(added) / (many - few)
+            total += count * np.maximum(np.maximum.accumulate(added) / (many - few), at_peak)
         else:
-            read = one.read_elements(NODES) * worker.kv_element_bytes * cache_share(worker, one)
-            total += count * read / (CACHE_BANDWIDTH_SHARE * worker.device.hbm_bandwidth_bytes_per_s)
+            total += count * at_peak / CACHE_BANDWIDTH_SHARE
     return total
 
 
@@ -193,9 +215,14 @@ def _latent(worker: ServingWorker) -> FloatArray:
         ),
         np.zeros_like(NODES),
     )
-    return flop / worker.tensor_parallel_size / (LATENT_PEAK_SHARE * worker.device.peak_flop_per_s("bf16"))
+    return flop / worker.tensor_parallel_size / (LATENT_PEAK_SHARE * _peak_16_bit(worker.device))
 
 
 def _prompt_attention(worker: ServingWorker) -> FloatArray:
     flop = worker.model.prompt_attention_flops(NODES) / worker.tensor_parallel_size
-    return flop / (PROMPT_PEAK_SHARE * worker.device.peak_flop_per_s("bf16"))
+    return flop / (PROMPT_PEAK_SHARE * _peak_16_bit(worker.device))
+
+
+def _peak_16_bit(device: DeviceKind) -> float:
+    """FLOP/s in bf16, or in fp16 on devices before Ampere."""
+    return device.peak_flop_per_s(arithmetic(device, "bf16").dtype)

@@ -18,6 +18,8 @@ FloatArray = npt.NDArray[np.float64]
 
 #: Share of measurements that an interval is to hold.
 COVERAGE = 0.8
+#: Rounding errors of sums and logarithms that do not count.
+_ROUNDING = 1e-12
 
 
 def factors(coefficients: Coefficients, workers: Sequence[ServingWorker], what: str) -> FloatArray:
@@ -31,12 +33,12 @@ def conformal_factor(predicted: FloatArray, measured: FloatArray, weights: Float
     weight = np.ones_like(size) if weights is None else weights
     order = np.argsort(size)
     share = np.cumsum(weight[order]) / weight.sum()
-    return float(np.exp(size[order][min(np.searchsorted(share, COVERAGE), len(size) - 1)]))
+    return float(np.exp(size[order][min(np.searchsorted(share, COVERAGE - _ROUNDING), len(size) - 1)]))
 
 
 def coverage(predicted: FloatArray, measured: FloatArray, factor: FloatArray | float) -> float:
     """Share of measurements within predicted x [1/factor, factor]."""
-    return float((np.abs(np.log(predicted / measured)) <= np.log(factor)).mean())
+    return float((np.abs(np.log(predicted / measured)) <= np.log(factor) + _ROUNDING).mean())
 
 
 def source(worker: ServingWorker, coefficients: Coefficients) -> str:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.serving.intervals import source
-from planner.cost.serving.memory import held_tokens
+from planner.cost.serving.memory import whole_tokens
 from planner.cost.serving.predict import ServingModel, ServingPlans, ServingPrediction
 from planner.cost.serving.sharding import cache_bytes
+from planner.cost.serving.worker import ServingWorker
 from planner.cost.verdict import Metric, Source, Verdict, Violation
 from planner.units import format_bytes, format_seconds
 from planner.workload import Slo
@@ -106,9 +107,8 @@ def _violations(
     worker, memory = model.workers[index], model.memory[index]
     subject = f"{worker.model.name} on {worker.num_gpus} x {worker.device.name}"
     if found.admitted_sequences[0] < 1:
-        tokens = held_tokens(worker.backend, load.input_tokens, load.output_tokens)
-        need = float(cache_bytes(worker, tokens)) + memory.fixed_bytes
-        budget = max(memory.cache_capacity_bytes, 0.0) + memory.fixed_bytes
+        need = _sequence_bytes(worker, load.input_tokens + load.output_tokens) + memory.fixed_bytes
+        budget = memory.cache_capacity_bytes + memory.fixed_bytes
         yield Violation(
             rule="gpu_memory",
             subject=subject,
@@ -132,16 +132,18 @@ def _violations(
 
 
 def what_fits(model: ServingModel, index: int, load: Load) -> str:
-    """What would fit instead: the longest sequence, or that the weights alone are too large."""
+    """What would fit instead of a load that does not: the longest sequence, or that weights alone are too large."""
     worker, memory = model.workers[index], model.memory[index]
     room = memory.cache_capacity_bytes
-    if room <= 0:
-        return (
-            f"weights and overheads alone take {format_bytes(memory.fixed_bytes)} of {format_bytes(memory.usable_bytes)}: "
-            "split over more GPUs or use narrower weights"
-        )
-    low, high = 0, load.input_tokens + load.output_tokens
+    if _sequence_bytes(worker, 1) > room:
+        return f"weights and overheads alone take {format_bytes(memory.fixed_bytes)}: use more GPUs or narrower weights"
+    low, high = 1, load.input_tokens + load.output_tokens
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if float(cache_bytes(worker, np.asarray(float(middle)))) <= room else (low, middle)
+        low, high = (middle, high) if _sequence_bytes(worker, middle) <= room else (low, middle)
     return f"sequences of up to {low} tokens in all fit"
+
+
+def _sequence_bytes(worker: ServingWorker, tokens: int) -> float:
+    """Cache of one sequence of so many tokens in all on each GPU."""
+    return float(cache_bytes(worker, whole_tokens(worker.backend, tokens, 0)))

@@ -5,7 +5,8 @@
     TRT-LLM   cache = free_gpu_memory_fraction x (usable - weights - activation peak - runtime)
 
 A sequence is admitted with room for its prompt and all its output (TRT-LLM reserves it), or for its prompt and half
-its output (vLLM and SGLang hand out blocks as it grows, so that is what running sequences hold on average).
+its output (vLLM and SGLang hand out blocks as it grows, so that is what running sequences hold on average). One whole
+sequence must fit in any case.
 
 The activation peak of a vLLM start-up is the sampler's: in the eight measurements of memory_measured.csv it is in
 proportion to the vocabulary and not to the model's width (Qwen3-0.6B 5.56 GiB, Qwen3-32B 5.64 GiB, Llama-3.1-8B
@@ -25,8 +26,9 @@ from planner.units import GIB
 
 FloatArray = npt.NDArray[np.float64]
 
-#: Bytes that sampling keeps for each sequence and word. vLLM: logits and probabilities in 32 bits, sorted values, 64-bit
-#: indices; fitted to memory_measured.csv; measured. The others sample in place: logits and probabilities; modelled.
+#: Bytes that sampling keeps for each sequence and word. vLLM: logits and probabilities in 32 bits, sorted values,
+#: 64-bit indices; fitted to memory_measured.csv; measured. The others sample in place: logits and probabilities;
+#: modelled.
 SAMPLER_BYTES_PER_LOGIT: dict[Backend, float] = {"vllm": 38.6, "sglang": 8.0, "trtllm": 8.0}
 #: Bytes of a hidden vector's copies that a layer keeps for each token of a step: input, residual, norm, and twice the
 #: widest of the projections in 16 bits. Source: torch memory of one decoder layer; modelled.
@@ -112,7 +114,15 @@ def activation_bytes(worker: ServingWorker, max_num_seqs: int, max_num_batched_t
 def held_tokens(backend: Backend, input_tokens: npt.ArrayLike, output_tokens: npt.ArrayLike) -> FloatArray:
     """Tokens of cache that a running sequence takes by its engine's rule, whole blocks."""
     prompt, output = np.asarray(input_tokens, dtype=np.float64), np.asarray(output_tokens, dtype=np.float64)
-    tokens = prompt + output * (1.0 if backend == "trtllm" else 0.5)
+    return _whole_blocks(backend, prompt + output * (1.0 if backend == "trtllm" else 0.5))
+
+
+def whole_tokens(backend: Backend, input_tokens: npt.ArrayLike, output_tokens: npt.ArrayLike) -> FloatArray:
+    """Tokens of cache that a sequence takes at its end, whole blocks."""
+    return _whole_blocks(backend, np.asarray(input_tokens, dtype=np.float64) + np.asarray(output_tokens))
+
+
+def _whole_blocks(backend: Backend, tokens: FloatArray) -> FloatArray:
     block = BLOCK_TOKENS[backend]
     return np.asarray(np.ceil(tokens / block) * block)
 
@@ -121,6 +131,7 @@ def admitted_sequences(
     worker: ServingWorker, memory: WorkerMemory, input_tokens: npt.ArrayLike, output_tokens: npt.ArrayLike
 ) -> FloatArray:
     """Sequences that the whole worker runs at once, all attention ranks together; 0 when not even one fits."""
-    each = cache_bytes(worker, held_tokens(worker.backend, input_tokens, output_tokens))
-    on_rank = np.floor(max(memory.cache_capacity_bytes, 0.0) / np.maximum(each, 1.0))
-    return np.asarray(on_rank * worker.data_parallel_size)
+    capacity = max(memory.cache_capacity_bytes, 0.0)
+    each = np.maximum(cache_bytes(worker, held_tokens(worker.backend, input_tokens, output_tokens)), 1.0)
+    whole = cache_bytes(worker, whole_tokens(worker.backend, input_tokens, output_tokens))
+    return np.asarray(np.where(whole <= capacity, np.floor(capacity / each), 0.0) * worker.data_parallel_size)

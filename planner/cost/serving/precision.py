@@ -2,7 +2,7 @@
 
 Rules, and why
     - A checkpoint that already is in the asked width is served as it is (gpt-oss "fp4" is its own MXFP4; DeepSeek "fp8"
-      its own block FP8).
+      its own block FP8). Weights are never widened: "fp8" and "bf16" runs of a 4-bit checkpoint name its activations.
     - NVFP4 checkpoints of MLA models keep the attention in 16 bits: NVIDIA's conversions of DeepSeek-R1 and Kimi-K2
       list every `self_attn` in `exclude_modules`; those of GQA models quantise it (Qwen3-235B-A22B-NVFP4).
     - A cache is in 8 bits when the checkpoint says so. Where that is not known: for 4-bit and per-tensor FP8 weights,
@@ -13,6 +13,7 @@ Rules, and why
 
 from __future__ import annotations
 
+from planner.cost.operators.attention import KV_BYTES
 from planner.cost.serving.worker import Backend
 from planner.model.formats import BF16, FORMATS, FP8_BLOCK, FP8_TENSOR, MXFP4, NVFP4, WeightFormat
 from planner.model.layers import AttentionKind, Component
@@ -53,9 +54,12 @@ def served(model: ModelSpec, dense: str = "", experts: str = "") -> ModelSpec:
 
 
 def kv_element_bytes(model: ModelSpec, backend: Backend, kv_dtype: str = "") -> float:
-    """Bytes of one cache element: as asked ("fp8", "bf16"), else the backend's habit for this model."""
+    """Bytes of one cache element: as asked ("fp8", "bf16"), else the checkpoint's own, else the backend's habit.
+
+    kv_dtype : a name in KV_BYTES; KeyError for another one.
+    """
     if kv_dtype:
-        return 1.0 if "8" in kv_dtype or kv_dtype.startswith("e4m3") else 2.0
+        return KV_BYTES[kv_dtype]
     if model.kv_dtype:
         return 1.0 if "8" in model.kv_dtype else 2.0
     narrowest = min(_formats(model), key=lambda form: form.bits, default=BF16)
@@ -66,12 +70,14 @@ def kv_element_bytes(model: ModelSpec, backend: Backend, kv_dtype: str = "") -> 
 
 
 def _wanted(name: str, have: WeightFormat | None) -> WeightFormat | None:
-    """The format to convert to; None when the checkpoint already is in one of that width and kind."""
+    """The format to convert to; None when the checkpoint already is in one of that width and kind, or narrower."""
     if not name:
         return None
     target = WEIGHT_FORMATS[name]
-    same = have is not None and have.bits == target.bits and _is_integer(have) == _is_integer(target)
-    return None if same else target
+    if have is None or have.bits > target.bits:
+        return target
+    same_kind = _is_integer(have) == _is_integer(target)
+    return None if have.bits < target.bits or same_kind else target
 
 
 def _is_integer(form: WeightFormat) -> bool:

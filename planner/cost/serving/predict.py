@@ -2,14 +2,15 @@
 
 For B sequences on an attention rank (as many as the cache admits), prompts of I and outputs of O tokens, p stages:
 
-    step  = D(B / p) + B x (K(I + O/2) + state)                       D, P: fitted sums of the worker's curves
-    tpot  = step + q x (B - 1) / O x (I / c x (P(B + c) - P(B)) + A(I)) / p     c = min(I, batched tokens), q: PROMPT_SHARE
+    step  = D(b) + b x (K(I + O/2) + state)                              b = max(B / p, 1)
+    tpot  = s x (step + q x (B - 1)+ / O x (I / c x (P(b + c) - P(b)) + A(I)) / p)      c = min(I, batched tokens)
     P1    = I / c x P(c) + A(I)
     ttft  = first + k x P1 x (1 + burst x B) + w x step + queue
-    queue = (asked / running - 1) x (own prefill and decode)          Little's law beyond what the cache admits
+    queue = (asked / B - 1) x (P1 + tpot x O)                            Little's law beyond what the cache admits
 
-The second line is what prefills of the other sequences cost a token under continuous batching: in the time of one
-output, each of them runs one prompt. `burst` stands for all clients of a closed loop starting at once.
+D, P, K, A : fitted sums of the worker's curves; q : PROMPT_SHARE; s : 1 without speculation. The second line is what
+prefills of the other sequences cost a token under continuous batching: in the time of one output, each of them runs
+one prompt. `burst` stands for all clients of a closed loop starting at once.
 Closed loop: the number of sequences is given. For arrivals at a rate see `planner.cost.queueing`.
 """
 
@@ -106,7 +107,7 @@ class ServingModel:
     """Workers compiled once, plans of them predicted in bulk.
 
     workers : at least one; raises ValueError with all problems of all of them, DescriptionError for a device without
-    a needed format. coefficients : by default those of the catalogue.
+    a needed format. coefficients : by default those of the catalogue. memory : by default each engine's own rule.
     """
 
     def __init__(
@@ -118,11 +119,17 @@ class ServingModel:
         max_num_batched_tokens: int = DEFAULT_MAX_NUM_BATCHED_TOKENS,
     ) -> None:
         problems = [problem for worker in workers for problem in worker.problems()]
+        if not workers:
+            problems.append("there must be at least one worker")
+        if not max_num_batched_tokens >= 1:
+            problems.append(f"max_num_batched_tokens is {max_num_batched_tokens}, but must be at least 1")
         if problems:
             raise ValueError("; ".join(dict.fromkeys(problems)))
         self.workers = tuple(workers)
         self.coefficients = fitted() if coefficients is None else coefficients
-        self.memory = tuple(worker_memory(worker) for worker in workers) if memory is None else tuple(memory)
+        if memory is None:
+            memory = [worker_memory(worker, max_num_batched_tokens=max_num_batched_tokens) for worker in workers]
+        self.memory = tuple(memory)
         self.curves = tuple(compile_curves(worker) for worker in workers)
         self.max_num_batched_tokens = float(max_num_batched_tokens)
         self._tables = _collapse(self.workers, self.curves, self.memory, self.coefficients)
@@ -143,6 +150,19 @@ class ServingModel:
         other._tables = _collapse(other.workers, other.curves, other.memory, other.coefficients)
         return other
 
+    def table(self, name: str, worker: IntArray, at: FloatArray) -> FloatArray:
+        """One fitted curve of each plan's worker, [plans].
+
+        decode, prefill : seconds over the tokens of a step; context, prompt_attention : seconds of one sequence over
+        its context or prompt; cache_bytes : of one sequence on a GPU.
+        """
+        return self._tables.at(name, worker, _place(at))
+
+    @property
+    def sequence_s(self) -> FloatArray:
+        """Seconds that a sequence adds to a step whatever its context, [workers]."""
+        return self._tables.sequence
+
     def predict(self, plans: ServingPlans) -> ServingPrediction:
         """All predictions of `plans`, in blocks."""
         out = {one.name: np.empty(len(plans)) for one in fields(ServingPrediction)}
@@ -156,15 +176,19 @@ class ServingModel:
         t, w = self._tables, plans.worker
         prompt, output = plans.input_tokens, plans.output_tokens
         ranks, stages = t.data_parallel_size[w], t.pipeline_parallel_size[w]
-        held = prompt + output * t.held_output_share[w]
-        each = t.at("cache_bytes", w, _place(np.ceil(held / t.block_tokens[w]) * t.block_tokens[w]))
-        on_rank = np.floor(t.cache_capacity_bytes[w] / each)
+        capacity, block = t.cache_capacity_bytes[w], t.block_tokens[w]
+        each = t.at("cache_bytes", w, _place(np.ceil((prompt + output * t.held_output_share[w]) / block) * block))
+        on_rank = np.floor(capacity / each)
+        # One whole sequence must fit as well; two held ones are never less than that.
+        one = np.flatnonzero(on_rank == 1.0)
+        whole = np.ceil((prompt + output)[one] / block[one]) * block[one]
+        on_rank[one] = t.at("cache_bytes", w[one], _place(whole)) <= capacity[one]
         asked = plans.concurrency / ranks
         sequences = np.minimum(asked, np.maximum(on_rank, 1.0))
         chunk = np.minimum(prompt, self.max_num_batched_tokens)
         micro = np.maximum(sequences / stages, 1.0)
         here = _place(micro)
-        step = t.at("decode", w, here) + sequences * (t.at("context", w, _place(prompt + 0.5 * output)) + t.sequence[w])
+        step = t.at("decode", w, here) + micro * (t.at("context", w, _place(prompt + 0.5 * output)) + t.sequence[w])
         attention = t.at("prompt_attention", w, _place(prompt))
         added = t.at("prefill", w, _place(micro + chunk)) - t.at("prefill", w, here)
         others = t.prompt_share[w] * np.maximum(sequences - 1.0, 0.0) / output
@@ -185,7 +209,7 @@ class ServingModel:
             "admitted_sequences": on_rank * ranks,
             "output_tokens_per_s": rate,
             "output_tokens_per_s_per_gpu": rate / t.num_gpus[w],
-            "memory_bytes": t.fixed_bytes[w] + sequences * each,
+            "memory_bytes": t.fixed_bytes[w] + np.ceil(sequences) * each,
         }
 
     def first_token_parts(self, plans: ServingPlans) -> dict[str, FloatArray]:
@@ -210,7 +234,7 @@ class ServingModel:
         return {name: values * np.array([one[name] for one in local])[plans.worker] for name, values in raw.items()}
 
     def unit_parts(self, plans: ServingPlans) -> dict[str, FloatArray]:
-        """Each part of `tpot_s` at a coefficient of one: what a fit sees; overheads are counts (products, sequences)."""
+        """Each part of `tpot_s` at a coefficient of one, [plans]: what a fit sees. Overheads are counts, as products."""
         t, w = self._tables, plans.worker
         tokens = np.stack([one.tokens for one in self.curves])
         context = np.stack([one.context for one in self.curves])
@@ -239,13 +263,13 @@ class ServingModel:
             "moe": step_part("moe"),
             "all_reduce": step_part("all_reduce"),
             "dispatch": step_part("dispatch"),
-            "cache": sequences * context_part("cache", prompt + 0.5 * output),
-            "latent": sequences * context_part("latent", prompt + 0.5 * output),
-            "state": sequences * state,
+            "cache": micro * context_part("cache", prompt + 0.5 * output),
+            "latent": micro * context_part("latent", prompt + 0.5 * output),
+            "state": micro * state,
             "kernel_overhead": products,
             "moe_overhead": moe_layers,
             "step_overhead": np.ones(len(plans)),
-            "sequence_overhead": sequences,
+            "sequence_overhead": micro,
             "prefill_dense": prompt_part("dense"),
             "prefill_moe": prompt_part("moe"),
             "prefill_communication": prompt_part("all_reduce") + prompt_part("dispatch"),
@@ -291,7 +315,8 @@ def _collapse(
     rows = []
     for worker, curve, room in zip(workers, curves, memory, strict=True):
         c, values = coefficients.of_parts(worker), coefficients.values
-        tokens, context = dict(zip(TOKEN_PARTS, curve.tokens)), dict(zip(CONTEXT_PARTS, curve.context))
+        tokens = dict(zip(TOKEN_PARTS, curve.tokens, strict=True))
+        context = dict(zip(CONTEXT_PARTS, curve.context, strict=True))
         overhead = (
             c["kernel_overhead"] * curve.num_products + c["moe_overhead"] * curve.num_moe_layers + c["step_overhead"]
         )

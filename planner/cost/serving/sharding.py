@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.serving.worker import ROW_PARALLEL, ServingWorker
+from planner.cost.serving.worker import ROW_PARALLEL, ServingWorker, largest_share
 from planner.model.formats import WeightFormat
 from planner.model.layers import Attention, AttentionKind, Component, FloatArray, Layer, Tensor
 
@@ -77,16 +77,28 @@ def head_gemm(worker: ServingWorker) -> LocalGemm | None:
 
 
 def weight_bytes(worker: ServingWorker) -> float:
-    """Bytes of weights on the fullest GPU: an even share of the layers (rounded up) with embedding and head."""
+    """Bytes of weights on the fullest GPU: an even share of the layers (rounded up) with embedding, head and vision.
+
+    Layers count with their mean size, whichever stage they are on. MTP layers are loaded where they are used.
+    """
     layers = sum(
         _local_bytes(worker, tensor, layer) * n for layer, n in worker.model.layer_groups() for tensor in layer.tensors
     )
-    stages = worker.pipeline_parallel_size
-    fullest = -(-worker.model.num_hidden_layers // stages) / worker.model.num_hidden_layers
-    outer = [_local_bytes(worker, tensor, None) for tensor in worker.model.outer]
-    vision = sum(_local_bytes(worker, tensor, None) for tensor in worker.model.vision)
-    # With several stages the embedding is on the first and the head on the last: one stage holds the larger.
-    return layers * fullest + (sum(outer) if stages == 1 else max(outer, default=0.0)) + vision
+    model, stages = worker.model, worker.pipeline_parallel_size
+    outer = [_local_bytes(worker, tensor, None) for tensor in model.outer]
+    # With several stages the embedding is on the first, the head and the norm on the last: one holds the larger.
+    small = sum(_local_bytes(worker, tensor, None) for tensor in model.outer if tensor.role == "vector")
+    ends = sum(outer) if stages == 1 else max(outer, default=0.0) + small
+    vision = sum(_local_bytes(worker, tensor, None) for tensor in model.vision)
+    drafts = model.mtp if worker.speculative else ()
+    mtp = sum(_local_bytes(worker, tensor, layer) for layer in drafts for tensor in layer.tensors)
+    return layers * _fullest_stage(worker) + ends + vision + mtp
+
+
+def _fullest_stage(worker: ServingWorker) -> float:
+    """Share of the layers on the stage with the most."""
+    layers = worker.model.num_hidden_layers
+    return largest_share(layers, worker.pipeline_parallel_size) / layers
 
 
 def _local_bytes(worker: ServingWorker, tensor: Tensor, layer: Layer | None) -> float:
@@ -108,7 +120,8 @@ def cache_share(worker: ServingWorker, attention: Attention) -> float:
         return 1.0
     if attention.kind in (AttentionKind.LINEAR, AttentionKind.MAMBA):
         return 1.0 / tp
-    return 1.0 / min(tp, max(attention.num_key_value_heads, 1))
+    heads = max(attention.num_key_value_heads, 1)
+    return largest_share(heads, tp) / heads
 
 
 def cache_bytes(worker: ServingWorker, context: FloatArray) -> FloatArray:
@@ -118,8 +131,7 @@ def cache_bytes(worker: ServingWorker, context: FloatArray) -> FloatArray:
     for one, count in _attentions(worker):
         size = one.cached_elements(tokens) * worker.kv_element_bytes + one.state_bytes
         total = total + size * cache_share(worker, one) * count
-    layers = worker.model.num_hidden_layers
-    return total * (-(-layers // worker.pipeline_parallel_size) / layers)
+    return total * _fullest_stage(worker)
 
 
 def state_bytes(worker: ServingWorker) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -67,6 +68,8 @@ class ServingWorker:
             "expert_parallel_size": self.expert_parallel_size,
         }
         wrong = [f"{name} is {size}, but must be at least 1" for name, size in sizes.items() if size < 1]
+        if not 0 < self.kv_element_bytes < math.inf:
+            wrong.append(f"kv_element_bytes is {self.kv_element_bytes:g}, but must be positive and finite")
         if wrong:
             yield from wrong
             return
@@ -104,23 +107,27 @@ class ServingWorker:
         rows, columns = tensor.rows, tensor.columns
         if tensor.component is Component.ROUTED_EXPERTS:
             split = self.moe_tensor_parallel_size
-            return (rows, _share(columns, split)) if last in ROW_PARALLEL else (_share(rows, split), columns)
+            return (
+                (rows, largest_share(columns, split)) if last in ROW_PARALLEL else (largest_share(rows, split), columns)
+            )
         tp = self.tensor_parallel_size
         if last in REPLICATED or tensor.role == "vector" or tensor.component is Component.INDEXER or tp == 1:
             return rows, columns
         if last in ROW_PARALLEL:
-            return rows, _share(columns, tp)
+            return rows, largest_share(columns, tp)
         if last in PER_KV_HEAD and layer is not None and layer.attention.num_key_value_heads:
-            return _share(rows, min(tp, layer.attention.num_key_value_heads)), columns
-        return _share(rows, tp), columns
+            heads = layer.attention.num_key_value_heads
+            return rows * largest_share(heads, tp) // heads, columns
+        return largest_share(rows, tp), columns
 
     def local_copies(self, tensor: Tensor) -> int:
         """Copies of a weight on one GPU: its share of the experts, else all."""
         routed = tensor.component is Component.ROUTED_EXPERTS
-        return _share(tensor.copies, self.expert_parallel_size) if routed else tensor.copies
+        return largest_share(tensor.copies, self.expert_parallel_size) if routed else tensor.copies
 
 
-def _share(size: int, parts: int) -> int:
+def largest_share(size: int, parts: int) -> int:
+    """Of `size` things dealt to `parts`, what the fullest gets."""
     return -(-size // parts)
 
 

@@ -103,5 +103,7 @@ def fit_memory(
         now = margin(params)
         return np.concatenate([training_memory(batch.model, batch.plans, now).total for batch in measured])
 
-    result = fit_log(predict, observed, np.zeros(3), MARGIN_SD, residual_sd=RESIDUAL_SD, soft_scale=1.5, weights=weights)
+    result = fit_log(
+        predict, observed, np.zeros(3), MARGIN_SD, residual_sd=RESIDUAL_SD, soft_scale=1.5, weights=weights
+    )
     return margin(result.params), result

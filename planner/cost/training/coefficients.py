@@ -85,15 +85,18 @@ class TrainingCalibration(Description):
     times: tuple[CalibratedTimes, ...]
     memory: CalibratedMemory
 
-    def coefficients(self, gpu: str, framework: str | None = None) -> TrainingCoefficients:
-        """Coefficients of a GPU under a framework; without a framework the GPU's first entry.
+    def coefficients(self, gpu: str, framework: str) -> TrainingCoefficients:
+        """Coefficients of a GPU, by catalogue name, under a framework.
 
-        A GPU or framework that was never measured gets the default, whose source is `datasheet`.
+        A framework that was measured on other GPUs only gets those coefficients, because overlap, kernels and links
+        differ more between frameworks than between GPUs; one that was never measured gets the default. Both are
+        marked `datasheet`.
         """
-        for row in self.times:
-            if row.gpu == gpu and framework in (None, row.framework):
+        known = [row for row in self.times if row.framework == framework]
+        for row in known:
+            if row.gpu == gpu:
                 return row.coefficients
-        return self.default
+        return known[0].coefficients.model_copy(update={"source": "datasheet"}) if known else self.default
 
 
 def calibration() -> TrainingCalibration:

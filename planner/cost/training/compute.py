@@ -16,19 +16,20 @@ FloatArray = npt.NDArray[np.float64]
 
 #: Bytes of one 16-bit element.
 HALF = 2.0
-#: Passes of element-wise kernels over the hidden state in a layer's forward: two norms, two residual additions, two
-#: dropouts and biases, each reading and writing. Reference page "Core formulas"; fits of SC21 and Korthikanti use it.
-HIDDEN_PASSES = 16.0
-#: Bytes of unfused softmax, mask and dropout for one score: read and written four times in 16 bits.
-UNFUSED_SCORE_BYTES = 16.0
+#: 16-bit passes of element-wise kernels over the hidden state in a layer's forward, counted by kernel: a norm reads and
+#: writes (2), bias + dropout + residual reads two, writes one and a one-byte mask (3.5), each twice.
+HIDDEN_PASSES = 11.0
+#: Bytes of one unfused score: forward the product's result (2), softmax (4), dropout and its mask (5), read by the
+#: next product (2); backward the same chain with the saved softmax and mask, and read by three products.
+SCORE_BYTES_FORWARD = 13.0
+SCORE_BYTES_BACKWARD = 21.0
 #: Bytes for one logit over forward and backward: 2 written, read as fp32 twice and written once, gradient in 16 bits.
 LOGIT_TRAFFIC_BYTES = 14.0
-#: Backward over forward: a matrix product has two in its backward pass, flash attention has five for two, and
-#: element-wise kernels move about as much as forward. The last is Korthikanti's Table 4: a layer of the 22B model takes
-#: 7.7 ms forward and 11.9 ms backward, 4.2 ms more, which is the time of its forward matrix products alone.
+#: Backward over forward: a matrix product has two in its backward pass, flash attention has five for two, and an
+#: element-wise kernel reads what it saved besides the gradient: three passes for two.
 BACKWARD = 2.0
 FLASH_BACKWARD = 2.5
-TRAFFIC_BACKWARD = 1.0
+TRAFFIC_BACKWARD = 1.5
 #: Optimizer bytes a parameter: reads gradient, master weight and two moments in fp32, writes three of them and the
 #: 16-bit weight.
 OPTIMIZER_TRAFFIC_BYTES = 30.0
@@ -101,10 +102,11 @@ def _attention_core(kind: LayerKind, sizes: PlanSizes, rates: Rates) -> tuple[Fl
     if sizes.flash.all():
         return flash, FLASH_BACKWARD * flash
     heads = kind.attention.num_attention_heads / sizes.tensor
-    scores = heads * sizes.tokens * sizes.sequence * (UNFUSED_SCORE_BYTES / rates.bytes_per_s)
+    scores = heads * sizes.tokens * sizes.sequence / rates.bytes_per_s
     products = 2.0 * causal / rates.head_flop_per_s
-    unfused_backward = BACKWARD * products + TRAFFIC_BACKWARD * scores
+    unfused_forward = products + SCORE_BYTES_FORWARD * scores
+    unfused_backward = BACKWARD * products + SCORE_BYTES_BACKWARD * scores
     return (
-        np.where(sizes.flash, flash, products + scores),
+        np.where(sizes.flash, flash, unfused_forward),
         np.where(sizes.flash, FLASH_BACKWARD * flash, unfused_backward),
     )

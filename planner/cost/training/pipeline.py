@@ -1,7 +1,7 @@
 """Pipelines: how long the schedule idles, and how many micro-batches a stage keeps.
 
 Bubbles of the zero-bubble schedules follow the paper's own scheduler (sail-sg, arXiv 2401.10241) on its published
-profiles; `tests/planner/cost/training/test_pipeline.py` holds the times it returned.
+profiles; `tests/planner/cost/training/test_training_pipeline.py` holds the times it returned.
 """
 
 from __future__ import annotations

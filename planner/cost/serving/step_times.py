@@ -1,0 +1,61 @@
+"""The serving model as a linear step model: what queueing, rates and disaggregation are worked out with.
+
+    a step of B sequences with K cached tokens in all and a chunk of c prompt tokens behind h cached ones takes
+    base + B per_sequence + K per_kv_token + c per_token + c (h + c/2) per_token_pair
+
+Secants through the operating point: exact for one sequence and for the plan's batch, at their mean context, and for a
+whole chunk of the prompt; in between the curves are nearly straight.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from planner.cost.queueing.step_times import Scheduler, StepTimes
+from planner.cost.serving.predict import ServingModel, ServingPlans
+
+FloatArray = npt.NDArray[np.float64]
+
+#: The base of a step is at least this share of a step of one sequence, however steep the curve. Source: modelled.
+LEAST_BASE_SHARE = 0.05
+
+
+def step_times(model: ServingModel, plans: ServingPlans) -> StepTimes:
+    """Step model of one attention rank of each plan's worker, around the plan's own batch and lengths; [plans].
+
+    With p pipeline stages a rank's sequences take turns in p groups, and a step is the passage of one group.
+    """
+    w = plans.worker
+    ranks = np.array([worker.data_parallel_size for worker in model.workers])[w]
+    batch = np.maximum(model.predict(plans).running_sequences / ranks, 2.0)
+    stages = np.array([worker.pipeline_parallel_size for worker in model.workers])[w]
+    chunk = np.minimum(plans.input_tokens, model.max_num_batched_tokens)
+    context = plans.input_tokens + 0.5 * plans.output_tokens
+    micro = np.maximum(batch / stages, 1.0)
+    one, many = (model.table("decode", w, at) for at in (np.ones_like(micro), micro))
+    per_sequence = np.maximum(many - one, 0.0) / (batch - 1.0)
+    added = model.table("prefill", w, micro + chunk) - model.table("prefill", w, micro)
+    return StepTimes(
+        decode_base_s=np.maximum(one - per_sequence, LEAST_BASE_SHARE * one),
+        decode_per_sequence_s=per_sequence + model.sequence_s[w] / stages,
+        decode_per_kv_token_s=model.table("context", w, context) / context / stages,
+        prefill_per_token_s=added / chunk / stages,
+        prefill_per_token_pair_s=model.table("prompt_attention", w, plans.input_tokens)
+        / (plans.input_tokens**2 / 2.0)
+        / stages,
+    )
+
+
+def scheduler(model: ServingModel, plans: ServingPlans) -> Scheduler:
+    """How each plan's engine fills a step of one attention rank; only the cache limits the sequences."""
+    workers = [model.workers[index] for index in plans.worker]
+    held = plans.input_tokens + plans.output_tokens
+    per_token = model.table("cache_bytes", plans.worker, held) / held
+    capacity = np.array([memory.cache_capacity_bytes for memory in model.memory])[plans.worker]
+    return Scheduler(
+        max_num_batched_tokens=model.max_num_batched_tokens,
+        prefill_first=np.array([one.backend == "sglang" for one in workers]),
+        kv_capacity_tokens=np.maximum(capacity / per_token, 1.0),
+        reserve_full=np.array([one.backend == "trtllm" for one in workers]),
+    )
