@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from formulations import SolveOptions, plan
-from planner import DescriptionError, PlanDocument, read_as
+from planner import DescriptionError, ExpertsDocument, read_as
 from planner.errors import OptionError
 from planner.files import to_json, write_text
 
@@ -18,14 +18,14 @@ INSTANCES = Path(__file__).resolve().parents[1] / "instances"
 METHODS = ("local-search", "cp-sat", "milp")
 
 
-def known(path: Path) -> PlanDocument | None:
+def known(path: Path) -> ExpertsDocument | None:
     try:
-        return read_as(path, PlanDocument)
+        return read_as(path, ExpertsDocument)
     except DescriptionError:
         return None
 
 
-def better(fresh: PlanDocument, old: PlanDocument | None) -> PlanDocument | None:
+def better(fresh: ExpertsDocument, old: ExpertsDocument | None) -> ExpertsDocument | None:
     """The document to keep when it differs from `old`: the lower objective, with the higher bound of both."""
     if fresh.outcome.objective is None or fresh.outcome.bound is None:
         return None

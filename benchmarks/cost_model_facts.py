@@ -52,7 +52,9 @@ def models(short: bool) -> Iterator[Row]:
         equal, known = equal + same, known + len(pairs)
         name = column.removesuffix("_bf16").replace("_", " ")
         yield Row("counts of config.json", name, same, len(pairs), "exact figures", "count", "higher")
-    yield Row("counts of config.json", f"all, {len(rows)} configurations", equal, known, "exact figures", "count", "higher")
+    yield Row(
+        "counts of config.json", f"all, {len(rows)} configurations", equal, known, "exact figures", "count", "higher"
+    )
 
 
 #: Checkpoints that vLLM was started with: the model of the catalogue with the same architecture, and their format.

@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.common import Row, data_folder
 from benchmarks.refit import attention, collectives, gemm, moe
 from planner.catalog import device
+from planner.cost.collectives.links import link_bandwidth
 
 #: The device of the short form.
 SHORT_DEVICE = "h100_sxm"
@@ -41,15 +42,15 @@ def _collectives(data: Path, wanted: str | None) -> Iterator[Held]:
     for key, points in collectives.curves(data).items():
         name, _, operation, _ = key
         if wanted in (None, name):
-            bandwidth = collectives.link_bandwidth(device(name))
+            bandwidth = link_bandwidth(device(name))
             yield name, operation, collectives.with_errors(key, points, bandwidth).error_held_out
 
 
 #: What is left out of each topic's fits, its tables, and the error aimed at in %.
 TOPICS: dict[str, tuple[str, Callable[[Path, str | None], Iterator[Held]], float]] = {
     "GEMM": ("(n, k) left out", _gemm, 8.0),
-    "attention": ("head shapes or loads left out", _attention, 15.0),
-    "collectives": ("message sizes left out", _collectives, 8.0),
+    "attention": ("shapes, loads left out", _attention, 15.0),
+    "collectives": ("sizes left out", _collectives, 8.0),
     "MoE": ("model shape left out", _moe, 25.0),
 }
 

@@ -79,7 +79,7 @@ def residuals(short: bool) -> Iterator[Row]:
     data = silicon()
     predicted, _ = held_out("family")
     groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
-    for index in np.flatnonzero(data.clean):
+    for index in np.flatnonzero(data.clean).tolist():
         groups[data.family[index], data.device[index], data.cells["backend"][index]].append(index)
     for (family, device, backend), members in sorted(groups.items()):
         case = f"{family} {device} {backend}"
@@ -93,7 +93,7 @@ def _levels() -> Iterator[Row]:
     data = silicon()
     _, predicted = held_out("family")
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for index in np.flatnonzero(data.clean):
+    for index in np.flatnonzero(data.clean).tolist():
         groups[data.group[index]].append(index)
     random = np.random.default_rng(0)
     errors: list[float] = []
@@ -105,7 +105,9 @@ def _levels() -> Iterator[Row]:
             # Shrunk towards none: a level says as much as its runs, of which each is 25 % off and groups are 40 %.
             level = np.exp(np.log(ratio[known]).sum() / (len(known) + (0.25 / 0.40) ** 2)) if len(known) else 1.0
             errors += np.abs(predicted[asked] * level / data.runs.ttft_s[asked] - 1.0).tolist()
-    yield Row("ttft, one family left out", "MAPE, group level known", 100 * float(np.mean(errors)), None, "", "%", "lower")
+    yield Row(
+        "ttft, one family left out", "MAPE, group level known", 100 * float(np.mean(errors)), None, "", "%", "lower"
+    )
 
 
 def calibration(short: bool) -> Iterator[Row]:
@@ -115,7 +117,7 @@ def calibration(short: bool) -> Iterator[Row]:
     errors: dict[tuple[int, str], list[float]] = defaultdict(list)
     for _, test, base in left_out(data.family):
         clusters: dict[object, list[int]] = defaultdict(list)
-        for index in np.flatnonzero(test & data.clean):
+        for index in np.flatnonzero(test & data.clean).tolist():
             clusters[data.runs.cluster[index]].append(index)
         for members in clusters.values():
             for _ in range(1 if short else 4):
@@ -149,7 +151,9 @@ def intervals(short: bool) -> Iterator[Row]:
                     factor = conformal_factor(predicted[others], measured[others])
                     hits += coverage(predicted[part], measured[part], factor) * float(part.sum())
             inside.append(hits)
-            yield Row(f"{what} intervals", f"coverage, {family}", 100 * hits / float(own.sum()), 80.0, "asked", "%", "higher")
+            yield Row(
+                f"{what} intervals", f"coverage, {family}", 100 * hits / float(own.sum()), 80.0, "asked", "%", "higher"
+            )
         pool = 100.0 * sum(inside) / float(data.clean.sum())
         yield Row(f"{what} intervals", "coverage, pool", pool, 100.0 * COVERAGE, "asked", "%", "higher")
 
@@ -168,7 +172,7 @@ def choices(short: bool) -> Iterator[Row]:
     both = np.isfinite(peer)
     rate = data.runs.plans.concurrency / np.array([w.num_gpus for w in data.runs.model.workers])[data.runs.plans.worker]
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for index in np.flatnonzero(data.clean & both):
+    for index in np.flatnonzero(data.clean & both).tolist():
         groups[data.group[index]].append(index)
     ours, theirs = (_choice(groups.values(), rate, values, data.runs.tpot_s) for values in (predicted, peer))
     case = f"{int(ours[2])} choices under a TPOT limit"
@@ -199,5 +203,3 @@ def _choice(
                 broken += 1
             losses.append(max(0.0, 1.0 - min(float(throughput[chosen]), best) / best))
     return float(np.mean(losses)), float(broken), float(len(losses))
-
-

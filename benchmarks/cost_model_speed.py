@@ -17,6 +17,7 @@ from benchmarks.common import Row, seconds
 from benchmarks.silicon import silicon
 from planner.cost.serving.coefficients import fitted
 from planner.cost.serving.predict import ServingModel, ServingPlans
+from planner.units import GIB
 
 PLANS, SHORT_PLANS = 10_000_000, 2_000_000
 #: Bytes of a plan's four inputs and eight outputs.
@@ -58,6 +59,6 @@ def speed(short: bool) -> Iterator[Row]:
     yield Row(case, "whole prediction, one thread", count / taken / 1e6, None, PEER, "M/s", "higher")
     times = taken / count / (copy_seconds(SHORT_PLANS) / SHORT_PLANS)
     yield Row(case, "over copying inputs and outputs", times, None, "numpy copy, same run", "times", "lower")
-    yield Row(case, "peak memory of all arrays", peak / 2**30, 1.0, "target", "GiB", "lower")
+    yield Row(case, "peak memory of all arrays", peak / GIB, None if short else 1.0, "target", "GiB", "lower")
     yield Row(case, f"compiling one of {len(model.workers)} workers", compiled * 1e3, None, "", "ms", "lower")
     yield from training.CASES["speed"](short)

@@ -23,19 +23,18 @@ def check(
 
     Exit codes: 0 it keeps every rule and budget, 6 it breaks one, 7 bad files.
     """
-    from cli.instances import Flag, beside, merge, problem_of
+    from cli.instances import Flag, beside, merge
     from cli.render import console, print_verdict
     from cli.solving import print_json
-    from formulations.planning import check_document
+    from formulations.planning import check_document, problem_of
     from planner.errors import OptionError
-    from planner.files import read_as
-    from planner.plan import PlanDocument
+    from planner.plan import read_document
 
     if instance is None and current is not None:
         raise OptionError("--current needs --instance")
     if plan == "-" and instance == "-":
         raise OptionError("only one of PLAN.json and INSTANCE can be standard input")
-    document = read_as(plan, PlanDocument)
+    document = read_document(plan)
     problem = None
     if instance is not None:
         problem = problem_of(merge(instance, {("current",): Flag("--current", beside(instance, current))}))

@@ -25,12 +25,11 @@ def compare(
     """
     from cli.solving import print_json
     from planner.errors import OptionError
-    from planner.files import read_as
-    from planner.plan import PlanDocument
+    from planner.plan import read_document
 
     if len(plans) < 2:
         raise OptionError("give at least two plans to compare")
-    documents = [read_as(path, PlanDocument) for path in plans]
+    documents = [read_document(path) for path in plans]
     if len({document.instance.sha256 for document in documents}) > 1:
         tell("warning: the plans answer different instances; their objectives are not comparable")
     moves = [
@@ -52,7 +51,8 @@ def _moves(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
     """Replicas to load to go from one placement to the next, and their bytes where known."""
     from planner.cost.expert_parallel import moved_replicas
 
-    one, two = before.plan, after.plan
+    one: Any = before.plan
+    two: Any = after.plan
     if one is None or two is None:
         return {"replicas": None, "bytes": None, "why": "a document holds no plan"}
     for what in ("num_gpus", "num_slots", "layer_ids", "num_experts"):
@@ -71,7 +71,8 @@ def _moves(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
 
 def _expert_bytes(document: PlanDocument) -> float | None:
     """Bytes of one expert of one layer, from the memory that the cost model found for all on a GPU."""
-    plan, verdict = document.plan, document.verdict
+    plan: Any = document.plan
+    verdict = document.verdict
     if plan is None or verdict is None:
         return None
     for metric in verdict.metrics:

@@ -114,9 +114,10 @@ def estimate(
     recompute: Annotated[RecomputeMode | None, _flag("in the backward pass; default: none", TRAINING)] = None,
     schedule: Annotated[ScheduleName | None, _flag("of the pipeline; default: 1f1b", TRAINING)] = None,
     framework: Annotated[
-        str | None, _flag("whose fitted coefficients to use; default: the device's first", TRAINING, "NAME")
+        str | None,
+        _flag("whose coefficients to use: megatron (default), llm_foundry (FSDP), or your own", TRAINING, "NAME"),
     ] = None,
-    gpus_per_node: Annotated[int | None, _flag("default: the scale-up domain, at most 8", TRAINING, "N")] = None,
+    gpus_per_node: Annotated[int | None, _flag("default: the scale-up domain", TRAINING, "N")] = None,
     inter_node_bandwidth: Annotated[
         str | None, _flag("of one GPU to other nodes, such as 400Gbit/s", TRAINING, "RATE")
     ] = None,

@@ -73,7 +73,7 @@ class TrainingFlags:
     recompute: str = "none"
     schedule: str = "1f1b"
     precision: str = "bf16"
-    framework: str | None = None
+    framework: str = "megatron"
     gpus_per_node: int | None = None
     inter_node_bandwidth: str | None = None
     calibration: str | None = None
@@ -124,7 +124,12 @@ def estimate_training(flags: TrainingFlags) -> tuple[dict[str, Any], Verdict]:
     if flags.inter_node_bandwidth is not None:
         doubts += bandwidth_notes("--inter-node-bandwidth", network.inter_node_bytes_per_s, None)
     verdict = verdict.model_copy(update={"assumptions": (*verdict.assumptions, *doubts)})
-    names = ("tensor_parallel_size", "pipeline_parallel_size", "virtual_pipeline_size", "context_parallel_size")
+    names: tuple[str, ...] = (
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "virtual_pipeline_size",
+        "context_parallel_size",
+    )
     names += ("expert_parallel_size", "data_parallel_size", "zero_stage", "micro_batch_size", "global_batch_size")
     return {
         "model": model.name,
@@ -134,6 +139,7 @@ def estimate_training(flags: TrainingFlags) -> tuple[dict[str, Any], Verdict]:
         "recompute": flags.recompute,
         "schedule": flags.schedule,
         "precision": flags.precision,
+        "framework": flags.framework,
         "gpus_per_node": network.gpus_per_node,
         "inter_node_bytes_per_s": network.inter_node_bytes_per_s if flags.inter_node_bandwidth else None,
         "coefficients": coefficients.model_dump(mode="json"),
@@ -174,17 +180,15 @@ def _network(reader: FlagReader, flags: TrainingFlags, device: DeviceKind, num_g
 
 def _coefficients(reader: FlagReader, flags: TrainingFlags, device: DeviceKind) -> TrainingCoefficients | None:
     shipped, path = calibration(), flags.calibration
-    own = None if path is None else reader.take("--calibration", lambda: read_efficiency(path))
-    found = None if own is None else own.of_training(device.name, flags.framework)
-    if found is not None:
+    if path is not None:
+        own = reader.take("--calibration", lambda: read_efficiency(path))
+        found = None if own is None else own.of_training(device.name, flags.framework)
+        if own is not None and found is None:
+            reader.tell("--calibration", f"{path} has no training entry for {device.name}, {flags.framework}")
         return found
     known = sorted({row.framework for row in shipped.times})
-    if flags.framework is not None and flags.framework not in known:
+    if flags.framework not in known:
         reader.tell("--framework", f"no measurements of {flags.framework!r}; known: {', '.join(known)}")
-        return None
-    if own is not None:
-        which = device.name if flags.framework is None else f"{device.name} under {flags.framework}"
-        reader.tell("--calibration", f"{path} has not exactly one training entry for {which}")
     return shipped.coefficients(device.name, flags.framework)
 
 

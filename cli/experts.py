@@ -126,8 +126,9 @@ def experts(
     limits hold for each plan that it makes.
     """
     from cli import studies
-    from cli.instances import Flag, beside, load_source, merge, problem_of, with_slots
+    from cli.instances import Flag, beside, load_source, merge, with_slots
     from cli.solving import Delivery, run_plan
+    from formulations.planning import problem_of
     from planner.errors import OptionError
 
     chosen = [bool(validate), find_slots is not None, pareto]

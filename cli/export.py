@@ -34,11 +34,10 @@ def export(
     output: Annotated[str, typer.Option("--output", "-o", metavar="PATH", help="file to write; - is standard output")],
 ) -> int:
     """Export a plan to the format of an engine or tool. Exit 2 if the format cannot express the plan."""
-    from planner.files import read_as
-    from planner.plan import PlanDocument
+    from planner.plan import read_document
     from planner.writers import export as write
 
-    write(read_as(plan, PlanDocument), to, output)
+    write(read_document(plan), to, output)
     if output != "-":
         tell(f"written {output}")
     return ExitCode.OK

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from formulations.expert_placement.problem import ExpertPlacementProblem
-from formulations.expert_placement.reading import read_problem
-from formulations.planning import read_instance
+from planner.descriptions.experts import ExpertsInstance
 from planner.errors import Finding
-from planner.files import Loc, SourceText, read_source
+from planner.files import Loc, SourceText, read_source, validate
 from planner.readers.expert_loads import read_expert_load
 from planner.readers.routing_trace import read_routing_trace
 
@@ -41,13 +39,14 @@ class MergedSource(SourceText):
         return super().finding(loc, message)
 
 
-def merge(instance: str | None, flags: Mapping[Loc, Flag]) -> SourceText:
+def merge(instance: str | None, flags: Mapping[Loc, Flag], problem: str = "experts") -> SourceText:
     """Read the instance, if any, and put the flags' values over its keys. A location is one or two keys deep.
 
-    Without a file every key that has a flag is located at that flag, missing ones included.
+    Without a file it is a `problem` of that name, and every key that has a flag is located at that flag, missing
+    ones included.
     """
     if instance is None:
-        source = SourceText("command line", "", {"problem": "experts"}, Path.cwd())
+        source = SourceText("command line", "", {"problem": problem}, Path.cwd())
     else:
         source = read_source(instance)
     given = {loc: flag for loc, flag in flags.items() if flag.value is not None}
@@ -87,11 +86,6 @@ def load_source(instance: str | None, text: str) -> dict[str, Any]:
     return {"file": beside(instance, text)}
 
 
-def problem_of(source: SourceText) -> ExpertPlacementProblem:
-    """The arrays of an instance. Raises DescriptionError with every problem found."""
-    return read_problem(read_instance(source), source)
-
-
 def with_slots(source: SourceText, redundant: int | None) -> SourceText:
     """Fill in `num_slots` from the data: number of experts + redundant, or just enough for all.
 
@@ -101,7 +95,7 @@ def with_slots(source: SourceText, redundant: int | None) -> SourceText:
         return source
     num_gpus = source.value.get("num_gpus")
     num_gpus = num_gpus if isinstance(num_gpus, int) and num_gpus > 0 else 1
-    described = read_instance(_with_num_slots(source, num_gpus))
+    described = validate(_with_num_slots(source, num_gpus), ExpertsInstance)
     load = described.loads[0] if described.loads else None
     if load is not None and load.counts is not None:
         num_experts = len(load.counts[0]) if load.counts else 0

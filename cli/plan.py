@@ -38,8 +38,9 @@ def plan(
     Exit codes: 0 a plan, 2 usage, 3 proven infeasible, 4 short of the asked gap, 5 no plan found,
     7 bad files.
     """
-    from cli.instances import Flag, beside, merge, problem_of
+    from cli.instances import Flag, beside, merge
     from cli.solving import Delivery, run_plan
+    from formulations.planning import problem_of
 
     options = solve_options(time_limit, work_limit, seed, threads, gap, method)
     delivery = Delivery(output, as_json, quiet)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from planner.cost.verdict import Verdict
-from planner.plan import BaselineRecord, ExpertPlacement, OutcomeRecord, PlanDocument
+from planner.plan import BaselineRecord, OutcomeRecord, PlanDocument
 from planner.units import format_bytes
 
 #: Width of a pipe: nothing is wrapped there, so that lines can be searched.
@@ -90,15 +90,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], text_width: int
 
 
 def print_document(
-    out: Console, document: PlanDocument, gpu_memory_bytes: float | None = None, path: str | None = None
+    out: Console, document: PlanDocument, answer: Iterable[tuple[str, str]], path: str | None = None
 ) -> None:
-    """The answer, its margins, the plain rule beside it, and what is proven."""
+    """The answer in labelled lines, the plain rule beside it, and what is proven."""
     outcome, name = document.outcome, printable(document.instance.name)
     out.print(f"{name}: {STATUS[outcome.status]} ({STOP[outcome.stop]})", style="bold", soft_wrap=True)
     if document.plan is None:
         _print_ways_out(out, outcome)
     else:
-        for label, text in _answer(document, document.plan, gpu_memory_bytes):
+        for label, text in answer:
             out.print(f"  {label:<13} {text}", soft_wrap=True)
         if document.baseline is not None:
             out.print(_beside_baseline(outcome, document.baseline))
@@ -128,32 +128,6 @@ def _print_ways_out(out: Console, outcome: OutcomeRecord) -> None:
         out.print("each of these changes removes one of the reasons")
     for relaxation in outcome.relaxations:
         out.print(f"  - {printable(relaxation)}", soft_wrap=True)
-
-
-def _answer(document: PlanDocument, plan: ExpertPlacement, gpu_memory_bytes: float | None) -> Iterable[tuple[str, str]]:
-    outcome = document.outcome
-    yield "objective", f"{number(outcome.objective)} {outcome.objective_unit}"
-    terms = outcome.terms
-    if "balancedness_mean" in terms:
-        worst = terms.get("balancedness_worst")
-        mean = f"{ratio(terms['balancedness_mean'])} mean"
-        yield "balancedness", mean if worst is None else f"{mean}, {ratio(worst)} worst"
-    metrics = {} if document.verdict is None else {m.name: m.value for m in document.verdict.metrics}
-    if "cross_gpu_fraction" in metrics:
-        node = metrics.get("cross_node_fraction")
-        crossings = f"{percent(metrics['cross_gpu_fraction'])} of a token's steps change GPU"
-        yield "crossings", crossings + ("" if node is None else f", {percent(node)} change node")
-    need = metrics.get("expert_memory_per_gpu")
-    if need is not None:
-        text = f"{format_bytes(need)} of experts on each GPU"
-        if gpu_memory_bytes is not None:
-            text += f", {format_bytes(gpu_memory_bytes - need)} of {format_bytes(gpu_memory_bytes)} free"
-        yield "memory", text
-    if plan.moves is not None:
-        moved = outcome.terms.get("moved_bytes")
-        steps = len({move.step for move in plan.moves})
-        size = "" if moved is None else f", {format_bytes(moved)}"
-        yield "moves", f"{len(plan.moves)} replicas{size}, in {steps} steps" if plan.moves else "none"
 
 
 def _beside_baseline(outcome: OutcomeRecord, baseline: BaselineRecord) -> Table:

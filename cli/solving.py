@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli.answers import answer
 from cli.command import ExitCode
 from cli.progress import watched
 from cli.render import console, print_document, print_reasons
-from formulations.expert_placement.problem import ExpertPlacementProblem
+from formulations.kinds import Problem
 from formulations.outcome import SolveOptions
 from formulations.planning import plan
 from planner.errors import DescriptionError
@@ -45,7 +46,7 @@ class Delivery:
         """The file to write, if any."""
         return None if self.output == "-" else self.output
 
-    def deliver(self, document: PlanDocument, gpu_memory_bytes: float | None = None) -> None:
+    def deliver(self, document: PlanDocument, problem: Any) -> None:
         """Write the document and print it, or its summary."""
         text = to_json(document)
         if self.path is not None:
@@ -53,22 +54,22 @@ class Delivery:
         if self.as_json or self.output == "-":
             sys.stdout.write(text)
         elif self.path is None or not self.quiet:
-            print_document(console(), document, gpu_memory_bytes, self.path)
+            print_document(console(), document, answer(document, problem), self.path)
             return
         if document.plan is None:
             print_reasons(console(stderr=True), document.outcome)
 
 
 def run_plan(
-    problem: ExpertPlacementProblem,
+    problem: Problem,
     options: SolveOptions,
     delivery: Delivery,
-    finish: Callable[[PlanDocument], PlanDocument] = lambda document: document,
+    finish: Callable[[Any], PlanDocument] = lambda document: document,
 ) -> ExitCode:
     """Solve and deliver; `finish` may add to the document."""
     with watched(delivery.quiet) as on_progress:
         document = finish(plan(problem, options=options, on_progress=on_progress))
-    delivery.deliver(document, problem.gpu_memory_bytes)
+    delivery.deliver(document, problem)
     return exit_code(document, options.relative_gap)
 
 

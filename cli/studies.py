@@ -14,7 +14,7 @@ from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.expert_placement.sizing import find_slots
 from formulations.expert_placement.validation import leave_out
 from formulations.outcome import SolveOptions
-from planner.plan import ParetoPoint, PlanDocument
+from planner.plan import ExpertsDocument, ParetoPoint
 
 
 def validate(
@@ -107,7 +107,7 @@ def sweep(problem: ExpertPlacementProblem, options: SolveOptions, delivery: Deli
     return ExitCode.OK if points else ExitCode.NO_PLAN
 
 
-def _with_points(document: PlanDocument, points: tuple[ParetoPoint, ...]) -> PlanDocument:
+def _with_points(document: ExpertsDocument, points: tuple[ParetoPoint, ...]) -> ExpertsDocument:
     if document.plan is None:
         return document
     return document.model_copy(update={"plan": document.plan.model_copy(update={"pareto": points})})

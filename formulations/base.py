@@ -52,8 +52,8 @@ class Formulation(Protocol[ProblemT_contra, PlanT]):
         """Price a plan from its decisions alone."""
         ...
 
-    def baseline(self, problem: ProblemT_contra) -> tuple[str, PlanT]:
-        """The field's plain rule: its name and its plan."""
+    def baseline(self, problem: ProblemT_contra) -> tuple[str, PlanT | None]:
+        """The field's plain rule: its name and its plan; None where it has none."""
         ...
 
 

@@ -4,7 +4,7 @@ from planner.cost.verdict import Metric, Verdict, Violation
 from planner.descriptions.experts import Communication, ExpertsInstance, LoadSource, TraceSource
 from planner.errors import DescriptionError, PlannerError
 from planner.files import read_as
-from planner.plan import ExpertPlacement, PlanDocument
+from planner.plan import ExpertPlacement, ExpertsDocument, PlanDocument, read_document
 from planner.workload import ExpertLoad, RoutingTrace
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "DescriptionError",
     "ExpertLoad",
     "ExpertPlacement",
+    "ExpertsDocument",
     "ExpertsInstance",
     "LoadSource",
     "Metric",
@@ -22,4 +23,5 @@ __all__ = [
     "Verdict",
     "Violation",
     "read_as",
+    "read_document",
 ]

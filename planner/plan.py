@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, SerializeAsAny
 
 from planner.cost.verdict import Verdict
 from planner.descriptions.base import Description, Problem
+from planner.errors import DescriptionError
+from planner.files import read_source, validate
 from planner.workload import IntArray
 
 #: Largest number an id or count may be; what arrays of 64-bit integers hold with room to multiply.
@@ -152,13 +155,36 @@ class BaselineRecord(Description):
 
 
 class PlanDocument(Description):
-    """One answered instance: contract of the JSON that `gpuplan plan` writes."""
+    """One answered instance: contract of the JSON that `gpuplan plan` writes. Each problem has its own subclass."""
 
     schema_version: Literal[1] = 1
-    problem: Literal["experts"]
+    problem: str
     instance: InstanceReference
     gpuplan_version: str
     outcome: OutcomeRecord
     baseline: BaselineRecord | None = None
-    plan: ExpertPlacement | None = None
+    plan: SerializeAsAny[Description] | None = None
     verdict: Verdict | None = None
+
+
+class ExpertsDocument(PlanDocument):
+    """An answered `experts` instance."""
+
+    problem: Literal["experts"]
+    plan: ExpertPlacement | None = None
+
+
+#: The document of each problem.
+DOCUMENTS: Mapping[str, type[PlanDocument]] = {"experts": ExpertsDocument}
+
+
+def read_document(path: str | Path) -> PlanDocument:
+    """A plan document of any problem from a file, or '-' for standard input. Raises DescriptionError."""
+    source = read_source(path)
+    name = source.value.get("problem") if isinstance(source.value, dict) else None
+    kind = DOCUMENTS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        place = ("problem",) if name is not None else ()
+        message = f"problem must be one of: {', '.join(DOCUMENTS)} (got {name!r}); is this a plan document?"
+        raise DescriptionError([source.finding(place, message)])
+    return validate(source, kind)

@@ -12,12 +12,12 @@ from planner.descriptions.efficiency import Efficiency
 from planner.descriptions.experts import ExpertsInstance
 from planner.errors import OptionError
 from planner.hardware import DeviceKind, Link
-from planner.plan import PlanDocument
+from planner.plan import ExpertsDocument
 
 #: Models by file kind.
 KINDS: Mapping[str, type[BaseModel]] = {
     "experts": ExpertsInstance,
-    "plan": PlanDocument,
+    "plan": ExpertsDocument,
     "cluster": Cluster,
     "device": DeviceKind,
     "link": Link,

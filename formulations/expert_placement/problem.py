@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -45,6 +45,8 @@ class ExpertPlacementProblem:
     Shapes: load [K, L, E] float64, weight [K], speed [G], current [L, num_slots] int64 or None,
     group_of [E] int64 or None.
     """
+
+    kind: ClassVar[str] = "experts"
 
     name: str
     sha256: str

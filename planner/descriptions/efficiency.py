@@ -101,10 +101,10 @@ class Efficiency(Description):
         }
         return replace(base, adjustments={**base.adjustments, **own})
 
-    def of_training(self, device: str, framework: str | None) -> TrainingCoefficients | None:
-        """The user's coefficients of a device under a framework, or of its only framework here; None without any."""
-        found = [one for one in self.training if one.device == device and framework in (None, one.framework)]
-        return found[0].coefficients if len(found) == 1 else None
+    def of_training(self, device: str, framework: str) -> TrainingCoefficients | None:
+        """The user's own coefficients of a device under a framework; None without any."""
+        found = (one.coefficients for one in self.training if (one.device, one.framework) == (device, framework))
+        return next(found, None)
 
 
 def read_efficiency(path: str | Path) -> Efficiency:

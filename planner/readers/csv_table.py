@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from planner.errors import DescriptionError, Finding
+from planner.errors import DescriptionError, Finding, OptionError
 from planner.files import read_text
+
+FoundT = TypeVar("FoundT")
 
 #: Largest table that is read: about 400,000 serving runs.
 MAX_TABLE_BYTES = 64 * 2**20
@@ -163,3 +167,38 @@ class Findings:
             return int(whole)
         self.tell(line, f"{column} is {quoted(text)}, not a whole number from 1 to {most}")
         return 1
+
+    def positive(self, line: int, column: str, text: str, most: float) -> float:
+        """A number above zero; NaN for an empty cell, and for a wrong one."""
+        if not text.strip():
+            return math.nan
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value <= most:
+            self.tell(line, f"{column} is {quoted(text.strip())}, not a number above 0 and up to {most:g}")
+            return math.nan
+        return value
+
+    def choice(self, line: int, column: str, text: str, known: Mapping[str, FoundT]) -> FoundT | None:
+        """What a word means, whatever its case; None for one that is not known, which is told once."""
+        found = known.get(text.strip().lower())
+        if found is None:
+            names = ", ".join(sorted(filter(None, known)))
+            self.tell(line, f"unknown {column} {quoted(text)}; known: {names}", once=True)
+        return found
+
+    def look_up(
+        self, known: dict[str, FoundT | None], line: int, column: str, name: str, find: Callable[[str], FoundT]
+    ) -> FoundT | None:
+        """What a name means, found once and kept in `known`; None for one that means nothing, which is told once."""
+        if name not in known:
+            known[name] = None
+            try:
+                known[name] = find(name)
+            except OptionError as error:
+                self.tell(line, f"{column}: {error}")
+            except DescriptionError as error:
+                self.found.extend(error.findings)
+        return known[name]

@@ -11,7 +11,7 @@ import numpy as np
 from planner.descriptions.experts import MAX_EXPERTS, MAX_LAYERS, MAX_SLOTS
 from planner.errors import DescriptionError
 from planner.files import Loc, SourceText, read_source, validate
-from planner.plan import PlanDocument
+from planner.plan import ExpertsDocument
 from planner.readers.npy import read_npy
 from planner.workload import IntArray
 
@@ -65,7 +65,7 @@ def read_expert_placement(path: Path) -> PlacementMap:
         return _from_tensorrt_llm(source)
     if isinstance(value, dict) and "layer_list" in value:
         return _from_vllm_ascend(source)
-    document = validate(source, PlanDocument)
+    document = validate(source, ExpertsDocument)
     if document.plan is None:
         raise DescriptionError.single(source.path, f"holds no plan (status {document.outcome.status})")
     plan = document.plan

@@ -12,28 +12,24 @@ the catalogue, never paths.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from planner import catalog
-from planner.catalog.models import entry
 from planner.cost.serving.notes import widened
 from planner.cost.serving.precision import WEIGHT_FORMATS, kv_element_bytes, served
 from planner.cost.serving.predict import ServingPlans
 from planner.cost.serving.worker import BACKENDS, Backend, ServingWorker
-from planner.errors import DescriptionError, OptionError
 from planner.hardware import DeviceKind
 from planner.model.spec import ModelSpec
-from planner.readers.csv_table import CsvTable, Findings, quoted, read_csv_table
-from planner.readers.hf_config import read_model
+from planner.readers.csv_table import CsvTable, Findings, read_csv_table
+from planner.readers.model_names import ModelNames
 
 FloatArray = npt.NDArray[np.float64]
-FoundT = TypeVar("FoundT")
 
 REQUIRED = ("model", "system", "backend", "isl", "osl", "concurrency")
 TOKENS = ("isl", "osl", "concurrency")
@@ -122,7 +118,7 @@ def read_serving_rows(path: str | Path, models: str | Path | None = None, *, mea
     devices, backends and quantisations, more pipeline stages than layers.
     """
     table = read_csv_table(path, REQUIRED)
-    reader = _Reader(table.path, None if models is None else _folder(models))
+    reader = _Reader(table.path, ModelNames(models))
     rows = [reader.row(line, cells, measured) for line, cells in table.rows()]
     reader.findings.refuse()
     made = [row for row in rows if row is not None]
@@ -138,19 +134,6 @@ def read_serving_rows(path: str | Path, models: str | Path | None = None, *, mea
     )
 
 
-def _folder(models: str | Path) -> dict[str, Path]:
-    """Config files of a folder by lower-case model name, with and without its organisation."""
-    folder = Path(models)
-    if not folder.is_dir():
-        raise DescriptionError.single(models, "is not a folder of config files")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.json")):
-        name = path.stem.replace("--", "/", 1).lower()
-        found[name] = path
-        found.setdefault(name.rpartition("/")[2], path)
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class _Row:
     """tokens : in the order of TOKENS; times_s : of MEASURED."""
@@ -164,8 +147,8 @@ class _Row:
 class _Reader:
     """Rows to workers; equal configurations become one worker, and a bad name is told once."""
 
-    def __init__(self, path: str, files: Mapping[str, Path] | None) -> None:
-        self.files = files or {}
+    def __init__(self, path: str, models: ModelNames) -> None:
+        self.models = models
         self.findings = Findings(path)
         self.workers: list[RowWorker] = []
         self._by_cells: dict[tuple[str, ...], tuple[int, tuple[str, ...]] | None] = {}
@@ -188,12 +171,12 @@ class _Reader:
     def _worker(self, line: int, cells: Mapping[str, str]) -> tuple[int, tuple[str, ...]] | None:
         """Index of the worker and its notes; None when something is wrong with it."""
         before = len(self.findings)
-        model = self._cached(self._models, line, "model", cells["model"], self._find_model)
-        device = self._cached(self._devices, line, "system", cells["system"], catalog.device)
-        backend = self._choice(line, "backend", cells["backend"], BACKEND_NAMES)
-        quants = {name: self._choice(line, name, cells[name], QUANT_NAMES) or "" for name in QUANTS}
-        kv_quant = self._choice(line, "kv_quant", cells["kv_quant"], KV_QUANTS)
-        speculative = self._choice(line, "speculative", cells["speculative"], FLAGS)
+        model = self.findings.look_up(self._models, line, "model", cells["model"], self.models.find)
+        device = self.findings.look_up(self._devices, line, "system", cells["system"], catalog.device)
+        backend = self.findings.choice(line, "backend", cells["backend"], BACKEND_NAMES)
+        quants = {name: self.findings.choice(line, name, cells[name], QUANT_NAMES) or "" for name in QUANTS}
+        kv_quant = self.findings.choice(line, "kv_quant", cells["kv_quant"], KV_QUANTS)
+        speculative = self.findings.choice(line, "speculative", cells["speculative"], FLAGS)
         sizes = {name: self.findings.whole(line, name, cells[name] or "1", MAX_GPUS) for name in SIZES}
         if model is not None and sizes["pp"] > model.num_hidden_layers:
             told = f"pp is {sizes['pp']}, more than the {model.num_hidden_layers} layers of {model.name}"
@@ -228,46 +211,10 @@ class _Reader:
             self._served[key] = served(model, dense, experts)
         return self._served[key]
 
-    def _find_model(self, name: str) -> ModelSpec:
-        """By the folder's own listing, then the catalogue's: a name is never used as a path."""
-        file = self.files.get(name.lower())
-        return catalog.model(entry(name).id) if file is None else read_model(file)
-
-    def _cached(
-        self, known: dict[str, FoundT | None], line: int, column: str, name: str, find: Callable[[str], FoundT]
-    ) -> FoundT | None:
-        """What a name means, looked up once; None and findings for one that means nothing."""
-        if name not in known:
-            known[name] = None
-            try:
-                known[name] = find(name)
-            except OptionError as error:
-                self.findings.tell(line, f"{column}: {error}")
-            except DescriptionError as error:
-                self.findings.found.extend(error.findings)
-        return known[name]
-
-    def _choice(self, line: int, column: str, text: str, known: Mapping[str, FoundT]) -> FoundT | None:
-        """What a word means; None and a finding for one that is not known."""
-        found = known.get(text.lower())
-        if found is None:
-            names = ", ".join(sorted(filter(None, known)))
-            self.findings.tell(line, f"unknown {column} {quoted(text)}; known: {names}", once=True)
-        return found
-
     def _time(self, line: int, column: str, cells: Mapping[str, str]) -> float:
         """Seconds from milliseconds; NaN for an empty cell."""
         named = f"measured_{column}" if f"measured_{column}" in cells else column
-        text = cells.get(named, "").strip()
-        if not text:
-            return math.nan
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not 0 < value <= MAX_MS:
-            self.findings.tell(line, f"{named} is {quoted(text)}, not a positive number of milliseconds")
-        return value / 1e3
+        return self.findings.positive(line, named, cells.get(named, ""), MAX_MS) / 1e3
 
 
 def _expert_split(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from planner.errors import ExportError, OptionError
 from planner.plan import PlanDocument
@@ -18,10 +19,10 @@ class Writer:
 
     summary: str
     problem: str
-    write: Callable[[PlanDocument, str], None]
+    write: Callable[[Any, str], None]
 
 
-def _module(name: str) -> Callable[[PlanDocument, str], None]:
+def _module(name: str) -> Callable[[Any, str], None]:
     """The `write` function of planner.writers.<name>, imported when it is called."""
 
     def write(document: PlanDocument, path: str) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from planner.errors import ExportError
 from planner.files import write_text
-from planner.plan import PlanDocument
+from planner.plan import ExpertsDocument
 from planner.writers.common import checked_plan
 
 
-def write(document: PlanDocument, path: str) -> None:
+def write(document: ExpertsDocument, path: str) -> None:
     """Write the CSV file; ExportError for a plan with replicas."""
     plan = checked_plan(document)
     if plan.num_slots > plan.num_experts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.errors import ExportError
 from planner.files import write_text
-from planner.plan import PlanDocument
+from planner.plan import ExpertsDocument
 from planner.writers.common import checked_plan, json_text
 
 COLUMNS = ("step", "layer", "expert", "from_gpu", "to_gpu", "slot", "replaces")
@@ -15,7 +15,7 @@ NOTE = (
 )
 
 
-def write(document: PlanDocument, path: str) -> None:
+def write(document: ExpertsDocument, path: str) -> None:
     """Write CSV when `path` ends in .csv, else JSON with a header; ExportError without a move list."""
     moves = checked_plan(document).moves
     if moves is None:

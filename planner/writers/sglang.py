@@ -8,11 +8,11 @@ default, expert j mod E in slot j.
 from __future__ import annotations
 
 from planner.errors import OptionError
-from planner.plan import PlanDocument
+from planner.plan import ExpertsDocument
 from planner.writers.common import checked_plan, comments, json_text, write_with_flags
 
 
-def write(document: PlanDocument, path: str) -> None:
+def write(document: ExpertsDocument, path: str) -> None:
     """Write `path`, which has to end in .json for SGLang to read it, and `<stem>.flags.txt`."""
     plan = checked_plan(document)
     if path != "-" and not (path.endswith(".json") and path.isprintable()):

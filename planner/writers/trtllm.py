@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from planner.files import write_text
-from planner.plan import PlanDocument
+from planner.plan import ExpertsDocument
 from planner.writers.common import checked_plan, comments, refuse_lp
 
 
-def write(document: PlanDocument, path: str) -> None:
+def write(document: ExpertsDocument, path: str) -> None:
     """Write the YAML file, one line a layer."""
     plan = checked_plan(document)
     refuse_lp(plan, "TensorRT-LLM")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 from planner.errors import ExportError
-from planner.plan import PlanDocument
+from planner.plan import ExpertsDocument
 from planner.writers.common import checked_plan
 
 
-def write(document: PlanDocument, path: str) -> None:
+def write(document: ExpertsDocument, path: str) -> None:
     """Always raises ExportError."""
     plan = checked_plan(document)
     config = json.dumps({"num_redundant_experts": plan.num_slots - plan.num_experts})

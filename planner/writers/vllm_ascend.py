@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 from planner.errors import ExportError
-from planner.plan import PlanDocument
+from planner.plan import ExpertsDocument
 from planner.writers.common import (
     checked_plan,
     comments,
@@ -20,7 +20,7 @@ from planner.writers.common import (
 )
 
 
-def write(document: PlanDocument, path: str) -> None:
+def write(document: ExpertsDocument, path: str) -> None:
     """Write `path` and `<stem>.flags.txt`."""
     plan = checked_plan(document)
     refuse_lp(plan, "vLLM Ascend")

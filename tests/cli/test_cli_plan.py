@@ -12,7 +12,7 @@ from typer.testing import Result
 
 import cli.solving
 from planner.errors import InvalidPlanError, SolverError
-from planner.plan import PlanDocument
+from planner.plan import ExpertsDocument
 
 Invoke = Callable[..., Result]
 FAST = ("--method", "eplb")
@@ -30,7 +30,7 @@ def test_summary_gives_answer_margin_baseline_and_bound(gpuplan: Invoke) -> None
 def test_json_is_the_document_alone(gpuplan: Invoke) -> None:
     result = gpuplan("plan", "small.json", "--json", *FAST)
     assert result.exit_code == 0
-    document = PlanDocument.model_validate_json(result.stdout)
+    document = ExpertsDocument.model_validate_json(result.stdout)
     assert document.instance.name == "small"
     assert document.verdict is not None
     assert result.stderr == ""
@@ -119,7 +119,7 @@ def test_within_the_asked_gap_exits_0(gpuplan: Invoke) -> None:
 
 
 def test_no_plan_in_time_exits_5(gpuplan: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    def out_of_time(*arguments: Any, **options: Any) -> PlanDocument:
+    def out_of_time(*arguments: Any, **options: Any) -> ExpertsDocument:
         document = _plan(*arguments, **options)
         update = {"status": "unknown", "stop": "time_limit", "objective": None, "gap": None}
         outcome = document.outcome.model_copy(update=update)
@@ -144,7 +144,7 @@ def test_no_plan_in_time_exits_5(gpuplan: Invoke, monkeypatch: pytest.MonkeyPatc
 def test_crashes_are_one_line_unless_debugging(
     gpuplan: Invoke, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
 ) -> None:
-    def broken(*arguments: Any, **options: Any) -> PlanDocument:
+    def broken(*arguments: Any, **options: Any) -> ExpertsDocument:
         raise error
 
     monkeypatch.setattr(cli.solving, "plan", broken)

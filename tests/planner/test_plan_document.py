@@ -14,7 +14,7 @@ from formulations.outcome import SolveOptions
 from formulations.planning import check_document, judge, plan
 from planner.errors import DescriptionError
 from planner.files import read_as, to_json, write_text
-from planner.plan import ExpertPlacement, PlanDocument
+from planner.plan import ExpertPlacement, ExpertsDocument
 from planner.workload import RoutingTrace
 
 LIMITS = SolveOptions(work_limit=50)
@@ -26,12 +26,12 @@ def problem(**keywords: Any) -> ExpertPlacementProblem:
 
 
 @pytest.fixture(scope="module")
-def document() -> PlanDocument:
+def document() -> ExpertsDocument:
     current = np.array([[0, 1, 2, 1, 2, 3], [0, 1, 2, 0, 1, 3]])
     return plan(problem(current=current, expert_bytes=1e6, layer_ids=(3, 5), num_decoder_layers=6), options=LIMITS)
 
 
-def changed(document: PlanDocument, path: str, value: Any) -> dict[str, Any]:
+def changed(document: ExpertsDocument, path: str, value: Any) -> dict[str, Any]:
     """The document as plain values with one of them replaced (or removed: `...`)."""
     result = json.loads(to_json(document))
     *parents, last = path.split(".")
@@ -45,23 +45,23 @@ def changed(document: PlanDocument, path: str, value: Any) -> dict[str, Any]:
     return result
 
 
-def read_back(folder: Path, value: Any) -> PlanDocument:
+def read_back(folder: Path, value: Any) -> ExpertsDocument:
     path = folder / "plan.json"
     path.write_text(json.dumps(value))
-    return read_as(path, PlanDocument)
+    return read_as(path, ExpertsDocument)
 
 
-def test_a_document_survives_a_file(document: PlanDocument, tmp_path: Path) -> None:
+def test_a_document_survives_a_file(document: ExpertsDocument, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     write_text(path, to_json(document))
-    again = read_as(path, PlanDocument)
+    again = read_as(path, ExpertsDocument)
     assert again == document
     assert to_json(again) == path.read_text()
     assert again.plan is not None
     assert again.plan.moves
 
 
-def test_the_contract_of_the_document(document: PlanDocument) -> None:
+def test_the_contract_of_the_document(document: ExpertsDocument) -> None:
     value = json.loads(to_json(document))
     assert {
         "schema_version",
@@ -120,14 +120,14 @@ def test_documents_of_a_trace_tell_the_crossings() -> None:
     ],
 )
 def test_a_spoilt_document_is_refused_at_its_key(
-    document: PlanDocument, tmp_path: Path, path: str, value: Any, message: str
+    document: ExpertsDocument, tmp_path: Path, path: str, value: Any, message: str
 ) -> None:
     with pytest.raises(DescriptionError) as caught:
         read_back(tmp_path, changed(document, path, value))
     assert any(finding.message.startswith(message) for finding in caught.value.findings), str(caught.value)
 
 
-def test_feasible_follows_from_the_violations_whatever_the_file_says(document: PlanDocument, tmp_path: Path) -> None:
+def test_feasible_follows_from_the_violations_whatever_the_file_says(document: ExpertsDocument, tmp_path: Path) -> None:
     violation = {"rule": "r", "subject": "s", "message": "m"}
     claimed = changed(document, "verdict.violations", [violation])
     assert claimed["verdict"]["feasible"] is True
@@ -152,7 +152,7 @@ def test_feasible_follows_from_the_violations_whatever_the_file_says(document: P
     ],
 )
 def test_a_forged_plan_is_found_out(
-    document: PlanDocument, tmp_path: Path, path: str, value: Any, rule: str | None
+    document: ExpertsDocument, tmp_path: Path, path: str, value: Any, rule: str | None
 ) -> None:
     current = np.array([[0, 1, 2, 1, 2, 3], [0, 1, 2, 0, 1, 3]])
     trace = RoutingTrace(experts=np.random.default_rng(0).integers(4, size=(30, 2, 1)))
@@ -165,7 +165,7 @@ def test_a_forged_plan_is_found_out(
     assert to_json(verdict)
 
 
-def test_a_plan_without_its_instance_is_checked_as_far_as_it_goes(document: PlanDocument, tmp_path: Path) -> None:
+def test_a_plan_without_its_instance_is_checked_as_far_as_it_goes(document: ExpertsDocument, tmp_path: Path) -> None:
     assert check_document(document, None).feasible
     doubled = read_back(tmp_path, changed(document, "plan.physical_to_logical.0", [0, 0, 1, 1, 2, 3]))
     assert not check_document(doubled, None).feasible

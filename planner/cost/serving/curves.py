@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -162,12 +163,11 @@ def _dispatch(worker: ServingWorker) -> FloatArray:
     kinds = ("nvlink_alltoall",) if inside else ("deepep_low_latency", "deepep_normal")
     for layer, count in worker.model.layer_groups():
         if is_moe(layer):
-            size = {"tokens_per_gpu": NODES, "top_k": layer.mlp.num_experts_per_tok, "num_gpus": gpus}
-            ways = [
-                dispatch_seconds(worker.device, kind, token_bytes=hidden, **size)
-                + combine_seconds(worker.device, kind, token_bytes=2.0 * hidden, **size)
-                for kind in kinds
-            ]
+            there, back = (
+                partial(way, worker.device, tokens_per_gpu=NODES, top_k=layer.mlp.num_experts_per_tok, num_gpus=gpus)
+                for way in (dispatch_seconds, combine_seconds)
+            )
+            ways = [there(kind, token_bytes=hidden) + back(kind, token_bytes=2.0 * hidden) for kind in kinds]
             total += count * np.minimum.reduce(ways)
     return total
 
@@ -186,19 +186,20 @@ def _cache(worker: ServingWorker) -> FloatArray:
         one = layer.attention
         at_peak = one.read_elements(NODES) * worker.kv_element_bytes * cache_share(worker, one) / bandwidth
         if one.kind in (AttentionKind.FULL, AttentionKind.SLIDING):
-            at = {
-                "context": NODES,
-                "num_heads": largest_share(one.num_attention_heads, tp),
-                "num_kv_heads": largest_share(one.num_key_value_heads, tp),
-                "head_dim": one.head_dim,
-                "v_head_dim": one.v_head_dim,
-                "kv_quant": "fp8" if worker.kv_element_bytes < 2.0 else "bf16",
-                "window": one.window,
-                "backend": worker.backend,
-                "launch": False,
-            }
-            added = attention_decode_seconds(worker.device, batch=many, **at)
-            added = added - attention_decode_seconds(worker.device, batch=few, **at)
+            seconds = partial(
+                attention_decode_seconds,
+                worker.device,
+                context=NODES,
+                num_heads=largest_share(one.num_attention_heads, tp),
+                num_kv_heads=largest_share(one.num_key_value_heads, tp),
+                head_dim=one.head_dim,
+                v_head_dim=one.v_head_dim,
+                kv_quant="fp8" if worker.kv_element_bytes < 2.0 else "bf16",
+                window=one.window,
+                backend=worker.backend,
+                launch=False,
+            )
+            added = seconds(batch=many) - seconds(batch=few)
             total += count * np.maximum(np.maximum.accumulate(added) / (many - few), at_peak)
         else:
             total += count * at_peak / CACHE_BANDWIDTH_SHARE

@@ -59,7 +59,7 @@ def fit(runs: Runs, use: BoolArray) -> Coefficients:
     """Coefficients from the runs where `use` is true [runs]; first of TPOT, then of TTFT given those."""
     design, speculative = tpot_design(runs)
     kept = np.flatnonzero(use & np.isfinite(runs.tpot_s))
-    weights = cluster_weights([runs.cluster[index] for index in kept])
+    weights = cluster_weights([runs.cluster[index] for index in kept.tolist()])
     mean, spread = _prior(TPOT_NAMES)
     rows, flags = design[kept], speculative[kept]
 
@@ -68,7 +68,7 @@ def fit(runs: Runs, use: BoolArray) -> Coefficients:
         return np.asarray(rows @ multipliers[:-1] * np.where(flags, multipliers[-1], 1.0))
 
     found = fit_log(tpot, runs.tpot_s[kept], mean, spread, residual_sd=TPOT_SD, soft_scale=TPOT_SOFT, weights=weights)
-    values = prior_coefficients().values | from_logs(TPOT_NAMES, found.params)
+    values = dict(prior_coefficients().values) | from_logs(TPOT_NAMES, found.params)
     sd = dict(zip(TPOT_NAMES, found.sd.tolist(), strict=True))
     return _fit_ttft(runs, use, Coefficients(values=values, sd=sd))
 
@@ -77,7 +77,7 @@ def _fit_ttft(runs: Runs, use: BoolArray, known: Coefficients) -> Coefficients:
     model = runs.model.with_coefficients(known)
     first = model.first_token_parts(runs.plans)
     kept = np.flatnonzero(use & np.isfinite(runs.ttft_s))
-    weights = cluster_weights([runs.cluster[index] for index in kept])
+    weights = cluster_weights([runs.cluster[index] for index in kept.tolist()])
     mean, spread = _prior(TTFT_NAMES)
     backend = [model.workers[worker].backend for worker in runs.plans.worker[kept]]
     places = {name: index for index, name in enumerate(TTFT_NAMES)}

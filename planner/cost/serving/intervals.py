@@ -13,6 +13,7 @@ from planner.cost.serving.coefficients import Coefficients
 from planner.cost.serving.curves import expert_quant
 from planner.cost.serving.sharding import dense_gemms
 from planner.cost.serving.worker import ServingWorker, is_moe
+from planner.cost.verdict import Source
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -33,7 +34,8 @@ def conformal_factor(predicted: FloatArray, measured: FloatArray, weights: Float
     weight = np.ones_like(size) if weights is None else weights
     order = np.argsort(size)
     share = np.cumsum(weight[order]) / weight.sum()
-    return float(np.exp(size[order][min(np.searchsorted(share, COVERAGE - _ROUNDING), len(size) - 1)]))
+    last = min(int(np.searchsorted(share, COVERAGE - _ROUNDING)), len(size) - 1)
+    return float(np.exp(size[order[last]]))
 
 
 def coverage(predicted: FloatArray, measured: FloatArray, factor: FloatArray | float) -> float:
@@ -41,7 +43,7 @@ def coverage(predicted: FloatArray, measured: FloatArray, factor: FloatArray | f
     return float((np.abs(np.log(predicted / measured)) <= np.log(factor) + _ROUNDING).mean())
 
 
-def source(worker: ServingWorker, coefficients: Coefficients) -> str:
+def source(worker: ServingWorker, coefficients: Coefficients) -> Source:
     """measured: the user's own runs of this model, device and backend are in; calibrated: engines were fitted and the
     operators of this device, or of its kin, measured; datasheet: peaks and typical efficiencies alone."""
     if coefficients.adjustment(worker) is not None:

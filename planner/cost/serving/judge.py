@@ -54,7 +54,7 @@ def evaluate_serving(model: ServingModel, index: int, load: Load, slo: Slo | Non
     worker, memory = model.workers[index], model.memory[index]
     plans = ServingPlans.of([index], load.concurrency, load.input_tokens, load.output_tokens)
     found = model.predict(plans)
-    origin: Source = source(worker, model.coefficients)
+    origin = source(worker, model.coefficients)
     parts = {name: float(values[0]) for name, values in model.parts(plans).items()}
     speculation = found.tpot_s[0] / sum(parts.values())
     metrics = [

@@ -3,14 +3,16 @@
 For B sequences on an attention rank (as many as the cache admits), prompts of I and outputs of O tokens, p stages:
 
     step  = D(b) + b x (K(I + O/2) + state)                              b = max(B / p, 1)
-    tpot  = s x (step + q x (B - 1)+ / O x (I / c x (P(b + c) - P(b)) + A(I)) / p)      c = min(I, batched tokens)
-    P1    = I / c x P(c) + A(I)
+    tpot  = s x (step + (n x P(b + c) - min(n, 1) x P(b) + r x A(I)) / p)      r = q x max(B - 1, 0) / O
+    P1    = I / f x P(f) + A(I)                                          f = min(I, batched tokens)
     ttft  = first + k x P1 x (1 + burst x B) + w x step + queue
     queue = (asked / B - 1) x (P1 + tpot x O)                            Little's law beyond what the cache admits
 
 D, P, K, A : fitted sums of the worker's curves; q : PROMPT_SHARE; s : 1 without speculation. The second line is what
-prefills of the other sequences cost a token under continuous batching: in the time of one output, each of them runs
-one prompt. `burst` stands for all clients of a closed loop starting at once.
+prefills of the other sequences cost a token under continuous batching: in the time of one output each of them runs one
+prompt, so r prompts fall on a token. They run in n chunks of c = min(I x max(r, 1), batched tokens), prompts together
+where there is room; the first of them shares its pass over the weights with the decode step. `burst` stands for all
+clients of a closed loop starting at once.
 Closed loop: the number of sequences is given. For arrivals at a rate see `planner.cost.queueing`.
 """
 
@@ -185,17 +187,16 @@ class ServingModel:
         on_rank[one] = t.at("cache_bytes", w[one], _place(whole)) <= capacity[one]
         asked = plans.concurrency / ranks
         sequences = np.minimum(asked, np.maximum(on_rank, 1.0))
-        chunk = np.minimum(prompt, self.max_num_batched_tokens)
         micro = np.maximum(sequences / stages, 1.0)
         here = _place(micro)
         step = t.at("decode", w, here) + micro * (t.at("context", w, _place(prompt + 0.5 * output)) + t.sequence[w])
         attention = t.at("prompt_attention", w, _place(prompt))
-        added = t.at("prefill", w, _place(micro + chunk)) - t.at("prefill", w, here)
         others = t.prompt_share[w] * np.maximum(sequences - 1.0, 0.0) / output
-        chunks = prompt / chunk
-        speculation = t.speculation[w]
-        tpot = speculation * (step + others * (chunks * added + attention) / stages)
-        alone = chunks * t.at("prefill", w, _place(chunk)) + attention
+        chunk, chunks = self._chunks(prompt, others)
+        mixed = chunks * t.at("prefill", w, _place(micro + chunk)) - np.minimum(chunks, 1.0) * t.at("prefill", w, here)
+        tpot = t.speculation[w] * (step + (mixed + others * attention) / stages)
+        own = np.minimum(prompt, self.max_num_batched_tokens)
+        alone = prompt / own * t.at("prefill", w, _place(own)) + attention
         ttft = t.first_token[w] + t.prompt[w] * alone * (1.0 + t.burst[w] * sequences) + t.wait_steps[w] * step
         # Little's law: those beyond what runs wait for as many rounds of service.
         service = alone + tpot * output
@@ -211,6 +212,11 @@ class ServingModel:
             "output_tokens_per_s_per_gpu": rate / t.num_gpus[w],
             "memory_bytes": t.fixed_bytes[w] + np.ceil(sequences) * each,
         }
+
+    def _chunks(self, prompt: FloatArray, others: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Tokens of a chunk and chunks a token, where `others` prompts fall on a token."""
+        chunk = np.minimum(prompt * np.maximum(others, 1.0), self.max_num_batched_tokens)
+        return chunk, others * prompt / chunk
 
     def first_token_parts(self, plans: ServingPlans) -> dict[str, FloatArray]:
         """What `ttft_s` is made of, [plans]: a prompt alone, a step, sequences on a rank, seconds in the queue."""
@@ -234,7 +240,7 @@ class ServingModel:
         return {name: values * np.array([one[name] for one in local])[plans.worker] for name, values in raw.items()}
 
     def unit_parts(self, plans: ServingPlans) -> dict[str, FloatArray]:
-        """Each part of `tpot_s` at a coefficient of one, [plans]: what a fit sees. Overheads are counts, as products."""
+        """Each part of `tpot_s` at a coefficient of one, [plans]: what a fit sees. Overheads are counts."""
         t, w = self._tables, plans.worker
         tokens = np.stack([one.tokens for one in self.curves])
         context = np.stack([one.context for one in self.curves])
@@ -242,15 +248,16 @@ class ServingModel:
         sequences = self.predict(plans).running_sequences / t.data_parallel_size[w]
         stages = t.pipeline_parallel_size[w]
         micro = np.maximum(sequences / stages, 1.0)
-        chunk = np.minimum(prompt, self.max_num_batched_tokens)
-        others = t.prompt_share[w] * np.maximum(sequences - 1.0, 0.0) / output / stages
+        others = t.prompt_share[w] * np.maximum(sequences - 1.0, 0.0) / output
+        chunk, chunks = self._chunks(prompt, others)
 
         def step_part(name: str) -> FloatArray:
             return _at(tokens[:, TOKEN_PARTS.index(name)], w, _place(micro))
 
         def prompt_part(name: str) -> FloatArray:
             table = tokens[:, TOKEN_PARTS.index(name)]
-            return others * (prompt / chunk) * (_at(table, w, _place(micro + chunk)) - _at(table, w, _place(micro)))
+            shared = np.minimum(chunks, 1.0) * _at(table, w, _place(micro))
+            return (chunks * _at(table, w, _place(micro + chunk)) - shared) / stages
 
         def context_part(name: str, at: FloatArray) -> FloatArray:
             return _at(context[:, CONTEXT_PARTS.index(name)], w, _place(at))
@@ -273,7 +280,7 @@ class ServingModel:
             "prefill_dense": prompt_part("dense"),
             "prefill_moe": prompt_part("moe"),
             "prefill_communication": prompt_part("all_reduce") + prompt_part("dispatch"),
-            "prefill_attention": others * context_part("prompt_attention", prompt),
+            "prefill_attention": others * context_part("prompt_attention", prompt) / stages,
         }
 
 

@@ -53,7 +53,7 @@ def dense_gemms(worker: ServingWorker) -> tuple[LocalGemm, ...]:
     """
     made: list[LocalGemm] = []
     for layer, count in worker.model.layer_groups():
-        fused: dict[tuple[object, ...], int] = defaultdict(int)
+        fused: dict[tuple[str, str, int, str, Component], int] = defaultdict(int)
         for tensor in layer.tensors:
             if tensor.role != "linear" or tensor.component in _NOT_DENSE:
                 continue
@@ -63,7 +63,7 @@ def dense_gemms(worker: ServingWorker) -> tuple[LocalGemm, ...]:
             key = (parent, alone, columns, quant_of(tensor.format), tensor.component)
             fused[key] += rows * tensor.active
         for (_, _, columns, quant, component), rows in fused.items():
-            made.append(LocalGemm(rows, columns, count, quant, component))  # type: ignore[arg-type]
+            made.append(LocalGemm(rows, columns, count, quant, component))
     return tuple(made)
 
 

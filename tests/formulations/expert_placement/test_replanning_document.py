@@ -14,7 +14,7 @@ from formulations.planning import check_document, load_problem, plan
 from planner.cost.expert_parallel import moved_replicas
 from planner.errors import DescriptionError
 from planner.files import read_as, to_json, write_text
-from planner.plan import PlanDocument
+from planner.plan import ExpertsDocument
 
 LIMITS = SolveOptions(work_limit=2_000)
 
@@ -48,7 +48,7 @@ def test_todays_plan_starts_from_yesterdays(folder: Path) -> None:
     assert terms["moves"] == pytest.approx(0.002 * len(document.plan.moves))
     assert terms["moved_bytes"] == pytest.approx(1e6 * len(document.plan.moves))
     assert {move.layer for move in document.plan.moves} <= {2, 3, 4}
-    old = read_as(folder / "plan.json", PlanDocument).plan
+    old = read_as(folder / "plan.json", ExpertsDocument).plan
     assert old is not None
     moved = moved_replicas(document.plan.array, old.array, 12, 4).sum()
     assert moved == len(document.plan.moves)
@@ -58,7 +58,7 @@ def test_the_written_plan_passes_its_check_with_its_moves(folder: Path) -> None:
     path = instance(folder, "tuesday", current="plan.json", max_moves=6)
     document = plan(path, options=LIMITS)
     write_text(folder / "next.json", to_json(document))
-    again = read_as(folder / "next.json", PlanDocument)
+    again = read_as(folder / "next.json", ExpertsDocument)
     assert again == document
     assert check_document(again, load_problem(path)).feasible
     assert document.plan is not None
@@ -70,7 +70,7 @@ def test_the_same_day_again_moves_nothing_that_costs(folder: Path) -> None:
     document = plan(instance(folder, "monday", current="plan.json", move_cost=1.0), options=LIMITS)
     assert document.plan is not None
     assert document.plan.moves == ()
-    old = read_as(folder / "plan.json", PlanDocument)
+    old = read_as(folder / "plan.json", ExpertsDocument)
     assert old.plan is not None
     assert document.plan.physical_to_logical == old.plan.physical_to_logical
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from planner.errors import DescriptionError
-from planner.plan import ExpertPlacement, InstanceReference, OutcomeRecord, PlanDocument
+from planner.plan import ExpertPlacement, InstanceReference, OutcomeRecord, ExpertsDocument
 from planner.readers.expert_placement import read_expert_placement
 
 RELAXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
@@ -54,7 +54,7 @@ def message(path: Path) -> str:
     return str(caught.value).removeprefix(str(path))
 
 
-def plan_document(rows: np.ndarray[Any, Any] | None, layer_ids: tuple[int, ...] = ()) -> PlanDocument:
+def plan_document(rows: np.ndarray[Any, Any] | None, layer_ids: tuple[int, ...] = ()) -> ExpertsDocument:
     outcome = OutcomeRecord(
         status="infeasible" if rows is None else "feasible", stop="heuristic", objective=None,
         objective_unit="ratio", bound=None, gap=None, build_s=0, solve_s=0, solver="none", solver_version="0",
@@ -68,7 +68,7 @@ def plan_document(rows: np.ndarray[Any, Any] | None, layer_ids: tuple[int, ...] 
             num_decoder_layers=max(layer_ids) + 1, split="even",
         )  # fmt: skip
     instance = InstanceReference(name="a", sha256="0")
-    return PlanDocument(problem="experts", instance=instance, gpuplan_version="0", outcome=outcome, plan=plan)
+    return ExpertsDocument(problem="experts", instance=instance, gpuplan_version="0", outcome=outcome, plan=plan)
 
 
 @RELAXED

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from planner.plan import ExpertPlacement, InstanceReference, Move, OutcomeRecord, PlanDocument
+from planner.plan import ExpertPlacement, InstanceReference, Move, OutcomeRecord, ExpertsDocument
 
 ROWS = [[2, 1, 0, 3, 0, 1], [3, 2, 1, 0, 3, 2]]
 NO_REPLICAS = [[0, 2, 1, 3], [3, 1, 0, 2]]
@@ -37,14 +37,14 @@ def placement(
     )  # fmt: skip
 
 
-def document(plan: ExpertPlacement | None, name: str = "tiny") -> PlanDocument:
+def document(plan: ExpertPlacement | None, name: str = "tiny") -> ExpertsDocument:
     outcome = OutcomeRecord(
         status="infeasible" if plan is None else "feasible", stop="heuristic", objective=None,
         objective_unit="ratio", bound=None, gap=None, build_s=0, solve_s=0, solver="none", solver_version="0",
         method="none", seed=0, num_threads=1,
     )  # fmt: skip
     instance = InstanceReference(name=name, sha256="5ea1" * 16)
-    return PlanDocument(problem="experts", instance=instance, gpuplan_version="0.1.0", outcome=outcome, plan=plan)
+    return ExpertsDocument(problem="experts", instance=instance, gpuplan_version="0.1.0", outcome=outcome, plan=plan)
 
 
 def with_moves(plan: ExpertPlacement) -> ExpertPlacement:
