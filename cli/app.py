@@ -14,7 +14,7 @@ from cli.compare import compare
 from cli.estimate import estimate
 from cli.experts import experts
 from cli.export import ExportCommand, export
-from cli.options import SolveCommand
+from cli.options import ExpertsCommand, SolveCommand
 from cli.plan import plan
 
 # Help is plain text: it starts faster than rich's panels and reads the same in a pipe.
@@ -26,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(cls=SolveCommand)(plan)
-app.command(cls=SolveCommand)(experts)
+app.command(cls=ExpertsCommand)(experts)
 app.command(cls=Command)(check)
 app.command(cls=Command)(compare)
 app.command(cls=Command)(estimate)

@@ -17,9 +17,9 @@ catalog = typer.Typer(help="Look up what gpuplan knows.", no_args_is_help=True, 
 
 
 def _formulations() -> dict[str, Formulation[Any, Any]]:
-    from formulations.expert_placement.formulation import EXPERT_PLACEMENT
+    from formulations.kinds import HOMES, kind
 
-    return {formulation.name: formulation for formulation in (EXPERT_PLACEMENT,)}
+    return {name: kind(name).formulation for name in HOMES}
 
 
 def _complete_formulation(incomplete: str) -> list[str]:

@@ -138,7 +138,7 @@ def experts(
         raise OptionError("-o is for plans; --validate and --find-slots print tables, or --json")
     if redundant is not None and num_slots is not None:
         raise OptionError("choose one of --num-slots and --redundant")
-    options = solve_options(time_limit, work_limit, seed, threads, gap, method)
+    options = solve_options("experts", time_limit, work_limit, seed, threads, gap, method)
     delivery = Delivery(output, as_json, quiet)
     given_loads = [load_source(instance, text) for text in loads or ()] or None
     if instance is None and name is None:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.command import Command
 
 if TYPE_CHECKING:
+    from formulations.kinds import Kind
     from formulations.outcome import SolveOptions
 
 SEARCH, OUTPUT = "Search", "Output"
 
 
 def methods() -> Mapping[str, str]:
-    """Search methods by name."""
-    from formulations.expert_placement.formulation import EXPERT_PLACEMENT
+    """Search methods of all problems by name, with the problem that each is for."""
+    from formulations.kinds import HOMES, kind
 
-    return EXPERT_PLACEMENT.methods
+    known = [kind(name).formulation for name in HOMES]
+    return {method: f"{one.name}: {text}" for one in known for method, text in one.methods.items()}
 
 
 def _complete_method(incomplete: str) -> list[tuple[str, str]]:
@@ -31,6 +33,24 @@ class SolveCommand(Command):
     """A command that searches: its help lists the methods."""
 
     listing = ("Methods", methods)
+
+
+class ExpertsCommand(Command):
+    """A command that searches expert placements."""
+
+    listing = ("Methods", lambda: _kind("experts").formulation.methods)
+
+
+class FleetCommand(Command):
+    """A command that searches fleets."""
+
+    listing = ("Methods", lambda: _kind("fleet").formulation.methods)
+
+
+def _kind(name: str) -> Kind[Any, Any, Any]:
+    from formulations.kinds import kind
+
+    return kind(name)
 
 
 InstanceArgument = Annotated[
@@ -94,11 +114,9 @@ MethodOption = Annotated[
 ]
 
 
-def default_threads(method: str | None) -> int:
+def default_threads(method: str, one_thread: frozenset[str]) -> int:
     """Every core that this process may run on, or as many as the method takes."""
-    from formulations.expert_placement.formulation import EXPERT_PLACEMENT
-
-    if method in EXPERT_PLACEMENT.one_thread:
+    if method in one_thread:
         return 1
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -106,6 +124,7 @@ def default_threads(method: str | None) -> int:
 
 
 def solve_options(
+    problem: str,
     time_limit: float,
     work_limit: float | None,
     seed: int,
@@ -113,17 +132,20 @@ def solve_options(
     gap: float | None,
     method: str | None,
 ) -> SolveOptions:
-    """The options of a search. Raises OptionError for limits out of range and for an unknown method."""
+    """The options of a search of one problem. Raises OptionError for limits out of range and an unknown method."""
+    from formulations.kinds import kind
     from formulations.outcome import SolveOptions
     from planner.errors import OptionError
 
-    if method is not None and method not in methods():
-        raise OptionError(f"there is no method {method!r}; choose from {', '.join(methods())}")
+    known = kind(problem).formulation
+    if method is not None and method not in known.methods:
+        raise OptionError(f"{problem} has no method {method!r}; choose from {', '.join(known.methods)}")
+    chosen = method or next(iter(known.methods))
     return SolveOptions(
         time_limit_s=time_limit,
         work_limit=work_limit,
         seed=seed,
-        num_threads=default_threads(method) if threads is None else threads,
+        num_threads=default_threads(chosen, known.one_thread) if threads is None else threads,
         relative_gap=gap,
         method=method,
     )

@@ -40,9 +40,10 @@ def plan(
     """
     from cli.instances import Flag, beside, merge
     from cli.solving import Delivery, run_plan
+    from formulations.kinds import problem_name
     from formulations.planning import problem_of
 
-    options = solve_options(time_limit, work_limit, seed, threads, gap, method)
     delivery = Delivery(output, as_json, quiet)
     source = merge(instance, {("current",): Flag("--current", beside(instance, current))})
+    options = solve_options(problem_name(source), time_limit, work_limit, seed, threads, gap, method)
     return run_plan(problem_of(source), options, delivery)

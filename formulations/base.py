@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from formulations.outcome import (
     TOLERANCE,
@@ -31,12 +31,16 @@ PlanT = TypeVar("PlanT")
 
 
 class Formulation(Protocol[ProblemT_contra, PlanT]):
-    """One optimization. `methods` maps each method's name to one line about it; the first is the default."""
+    """One optimization. `methods` maps each method's name to one line about it; the first is the default.
+
+    one_thread : methods whose solver takes one thread and refuses more.
+    """
 
     name: str
     summary: str
     objective_unit: str
     methods: Mapping[str, str]
+    one_thread: ClassVar[frozenset[str]]
 
     def search(
         self, problem: ProblemT_contra, options: SolveOptions, budget: Budget, hint: PlanT | None

@@ -57,6 +57,7 @@ class Kind(Generic[InstanceT, ProblemT, PlanT]):
 #: Where each kind is defined, in the module's `KIND`; imported on first use.
 HOMES: Mapping[str, str] = {
     "experts": "formulations.expert_placement.kind",
+    "fleet": "formulations.gpu_fleet.kind",
 }
 
 
@@ -66,12 +67,16 @@ def kind(name: str) -> Kind[Any, Any, Any]:
     return found
 
 
+def problem_name(source: SourceText) -> str:
+    """The `problem` key of an instance; DescriptionError when it is none that is known."""
+    name = source.value.get("problem") if isinstance(source.value, dict) else None
+    if isinstance(name, str) and name in HOMES:
+        return name
+    place = ("problem",) if isinstance(source.value, dict) and "problem" in source.value else ()
+    raise DescriptionError([source.finding(place, f"problem must be one of: {', '.join(HOMES)} (got {name!r})")])
+
+
 def read_instance(source: SourceText) -> tuple[Kind[Any, Any, Any], Description]:
     """Validate an instance file by its `problem` key."""
-    name = source.value.get("problem") if isinstance(source.value, dict) else None
-    if not isinstance(name, str) or name not in HOMES:
-        place = ("problem",) if isinstance(source.value, dict) and "problem" in source.value else ()
-        message = f"problem must be one of: {', '.join(HOMES)} (got {name!r})"
-        raise DescriptionError([source.finding(place, message)])
-    found = kind(name)
+    found = kind(problem_name(source))
     return found, validate(source, found.instance)

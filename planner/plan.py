@@ -13,6 +13,7 @@ from planner.cost.verdict import Verdict
 from planner.descriptions.base import Description, Problem
 from planner.errors import DescriptionError
 from planner.files import read_source, validate
+from planner.fleet_plan import FleetPlan
 from planner.workload import IntArray
 
 #: Largest number an id or count may be; what arrays of 64-bit integers hold with room to multiply.
@@ -174,8 +175,15 @@ class ExpertsDocument(PlanDocument):
     plan: ExpertPlacement | None = None
 
 
+class FleetDocument(PlanDocument):
+    """An answered `fleet` instance."""
+
+    problem: Literal["fleet"]
+    plan: FleetPlan | None = None
+
+
 #: The document of each problem.
-DOCUMENTS: Mapping[str, type[PlanDocument]] = {"experts": ExpertsDocument}
+DOCUMENTS: Mapping[str, type[PlanDocument]] = {"experts": ExpertsDocument, "fleet": FleetDocument}
 
 
 def read_document(path: str | Path) -> PlanDocument:

@@ -91,6 +91,19 @@ class LinearBuilder:
         self._row_bounds.append((low, high))
         self.num_rows += num_rows
 
+    def sparse_rows(
+        self, lower: npt.ArrayLike, upper: npt.ArrayLike, *entries: tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
+    ) -> None:
+        """Rows of differing length: bounds [m]; entries are (row 0 .. m-1, column, value), each of one shape."""
+        low, high = np.broadcast_arrays(np.atleast_1d(np.asarray(lower, dtype=np.float64)), upper)
+        for row, column, value in entries:
+            rows, columns, values = np.broadcast_arrays(row, column, np.asarray(value, dtype=np.float64))
+            self._entries.append(
+                (rows.ravel().astype(np.int64) + self.num_rows, columns.ravel().astype(np.int64), values.ravel())
+            )
+        self._row_bounds.append((low.astype(np.float64), high.astype(np.float64)))
+        self.num_rows += low.size
+
     def build(self) -> LinearModel:
         """The model; entries of the same place are added up."""
         lower, upper, cost, kind = (np.concatenate(arrays) for arrays in zip(*self._columns, strict=True))

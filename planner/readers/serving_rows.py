@@ -23,7 +23,7 @@ from planner import catalog
 from planner.cost.serving.notes import widened
 from planner.cost.serving.precision import WEIGHT_FORMATS, kv_element_bytes, served
 from planner.cost.serving.predict import ServingPlans
-from planner.cost.serving.worker import BACKENDS, Backend, ServingWorker
+from planner.cost.serving.worker import BACKENDS, Backend, ServingWorker, is_moe
 from planner.hardware import DeviceKind
 from planner.model.spec import ModelSpec
 from planner.readers.csv_table import CsvTable, Findings, read_csv_table
@@ -222,7 +222,7 @@ def _expert_split(
 ) -> tuple[int, int, list[str]]:
     """moe_tp and moe_ep whose product is the GPUs of a stage, as near to the given ones as can be, and what changed.
 
-    Where they contradict each other moe_ep is kept if it divides the GPUs, else moe_tp if it does.
+    Where they contradict each other moe_ep is kept if it divides the GPUs, else moe_tp if it does. A GPU has an expert.
     """
     if not model.num_moe_layers:
         return 1, 1, []
@@ -231,6 +231,10 @@ def _expert_split(
         tp, ep = moe_tp, stage_gpus // moe_tp
     else:
         ep = math.gcd(moe_ep or 1, stage_gpus)
+        tp = stage_gpus // ep
+    most = min(layer.mlp.num_experts for layer, _ in model.layer_groups() if is_moe(layer))
+    if ep > most:
+        ep = next(size for size in range(most, 0, -1) if stage_gpus % size == 0)
         tp = stage_gpus // ep
     if tp == (moe_tp or tp) and ep == (moe_ep or ep):
         return tp, ep, []

@@ -140,3 +140,53 @@ def test_usage(gpuplan: Invoke) -> None:
     assert gpuplan("calibrate").exit_code == 2
     assert gpuplan("calibrate", "none.csv").exit_code == 7
     assert gpuplan("calibrate", "--help").exit_code == 0
+
+
+STEP = {"model": "meta-llama/Llama-3.1-8B", "gpu": "h100_sxm", "gbs": 64, "seq": 4096, "framework": "llm_foundry"}
+STEP |= {"zero": "fsdp"}
+STEPS = [STEP | {"dp": 8, "mbs": mbs, "recompute": mode} for mbs in (1, 2, 4) for mode in ("none", "full")]
+
+
+def steps(gpuplan: Invoke, times: float) -> list[dict[str, Any]]:
+    """Step times that are the predictions times a factor."""
+    made = []
+    for row in STEPS:
+        flags = ["--task", "train", "--model", row["model"], "--device", row["gpu"], "--dp", "8", "--zero", "3"]
+        flags += ["--global-batch-size", "64", "--sequence-length", "4096", "--framework", "llm_foundry"]
+        flags += ["--micro-batch-size", str(row["mbs"]), "--recompute", row["recompute"], "--json"]
+        metrics = json.loads(gpuplan("estimate", *flags).stdout)["verdict"]["metrics"]
+        step_s = next(one["value"] for one in metrics if one["name"] == "step_s")
+        made.append(row | {"step_s": times * step_s})
+    return made
+
+
+def test_training_runs(gpuplan: Invoke, folder: Path) -> None:
+    name = write(folder / "steps.csv", *steps(gpuplan, 1.3))
+    result = gpuplan("calibrate", name, "--task", "train", "-o", "efficiency.yaml")
+    assert result.exit_code == 0, result.stderr
+    (entry,) = json.loads((folder / "efficiency.yaml").read_text())["training"]
+    assert (entry["device"], entry["framework"], entry["num_runs"]) == ("h100_sxm", "llm_foundry", 6)
+    assert entry["mape_before"] == pytest.approx(1 - 1 / 1.3, abs=1e-3)
+    assert entry["mape_after"] < 0.03
+    again = [row["step_s"] for row in steps(gpuplan, 1.0)]
+    flags = ["--task", "train", "--model", STEP["model"], "--device", "h100", "--dp", "8", "--zero", "3", "--json"]
+    flags += ["--global-batch-size", "64", "--sequence-length", "4096", "--framework", "llm_foundry"]
+    metrics = json.loads(gpuplan("estimate", *flags, "--calibration", "efficiency.yaml").stdout)["verdict"]["metrics"]
+    assert metrics[0]["value"] == pytest.approx(1.3 * again[0], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"step_s": ""}, "steps.csv: has no measured step_s in any row"),
+        ({"step_s": 40_000}, "check its unit"),
+        ({"step_s": 10, "tp": 3}, "steps.csv:2: tensor_parallel_size does not divide"),
+        ({"step_s": 10, "gpu": "h101"}, "steps.csv:2: gpu: the catalogue has no device"),
+        ({"step_s": 10, "dp": 16}, "steps.csv:2: inter_node_bandwidth must be given: 16 GPUs in nodes of 8"),
+    ],
+)
+def test_bad_training_runs_are_7(gpuplan: Invoke, folder: Path, change: dict[str, Any], told: str) -> None:
+    name = write(folder / "steps.csv", STEP | {"dp": 8, "mbs": 1} | change)
+    result = gpuplan("calibrate", name, "--task", "train")
+    assert result.exit_code == 7, result.output
+    assert told in result.stderr

@@ -56,7 +56,10 @@ def prior_coefficients() -> Coefficients:
 
 
 def fit(runs: Runs, use: BoolArray) -> Coefficients:
-    """Coefficients from the runs where `use` is true [runs]; first of TPOT, then of TTFT given those."""
+    """Coefficients from the runs where `use` is true [runs]; first of TPOT, then of TTFT given those.
+
+    Raises ValueError where none of them has a measured TPOT, or none a TTFT.
+    """
     design, speculative = tpot_design(runs)
     kept = np.flatnonzero(use & np.isfinite(runs.tpot_s))
     weights = cluster_weights([runs.cluster[index] for index in kept.tolist()])

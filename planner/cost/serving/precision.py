@@ -70,14 +70,14 @@ def kv_element_bytes(model: ModelSpec, backend: Backend, kv_dtype: str = "") -> 
 
 
 def _wanted(name: str, have: WeightFormat | None) -> WeightFormat | None:
-    """The format to convert to; None when the checkpoint already is in one of that width and kind, or narrower."""
+    """The format to convert to; None when there is nothing to convert, or it is of that width and kind, or narrower."""
     if not name:
         return None
     target = WEIGHT_FORMATS[name]
-    if have is None or have.bits > target.bits:
-        return target
-    same_kind = _is_integer(have) == _is_integer(target)
-    return None if have.bits < target.bits or same_kind else target
+    if have is None or have.bits < target.bits:
+        return None
+    same = have.bits == target.bits and _is_integer(have) == _is_integer(target)
+    return None if same else target
 
 
 def _is_integer(form: WeightFormat) -> bool:

@@ -21,14 +21,19 @@ FloatArray = npt.NDArray[np.float64]
 LEAST_BASE_SHARE = 0.05
 
 
-def step_times(model: ServingModel, plans: ServingPlans) -> StepTimes:
-    """Step model of one attention rank of each plan's worker, around the plan's own batch and lengths; [plans].
+def step_times(model: ServingModel, plans: ServingPlans, batch: FloatArray | None = None) -> StepTimes:
+    """Step model of one attention rank of each plan's worker, around a batch and the plan's lengths; [plans].
 
+    batch : sequences of a rank, [plans], at least 2 are taken; by default those that run.
     With p pipeline stages a rank's sequences take turns in p groups, and a step is the passage of one group.
     """
     w = plans.worker
     ranks = np.array([worker.data_parallel_size for worker in model.workers])[w]
-    batch = np.maximum(model.predict(plans).running_sequences / ranks, 2.0)
+    running = model.predict(plans).running_sequences / ranks if batch is None else batch
+    batch = np.maximum(running, 2.0)
+    faster = np.array([model.coefficients.values["speculation"] if one.speculative else 1.0 for one in model.workers])[
+        w
+    ]
     stages = np.array([worker.pipeline_parallel_size for worker in model.workers])[w]
     chunk = np.minimum(plans.input_tokens, model.max_num_batched_tokens)
     context = plans.input_tokens + 0.5 * plans.output_tokens
@@ -37,10 +42,10 @@ def step_times(model: ServingModel, plans: ServingPlans) -> StepTimes:
     per_sequence = np.maximum(many - one, 0.0) / (batch - 1.0)
     added = model.table("prefill", w, micro + chunk) - model.table("prefill", w, micro)
     return StepTimes(
-        decode_base_s=np.maximum(one - per_sequence, LEAST_BASE_SHARE * one),
-        decode_per_sequence_s=per_sequence + model.sequence_s[w] / stages,
-        decode_per_kv_token_s=model.table("context", w, context) / context / stages,
-        prefill_per_token_s=added / chunk / stages,
+        decode_base_s=faster * np.maximum(one - per_sequence, LEAST_BASE_SHARE * one),
+        decode_per_sequence_s=faster * (per_sequence + model.sequence_s[w] / stages),
+        decode_per_kv_token_s=faster * model.table("context", w, context) / context / stages,
+        prefill_per_token_s=np.maximum(added, 0.0) / chunk / stages,
         prefill_per_token_pair_s=model.table("prompt_attention", w, plans.input_tokens)
         / (plans.input_tokens**2 / 2.0)
         / stages,

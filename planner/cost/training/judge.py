@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -125,6 +126,4 @@ def _what_fits(model: TrainingModel, plan: TrainingPlans, margin: MemoryMargin, 
 
 
 def _changed(plan: TrainingPlans, values: Mapping[str, int]) -> TrainingPlans:
-    from dataclasses import replace
-
     return replace(plan, **{name: np.array([value]) for name, value in values.items()})

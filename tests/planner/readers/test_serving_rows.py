@@ -116,6 +116,8 @@ MOE = ROW | {"model": "Qwen/Qwen3-30B-A3B", "tp": 4}
         ({"moe_tp": 3, "moe_ep": 6}, (2, 2), True),
         ({"moe_ep": 64}, (1, 4), True),
         ({"attention_dp": 2, "moe_ep": 8}, (1, 8), False),
+        # 128 experts.
+        ({"attention_dp": 64, "moe_ep": 256}, (2, 128), True),
     ],
 )
 def test_the_split_of_experts(tmp_path: Path, cells: dict[str, int], split: tuple[int, int], noted: bool) -> None:

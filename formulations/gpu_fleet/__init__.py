@@ -1,0 +1,1 @@
+"""GPU fleet: the cheapest instances that serve a demand within its SLO."""

@@ -1,0 +1,238 @@
+"""Every rule of a fleet plan, from its decisions alone; numpy, no solver."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from formulations.gpu_fleet.problem import FleetProblem, FloatArray
+from planner.cost.verdict import Violation
+from planner.fleet_plan import Allocation, Assignment, FleetPlan, Period, Replicas
+
+#: Relative overload and missing shares that are rounding of a solver (its feasibility tolerance is 1e-6).
+ROUNDING = 1e-5
+
+Key = tuple[int, int, int]
+
+
+def check(problem: FleetProblem, plan: FleetPlan) -> list[Violation]:
+    """Broken rules of all periods; an empty list for a plan that keeps them all."""
+    hours = [hour for period in plan.periods for hour in period.hours]
+    asked = [hour for hours_of in problem.hours for hour in hours_of]
+    if sorted(hours) != sorted(asked) or len(plan.periods) != problem.num_periods:
+        return [_broken("hours", "plan", "the periods of the plan are not the hours of the demand")]
+    place = {hours_of: index for index, hours_of in enumerate(problem.hours)}
+    found: list[Violation] = []
+    for period in plan.periods:
+        if period.hours not in place:
+            return [_broken("hours", "plan", f"hours {period.hours[:3]} ... are no period of the demand")]
+        found += _PeriodCheck(problem, place[period.hours], period).violations()
+    found += _across(problem, plan)
+    return found
+
+
+class _PeriodCheck:
+    """The rules of one period."""
+
+    def __init__(self, problem: FleetProblem, index: int, period: Period) -> None:
+        self.problem, self.index, self.period = problem, index, period
+        self.offers = {name: k for k, name in enumerate(problem.offer_names)}
+        self.models = {name: m for m, name in enumerate(problem.model_names)}
+        self.buckets = {
+            (int(m), int(i), int(o)): d
+            for d, (m, i, o) in enumerate(
+                zip(problem.bucket_model, problem.input_tokens, problem.output_tokens, strict=True)
+            )
+        }
+        self.configs = {
+            (int(k), int(problem.config_model[c]), int(problem.config_gpus[c])): c
+            for c in range(problem.num_configs)
+            for k in np.flatnonzero(problem.pool_of_offer == problem.config_pool[c])
+        }
+        self.where = f"hours {period.hours[0]} ..." if len(period.hours) > 1 else f"hour {period.hours[0]}"
+
+    def violations(self) -> list[Violation]:
+        unknown = list(self._unknown())
+        if unknown:
+            return unknown
+        counts = self._instances()
+        found = [*self._packing(self.period.replicas, counts, ""), *self._limits(counts)]
+        found += self._serving(self.period.assignment, self.period.replicas, "")
+        if self.problem.spare_instances:
+            found += self._survival(counts)
+        return found
+
+    def _unknown(self) -> Iterator[Violation]:
+        rows: list[Allocation | Replicas | Assignment] = [
+            *self.period.allocation,
+            *self.period.replicas,
+            *self.period.assignment,
+        ]
+        for survival in self.period.survival:
+            rows += [*survival.replicas, *survival.assignment]
+        for row in rows:
+            if row.offer not in self.offers:
+                yield _broken("offer", row.offer, f"there is no offer {row.offer!r}")
+            elif row.model is not None and row.model not in self.models:
+                yield _broken("model", row.model, f"there is no model {row.model!r}")
+
+    def _instances(self) -> FloatArray:
+        counts = np.zeros(self.problem.num_offers)
+        for row in self.period.allocation:
+            counts[self.offers[row.offer]] += row.count
+        return counts
+
+    def _packing(self, replicas: Sequence[Replicas], counts: FloatArray, when: str) -> Iterator[Violation]:
+        """Replicas of every size fit: sizes divide one another, so counting from the largest down is exact."""
+        hosted: dict[int, Counter[int]] = defaultdict(Counter)
+        for row in replicas:
+            key = self.offers[row.offer], self.models[row.model], row.gpus
+            if key not in self.configs:
+                message = f"{row.model} has no replica of {row.gpus} GPUs on {row.offer}"
+                yield _broken("configuration", row.offer, message)
+                return
+            hosted[key[0]][row.gpus] += row.count
+        for offer, sizes in hosted.items():
+            chain = sorted(sizes)
+            if any(large % small for small, large in pairwise(chain)):
+                yield _broken("packing", self.problem.offer_names[offer], f"replicas of {chain} GPUs do not divide")
+                continue
+            for size in chain:
+                need = sum(gpus * count for gpus, count in sizes.items() if gpus >= size)
+                room = counts[offer] * size * (self.problem.gpus[offer] // size)
+                if need > room:
+                    message = (
+                        f"{self.where}{when}: replicas of {size} and more GPUs take {need} GPUs of"
+                        f" {self.problem.offer_names[offer]}, {room:g} are there"
+                    )
+                    yield _broken("packing", self.problem.offer_names[offer], message, need, room)
+
+    def _serving(self, rows: Sequence[Assignment], replicas: Sequence[Replicas], when: str) -> Iterator[Violation]:
+        problem = self.problem
+        rate = problem.rate[self.index]
+        served = np.zeros(len(rate))
+        load: dict[Key, float] = defaultdict(float)
+        for row in rows:
+            key = self.offers[row.offer], self.models[row.model], row.gpus
+            bucket = self.buckets.get((key[1], row.input_tokens, row.output_tokens))
+            config = self.configs.get(key)
+            if bucket is None or config is None:
+                yield _broken("assignment", row.offer, f"{row.model} {row.input_tokens}/{row.output_tokens} is unknown")
+                return
+            if problem.throughput[bucket, config] <= 0:
+                message = f"{row.offer} cannot serve {problem.bucket_name(bucket)} within the SLO"
+                yield _broken("slo", row.offer, message)
+                continue
+            served[bucket] += row.fraction
+            load[key] += (1 + problem.headroom) * rate[bucket] * row.fraction / problem.throughput[bucket, config]
+        for asked in np.flatnonzero(rate > 0).tolist():
+            if abs(served[asked] - 1) > ROUNDING:
+                name = problem.bucket_name(asked)
+                message = f"{self.where}{when}: {served[asked]:.4%} of {name} is served"
+                yield _broken("demand", name, message, float(served[asked]), 1.0)
+        have: Counter[Key] = Counter()
+        for replica in replicas:
+            have[self.offers[replica.offer], self.models[replica.model], replica.gpus] += replica.count
+        for key, need in load.items():
+            room = have[key] * problem.availability[problem.pool_of_offer[key[0]]]
+            if need > room * (1 + ROUNDING) + ROUNDING:
+                name = problem.offer_names[key[0]]
+                model = problem.model_names[key[1]]
+                message = f"{self.where}{when}: {model} needs {need:.4f} replicas on {name}, {room:g} run"
+                yield _broken("capacity", name, message, need, room)
+
+    def _limits(self, counts: FloatArray) -> Iterator[Violation]:
+        problem = self.problem
+        for offer in np.flatnonzero((counts > problem.most) | (counts < problem.least)):
+            name, count = problem.offer_names[offer], counts[offer]
+            limit = problem.most[offer] if count > problem.most[offer] else problem.least[offer]
+            yield _broken("count", name, f"{self.where}: {count:g} of {name}, the limit is {limit:g}", count, limit)
+        sums = [
+            ("budget", "USD/hour", counts @ problem.price, problem.budget_usd_per_hour),
+            ("watts", "W", counts @ problem.watts, problem.max_watts),
+        ]
+        quotas = zip(problem.quota_names, problem.quota_offers, problem.quota_gpus, strict=True)
+        sums += [(f"quota {name}", "GPUs", counts[mask] @ problem.gpus[mask], limit) for name, mask, limit in quotas]
+        for rule, unit, value, limit in sums:
+            if value > limit * (1 + ROUNDING):
+                message = f"{self.where}: {value:g} {unit}, the limit is {limit:g}"
+                yield _broken(rule, rule, message, float(value), float(limit))
+        running: Counter[str] = Counter()
+        for row in self.period.replicas:
+            running[row.model] += row.count
+        for name, least in zip(problem.model_names, problem.min_replicas, strict=True):
+            if running[name] < least:
+                yield _broken(
+                    "min_replicas", name, f"{running[name]} replicas of {name}, {least} are asked", running[name], least
+                )
+        if problem.max_spot_share < 1.0:
+            yield from self._spot()
+
+    def _spot(self) -> Iterator[Violation]:
+        problem, rate = self.problem, self.problem.rate[self.index]
+        on_spot = np.zeros(len(problem.model_names))
+        for row in self.period.assignment:
+            model = self.models[row.model]
+            if problem.spot[problem.pool_of_offer[self.offers[row.offer]]]:
+                on_spot[model] += rate[self.buckets[model, row.input_tokens, row.output_tokens]] * row.fraction
+        for model, name in enumerate(problem.model_names):
+            total = rate[problem.bucket_model == model].sum()
+            if on_spot[model] > problem.max_spot_share * total * (1 + ROUNDING) + ROUNDING:
+                share = on_spot[model] / total
+                message = f"{self.where}: {share:.1%} of {name} is on spot, {problem.max_spot_share:.1%} is the limit"
+                yield _broken("max_spot_share", name, message, float(share), problem.max_spot_share)
+
+    def _survival(self, counts: FloatArray) -> Iterator[Violation]:
+        told = {survival.lost_offer: survival for survival in self.period.survival}
+        for offer in np.flatnonzero(counts):
+            name = self.problem.offer_names[offer]
+            survival = told.get(name)
+            if survival is None:
+                yield _broken("spare_instances", name, f"{self.where}: nothing is said of the loss of one {name}")
+                continue
+            left = counts.copy()
+            left[offer] -= 1
+            when = f", one {name} lost"
+            yield from self._packing(survival.replicas, left, when)
+            yield from self._serving(survival.assignment, survival.replicas, when)
+            before, after = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
+            for row in self.period.replicas:
+                before[row.model, row.gpus] += row.count
+            for row in survival.replicas:
+                after[row.model, row.gpus] += row.count
+            for key, count in after.items():
+                if count > before[key]:
+                    yield _broken("spare_instances", name, f"{self.where}{when}: {key[0]} gains replicas")
+
+
+def _across(problem: FleetProblem, plan: FleetPlan) -> Iterator[Violation]:
+    """Rules that tie the periods: reserved instances stay, changes are limited, cost is the mean."""
+    counts = np.zeros((len(plan.periods), problem.num_offers))
+    offers = {name: k for k, name in enumerate(problem.offer_names)}
+    for place, period in enumerate(plan.periods):
+        for row in period.allocation:
+            if row.offer in offers:
+                counts[place, offers[row.offer]] += row.count
+    for offer in np.flatnonzero(problem.reserved & (counts.max(axis=0) != counts.min(axis=0))):
+        name = problem.offer_names[offer]
+        yield _broken("reserved", name, f"{name} is reserved, but its count changes from hour to hour")
+    if problem.current is not None and problem.max_changes is not None:
+        changed = float(np.abs(counts[0] - problem.current).sum())
+        if changed > problem.max_changes:
+            message = f"{changed:g} instances are added or dropped, {problem.max_changes} are allowed"
+            yield _broken("max_changes", "fleet", message, changed, float(problem.max_changes))
+
+
+def _broken(
+    rule: str, subject: str, message: str, amount: float | None = None, limit: float | None = None
+) -> Violation:
+    return Violation(
+        rule=rule,
+        subject=subject,
+        message=message,
+        amount=None if amount is None else float(amount),
+        limit=None if limit is None else float(limit),
+    )

@@ -1,0 +1,75 @@
+"""GPU fleet: the formulation that `solve()` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from formulations.gpu_fleet.baseline import best_single_offer
+from formulations.gpu_fleet.check import check
+from formulations.gpu_fleet.problem import FleetProblem
+from formulations.gpu_fleet.search import search
+from formulations.outcome import Budget, Objective, SearchResult, SolveOptions
+from planner.cost.verdict import Violation
+from planner.errors import OptionError
+from planner.fleet_plan import FleetPlan
+
+
+class GpuFleet:
+    """The cheapest instances and routing shares; see `milp` for the mathematics."""
+
+    name = "fleet"
+    summary = "the cheapest mix of GPUs that serves a demand within its SLO"
+    objective_unit = "USD/hour"
+    methods: Mapping[str, str] = {
+        "highs": "MILP with continuous routing shares, HiGHS (default)",
+        "scip": "the same model, SCIP",
+        "cbc": "the same model, CBC",
+    }
+    one_thread: ClassVar[frozenset[str]] = frozenset({"highs"})
+
+    def search(
+        self, problem: FleetProblem, options: SolveOptions, budget: Budget, hint: FleetPlan | None
+    ) -> SearchResult[FleetPlan]:
+        """Solve with the asked backend. A hint is refused: no backend here takes one."""
+        if hint is not None:
+            raise OptionError("fleet methods take no start plan; `current` prices changes from one")
+        return search(problem, options, budget, options.method or next(iter(self.methods)))
+
+    def check(self, problem: FleetProblem, plan: FleetPlan) -> list[Violation]:
+        """Every broken rule."""
+        return check(problem, plan)
+
+    def objective(self, problem: FleetProblem, plan: FleetPlan) -> Objective:
+        """Mean cost an hour, and the price of changes."""
+        offers = {name: k for k, name in enumerate(problem.offer_names)}
+        share = {hours: float(s) for hours, s in zip(problem.hours, problem.share, strict=True)}
+        counts = np.zeros((len(plan.periods), problem.num_offers))
+        for place, period in enumerate(plan.periods):
+            for row in period.allocation:
+                counts[place, offers[row.offer]] += row.count
+        weights = np.array([share[period.hours] for period in plan.periods])
+        rent = float(weights @ (counts @ problem.price))
+        parts = {"rent_usd_per_hour": rent}
+        if problem.current is not None:
+            changed = float(np.abs(counts[0] - problem.current).sum())
+            parts["change_usd_per_hour"] = problem.change_cost * changed
+        requests = float(weights @ problem.rate.sum(axis=1))
+        tokens = float(weights @ (problem.rate @ problem.output_tokens))
+        measures = {
+            "instances_mean": float(weights @ counts.sum(axis=1)),
+            "gpus_mean": float(weights @ (counts @ problem.gpus)),
+            "gpus_peak": float((counts @ problem.gpus).max()),
+            "usd_per_million_requests": rent / 3600 / requests * 1e6,
+            "usd_per_million_output_tokens": rent / 3600 / tokens * 1e6,
+        }
+        return Objective(total=sum(parts.values()), parts=parts, measures=measures)
+
+    def baseline(self, problem: FleetProblem) -> tuple[str, FleetPlan | None]:
+        """The best single offer for each model."""
+        return "best single offer", best_single_offer(problem)
+
+
+GPU_FLEET = GpuFleet()

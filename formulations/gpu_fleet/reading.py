@@ -1,0 +1,263 @@
+"""From a `fleet` instance to the arrays of the problem, with every mistake located."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from formulations.gpu_fleet.problem import FleetProblem, FloatArray
+from formulations.gpu_fleet.throughput import Config, computed
+from planner import catalog
+from planner.descriptions.fleet import FleetInstance, Offer, Profile
+from planner.errors import DescriptionError, Finding, OptionError
+from planner.files import Loc, SourceText, canonical_json
+from planner.hardware import DeviceKind
+
+#: Pools are kept apart by what their replicas and prices depend on.
+PoolKey = tuple[object, ...]
+
+
+def read_problem(instance: FleetInstance, source: SourceText | None = None) -> FleetProblem:
+    """Read the models and devices that the instance names and build the arrays.
+
+    Raises DescriptionError with all problems found.
+    """
+    return _Reading(instance, source).problem()
+
+
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    model: int
+    input_tokens: int
+    output_tokens: int
+
+
+class _Reading:
+    """Builds the arrays and collects findings at the keys that cause them."""
+
+    def __init__(self, instance: FleetInstance, source: SourceText | None) -> None:
+        self.instance, self.source = instance, source
+        self.findings: list[Finding] = []
+        self.assumptions: list[str] = []
+
+    def problem(self) -> FleetProblem:
+        instance = self.instance
+        devices = [self._device(index, offer) for index, offer in enumerate(instance.offers)]
+        self._stop_if_wrong()
+        watts = np.array([self._watts(offer, device) for offer, device in zip(instance.offers, devices, strict=True)])
+        model_names = tuple(model.name for model in instance.models)
+        buckets = [
+            _Bucket(model_names.index(one.model), one.input_tokens, one.output_tokens) for one in instance.demand
+        ]
+        pools = [self._pool(index, offer) for index, offer in enumerate(instance.offers)]
+        keys = list(dict.fromkeys(pools))
+        if instance.profiles:
+            configs, throughput = self._profiled(buckets, pools, keys)
+        else:
+            configs, throughput = self._computed(devices, buckets, pools, keys)
+        self._stop_if_wrong()
+        rate, share, hours = self._periods()
+        first = [pools.index(key) for key in keys]
+        quotas = instance.quotas
+        return FleetProblem(
+            name=instance.name,
+            sha256=self._sha256(),
+            offer_names=tuple(offer.name for offer in instance.offers),
+            pool_of_offer=np.array([keys.index(pool) for pool in pools]),
+            gpus=np.array([offer.gpus for offer in instance.offers]),
+            price=np.array([offer.price_usd_per_hour for offer in instance.offers], dtype=np.float64),
+            watts=watts,
+            least=np.array([offer.min_count for offer in instance.offers], dtype=np.float64),
+            most=np.array([np.inf if one.max_count is None else one.max_count for one in instance.offers]),
+            reserved=np.array([offer.market == "reserved" for offer in instance.offers]),
+            availability=np.array([instance.offers[index].availability for index in first]),
+            spot=np.array([instance.offers[index].market == "spot" for index in first]),
+            model_names=model_names,
+            min_replicas=np.array([model.min_replicas for model in instance.models]),
+            bucket_model=np.array([bucket.model for bucket in buckets]),
+            input_tokens=np.array([bucket.input_tokens for bucket in buckets]),
+            output_tokens=np.array([bucket.output_tokens for bucket in buckets]),
+            rate=rate,
+            share=share,
+            hours=hours,
+            config_pool=np.array([config.pool for config in configs], dtype=np.int64),
+            config_model=np.array([config.model for config in configs], dtype=np.int64),
+            config_gpus=np.array([config.gpus for config in configs], dtype=np.int64),
+            throughput=throughput,
+            headroom=instance.headroom,
+            spare_instances=instance.spare_instances,
+            budget_usd_per_hour=np.inf if instance.budget_usd_per_hour is None else instance.budget_usd_per_hour,
+            max_watts=np.inf if instance.max_watts is None else instance.max_watts,
+            max_spot_share=1.0 if instance.max_spot_share is None else instance.max_spot_share,
+            quota_names=tuple(quota.name for quota in quotas),
+            quota_offers=np.array(
+                [[offer.name in quota.offers for offer in instance.offers] for quota in quotas], dtype=np.bool_
+            ).reshape(len(quotas), len(instance.offers)),
+            quota_gpus=np.array([quota.max_gpus for quota in quotas], dtype=np.float64),
+            current=self._current(len(hours)),
+            max_changes=instance.max_changes,
+            change_cost=instance.change_cost_usd_per_hour,
+            assumptions=tuple(self.assumptions),
+        )
+
+    def _device(self, index: int, offer: Offer) -> DeviceKind | None:
+        """The offer's GPU; needed for computed throughput and for watts, else a name will do."""
+        try:
+            return catalog.device(offer.device)
+        except (OptionError, DescriptionError) as error:
+            if not self.instance.profiles or (offer.watts is None and self.instance.max_watts is not None):
+                self._find(("offers", index, "device"), str(error))
+            return None
+
+    def _watts(self, offer: Offer, device: DeviceKind | None) -> float:
+        if offer.watts is not None:
+            return offer.watts
+        return 0.0 if device is None or device.power_w is None else device.power_w * offer.gpus
+
+    def _pool(self, index: int, offer: Offer) -> PoolKey:
+        """Profiled offers are pools of their own: what was measured on one need not hold on another."""
+        if self.instance.profiles:
+            return (index,)
+        return offer.device.lower(), offer.region, offer.market, offer.availability
+
+    def _profiled(
+        self, buckets: list[_Bucket], pools: list[PoolKey], keys: list[PoolKey]
+    ) -> tuple[list[Config], FloatArray]:
+        """Configurations and throughput from given profiles."""
+        instance = self.instance
+        offers = [offer.name for offer in instance.offers]
+        models = [model.name for model in instance.models]
+        rows: dict[Config, list[tuple[int, Profile]]] = {}
+        for index, profile in enumerate(instance.profiles):
+            offer = instance.offers[offers.index(profile.offer)]
+            pool = keys.index(pools[offers.index(profile.offer)])
+            config = Config(pool, models.index(profile.model), profile.gpus or offer.gpus)
+            rows.setdefault(config, []).append((index, profile))
+        configs = sorted(rows)
+        self._refuse_uneven_sizes(configs, {config: found[0][0] for config, found in rows.items()})
+        throughput = np.zeros((len(buckets), len(configs)))
+        for d, bucket in enumerate(buckets):
+            known = False
+            for c, config in enumerate(configs):
+                if config.model != bucket.model:
+                    continue
+                found = self._nearest([profile for _, profile in rows[config]], bucket)
+                if found is not None:
+                    known = True
+                    throughput[d, c] = found.max_rate_per_s
+            if not known:
+                size = f"{bucket.input_tokens}/{bucket.output_tokens} tokens"
+                rule = "larger than any profiled size" if instance.unprofiled == "round_up" else "not profiled"
+                hint = (
+                    "" if instance.unprofiled == "round_up" else "; `unprofiled: round_up` takes the next larger size"
+                )
+                self._find(("demand", d), f"{models[bucket.model]} {size} is {rule} on any offer{hint}")
+        if instance.unprofiled == "round_up":
+            self.assumptions.append("sizes that were not profiled count as the next larger profiled size")
+        return configs, throughput
+
+    def _nearest(self, profiles: list[Profile], bucket: _Bucket) -> Profile | None:
+        """The profile of a bucket's size, or with round_up the slowest-per-token smallest that covers it."""
+        exact = [
+            one
+            for one in profiles
+            if (one.input_tokens, one.output_tokens) == (bucket.input_tokens, bucket.output_tokens)
+        ]
+        if exact or self.instance.unprofiled == "refuse":
+            return exact[0] if exact else None
+        covering = [
+            one
+            for one in profiles
+            if one.input_tokens >= bucket.input_tokens and one.output_tokens >= bucket.output_tokens
+        ]
+        return min(covering, key=lambda one: (one.input_tokens * one.output_tokens, one.input_tokens), default=None)
+
+    def _refuse_uneven_sizes(self, configs: list[Config], first: dict[Config, int]) -> None:
+        for pool in {config.pool for config in configs}:
+            sizes = sorted({config.gpus for config in configs if config.pool == pool})
+            for small, large in pairwise(sizes):
+                if large % small:
+                    index = next(first[one] for one in configs if one.pool == pool and one.gpus == large)
+                    message = f"replicas of {small} and {large} GPUs on one offer: sizes must divide one another"
+                    self._find(("profiles", index, "gpus"), message)
+
+    def _computed(
+        self, devices: list[DeviceKind | None], buckets: list[_Bucket], pools: list[PoolKey], keys: list[PoolKey]
+    ) -> tuple[list[Config], FloatArray]:
+        """Configurations and throughput from the cost model."""
+        instance = self.instance
+        largest = [
+            max(one.gpus for one, pool in zip(instance.offers, pools, strict=True) if pool == key) for key in keys
+        ]
+        kinds = [devices[pools.index(key)] for key in keys]
+        regions = [instance.offers[pools.index(key)].region for key in keys]
+        specs = []
+        for index, model in enumerate(instance.models):
+            try:
+                base = None if self.source is None else self.source.base_dir
+                name = str(model.model)
+                path = base / name if base is not None and name.endswith(".json") else name
+                specs.append(catalog.model(path))
+            except (OptionError, DescriptionError) as error:
+                self._find(("models", index, "model"), str(error))
+        self._stop_if_wrong()
+        sizes = [(bucket.model, bucket.input_tokens, bucket.output_tokens) for bucket in buckets]
+        try:
+            configs, throughput, notes = computed(instance, specs, kinds, largest, regions, sizes)
+        except OptionError as error:
+            self._find(("models",), str(error))
+            return [], np.zeros((len(buckets), 0))
+        self.assumptions += notes
+        return configs, throughput
+
+    def _periods(self) -> tuple[FloatArray, FloatArray, tuple[tuple[int, ...], ...]]:
+        """Rates of each distinct hour, its share of all, and which hours it stands for: merging loses nothing."""
+        demand = self.instance.demand
+        hours = max((len(one.hourly) for one in demand if one.hourly is not None), default=1)
+        rates = np.array(
+            [
+                np.full(hours, one.rate_per_s) if one.hourly is None else np.array(one.hourly, dtype=np.float64)
+                for one in demand
+            ],
+            dtype=np.float64,
+        ).T
+        distinct, place = np.unique(rates, axis=0, return_inverse=True)
+        members = [tuple(np.flatnonzero(place.ravel() == period).tolist()) for period in range(len(distinct))]
+        share = np.array([len(one) / hours for one in members])
+        return distinct, share, tuple(members)
+
+    def _current(self, num_periods: int) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
+        current = self.instance.current
+        if current is None:
+            return None
+        if num_periods > 1:
+            self._find(("current",), "a current fleet goes with one constant rate, not with hourly ones")
+            self._stop_if_wrong()
+        return np.array([current.get(offer.name, 0) for offer in self.instance.offers], dtype=np.int64)
+
+    def _sha256(self) -> str:
+        said = self.instance.model_dump(mode="json", exclude_defaults=True)
+        digest = hashlib.sha256(canonical_json(said).encode())
+        for name in self._files():
+            digest.update(name.encode())
+        return digest.hexdigest()
+
+    def _files(self) -> Iterator[str]:
+        """Contents of the model files that are named by path."""
+        for model in self.instance.models:
+            if model.model is not None and model.model.endswith(".json") and self.source is not None:
+                yield (self.source.base_dir / model.model).read_text(encoding="utf-8")
+
+    def _find(self, loc: Loc, message: str) -> None:
+        if self.source is None:
+            self.findings.append(Finding("instance", f"{'.'.join(map(str, loc))}: {message}"))
+        else:
+            self.findings.append(self.source.finding(loc, message))
+
+    def _stop_if_wrong(self) -> None:
+        if self.findings:
+            raise DescriptionError(self.findings)

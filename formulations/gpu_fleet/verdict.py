@@ -1,0 +1,70 @@
+"""The verdict on a fleet: its rules, how full every offer is, watts, and what limits it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+from formulations.gpu_fleet.check import check
+from formulations.gpu_fleet.problem import FleetProblem
+from planner.cost.verdict import Metric, Verdict
+from planner.fleet_plan import FleetPlan, Period
+
+
+def judge(problem: FleetProblem, plan: FleetPlan) -> Verdict:
+    """Utilisation by offer and model in the fullest hour, watts, and broken rules."""
+    broken = check(problem, plan)
+    if any(one.rule in ("hours", "offer", "model", "configuration") for one in broken):
+        return Verdict(violations=tuple(broken))
+    fullest: dict[tuple[str, str], float] = defaultdict(float)
+    for period in plan.periods:
+        for key, used in _utilisation(problem, period).items():
+            fullest[key] = max(fullest[key], used)
+    watts = [_watts(problem, period) for period in plan.periods]
+    share = {hours: float(s) for hours, s in zip(problem.hours, problem.share, strict=True)}
+    mean = sum(share[period.hours] * value for period, value in zip(plan.periods, watts, strict=True))
+    metrics = [
+        Metric(name="watts_peak", value=max(watts), unit="W", source="datasheet"),
+        Metric(name="watts_mean", value=mean, unit="W", source="datasheet"),
+    ]
+    metrics += [
+        Metric(name=f"utilisation[{offer}, {model}]", value=value, unit="fraction", source="modelled")
+        for (offer, model), value in sorted(fullest.items())
+    ]
+    worst = max(fullest, key=lambda key: fullest[key], default=None)
+    return Verdict(
+        metrics=tuple(metrics),
+        violations=tuple(broken),
+        bottleneck=None if worst is None else f"{worst[1]} on {worst[0]}: {fullest[worst]:.1%} of its capacity is used",
+        assumptions=("loads of different sizes on one replica add up", *problem.assumptions),
+    )
+
+
+def _utilisation(problem: FleetProblem, period: Period) -> dict[tuple[str, str], float]:
+    """Load over replicas by offer and model, headroom not counted as load."""
+    index = problem.hours.index(period.hours)
+    offers = {name: k for k, name in enumerate(problem.offer_names)}
+    models = {name: m for m, name in enumerate(problem.model_names)}
+    sizes = zip(
+        problem.bucket_model.tolist(), problem.input_tokens.tolist(), problem.output_tokens.tolist(), strict=True
+    )
+    buckets = {key: d for d, key in enumerate(sizes)}
+    load: dict[tuple[str, str], float] = defaultdict(float)
+    have: dict[tuple[str, str], float] = defaultdict(float)
+    for replica in period.replicas:
+        pool = problem.pool_of_offer[offers[replica.offer]]
+        have[replica.offer, replica.model] += replica.count * replica.gpus * float(problem.availability[pool])
+    for row in period.assignment:
+        model, pool = models[row.model], problem.pool_of_offer[offers[row.offer]]
+        d = buckets[model, row.input_tokens, row.output_tokens]
+        match = (problem.config_pool == pool) & (problem.config_model == model) & (problem.config_gpus == row.gpus)
+        config = int(np.flatnonzero(match)[0])
+        replicas = problem.rate[index, d] * row.fraction / problem.throughput[d, config]
+        load[row.offer, row.model] += float(replicas) * row.gpus
+    return {key: load[key] / gpus for key, gpus in have.items() if gpus}
+
+
+def _watts(problem: FleetProblem, period: Period) -> float:
+    offers = {name: k for k, name in enumerate(problem.offer_names)}
+    return float(sum(problem.watts[offers[row.offer]] * row.count for row in period.allocation))

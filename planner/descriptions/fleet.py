@@ -1,0 +1,175 @@
+"""The `fleet` instance: what can be rented, what is served, how much of it, and within which limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
+
+from planner.descriptions.base import Description, Problem
+from planner.units import UsdPerHour, Watts
+from planner.workload import Slo
+
+NonNegative = Annotated[FiniteFloat, Field(ge=0)]
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+#: A request is at most as long as the longest contexts sold.
+Tokens = Annotated[int, Field(ge=1, le=1 << 24)]
+
+
+class Offer(Description):
+    """One thing to rent: an instance of some GPUs at a price. GPUs of an instance are joined; instances are not."""
+
+    name: Name
+    device: Annotated[Name, Field(description="GPU, by its catalogue name")]
+    gpus: PositiveInt = 1
+    price_usd_per_hour: Annotated[UsdPerHour, Field(description="of one instance")]
+    max_count: Annotated[Count | None, Field(description="instances that can be had; absent is unknown, not zero")] = (
+        None
+    )
+    min_count: Count = 0
+    region: Name | None = None
+    market: Literal["on_demand", "spot", "reserved"] = "on_demand"
+    availability: Annotated[Share, Field(description="share of the time that a spot instance is there")] = 1.0
+    watts: Annotated[Watts | None, Field(description="of one instance; default: the GPUs' board power")] = None
+
+    def problems(self) -> Iterator[Problem]:
+        """Counts in order."""
+        if self.max_count is not None and self.min_count > self.max_count:
+            yield ("min_count",), f"{self.min_count} is above max_count {self.max_count}"
+        if self.availability == 0:
+            yield ("availability",), "an offer that is never there serves nothing; leave it out"
+
+
+class ServedModel(Description):
+    """A model that is served. Without profiles, `model` says what the cost model computes its throughput from."""
+
+    name: Name
+    model: Annotated[Name | None, Field(description="catalogue name, or config.json")] = None
+    backend: Literal["vllm", "sglang", "trtllm"] = "vllm"
+    precision: Annotated[Name | None, Field(description="format of the weights; default: the checkpoint's")] = None
+    gpus_per_replica: Annotated[
+        tuple[PositiveInt, ...] | None, Field(description="replica sizes to choose from; default: 1, 2, 4, 8")
+    ] = None
+    min_replicas: NonNegativeInt = 0
+    slo: Annotated[Slo | None, Field(description="default: the instance's")] = None
+    regions: Annotated[tuple[Name, ...] | None, Field(description="where it may run; default: anywhere")] = None
+
+
+class Demand(Description):
+    """Requests of one size for one model: a constant rate, or one for each hour."""
+
+    model: Name
+    input_tokens: Tokens
+    output_tokens: Tokens
+    rate_per_s: NonNegative | None = None
+    hourly: Annotated[tuple[NonNegative, ...] | None, Field(min_length=1, max_length=8784)] = None
+
+    def problems(self) -> Iterator[Problem]:
+        """Exactly one rate."""
+        if (self.rate_per_s is None) == (self.hourly is None):
+            yield (), "give exactly one of rate_per_s and hourly"
+
+
+class Profile(Description):
+    """Highest rate of requests of one size that a replica on an offer serves within the SLO; 0: not within it."""
+
+    offer: Name
+    model: Name
+    input_tokens: Tokens
+    output_tokens: Tokens
+    max_rate_per_s: NonNegative
+    gpus: Annotated[PositiveInt | None, Field(description="GPUs of the replica; default: all of the offer's")] = None
+
+
+class Quota(Description):
+    """A limit on GPUs over several offers together."""
+
+    name: Name
+    offers: Annotated[tuple[Name, ...], Field(min_length=1)]
+    max_gpus: Count
+
+
+class FleetInstance(Description):
+    """Rent the cheapest instances that serve the demand within the SLO."""
+
+    problem: Literal["fleet"] = "fleet"
+    name: Name
+    offers: Annotated[tuple[Offer, ...], Field(min_length=1)]
+    models: Annotated[tuple[ServedModel, ...], Field(min_length=1)]
+    slo: Slo | None = None
+    demand: Annotated[tuple[Demand, ...], Field(min_length=1)]
+    profiles: tuple[Profile, ...] = ()
+    unprofiled: Annotated[
+        Literal["refuse", "round_up"],
+        Field(description="a demand of a size that was not profiled: an error, or the next larger profiled size"),
+    ] = "refuse"
+    headroom: Annotated[NonNegative, Field(description="capacity kept free, as a share of the demand")] = 0.0
+    spare_instances: Annotated[
+        Literal[0, 1], Field(description="1: the loss of any one instance is survived, by re-routing")
+    ] = 0
+    budget_usd_per_hour: NonNegative | None = None
+    max_watts: NonNegative | None = None
+    max_spot_share: Annotated[Share | None, Field(description="of each model's requests, on spot instances")] = None
+    quotas: tuple[Quota, ...] = ()
+    current: Annotated[dict[Name, Count] | None, Field(description="instances in force, by offer")] = None
+    max_changes: Annotated[NonNegativeInt | None, Field(description="most instances added or dropped")] = None
+    change_cost_usd_per_hour: Annotated[NonNegative, Field(description="price of one instance added or dropped")] = 0.0
+
+    def problems(self) -> Iterator[Problem]:
+        """Names are known and unique, hours agree, and every demand has a model."""
+        offers = [offer.name for offer in self.offers]
+        models = [model.name for model in self.models]
+        for place, names in (("offers", offers), ("models", models)):
+            for name in sorted({name for name in names if names.count(name) > 1}):
+                yield (place,), f"two are named {name!r}"
+        for index, demand in enumerate(self.demand):
+            if demand.model not in models:
+                yield ("demand", index, "model"), f"no model is named {demand.model!r}"
+        hours = {len(demand.hourly) for demand in self.demand if demand.hourly is not None}
+        if len(hours) > 1:
+            yield ("demand",), f"hourly rates differ in length: {sorted(hours)}"
+        seen: set[tuple[str, int, int]] = set()
+        for index, demand in enumerate(self.demand):
+            key = demand.model, demand.input_tokens, demand.output_tokens
+            if key in seen:
+                yield ("demand", index), f"{key[0]} {key[1]}/{key[2]} tokens is given twice; add the rates up"
+            seen.add(key)
+        if not any(max(demand.hourly or (demand.rate_per_s or 0.0,)) > 0 for demand in self.demand):
+            yield ("demand",), "all rates are zero: there is nothing to serve"
+        yield from self._profile_problems(dict(zip(offers, self.offers, strict=True)), set(models))
+        for index, quota in enumerate(self.quotas):
+            for name in quota.offers:
+                if name not in offers:
+                    yield ("quotas", index, "offers"), f"no offer is named {name!r}"
+        for name in self.current or {}:
+            if name not in offers:
+                yield ("current",), f"no offer is named {name!r}"
+        if self.current is None and (self.max_changes is not None or self.change_cost_usd_per_hour):
+            yield ("current",), "max_changes and change_cost_usd_per_hour need a current fleet"
+
+    def _profile_problems(self, offers: dict[str, Offer], models: set[str]) -> Iterator[Problem]:
+        seen: set[tuple[str, str, int, int, int]] = set()
+        for index, profile in enumerate(self.profiles):
+            offer = offers.get(profile.offer)
+            if offer is None:
+                yield ("profiles", index, "offer"), f"no offer is named {profile.offer!r}"
+                continue
+            if profile.model not in models:
+                yield ("profiles", index, "model"), f"no model is named {profile.model!r}"
+            gpus = profile.gpus or offer.gpus
+            if gpus > offer.gpus:
+                yield ("profiles", index, "gpus"), f"a replica of {gpus} GPUs is larger than {profile.offer}"
+            key = profile.offer, profile.model, profile.input_tokens, profile.output_tokens, gpus
+            if key in seen:
+                yield ("profiles", index), "is given twice"
+            seen.add(key)
+        if not self.profiles:
+            for index, model in enumerate(self.models):
+                if model.model is None:
+                    yield ("models", index), f"{model.name} has neither profiles nor a `model` to compute them from"
+            if self.slo is None and any(model.slo is None for model in self.models):
+                yield ("slo",), "is needed to compute throughput; or give profiles"

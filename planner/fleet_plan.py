@@ -1,0 +1,73 @@
+"""FleetPlan: which instances to rent, which replicas run on them, and which requests go where."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, FiniteFloat
+
+from planner.descriptions.base import Description
+
+Count = Annotated[int, Field(ge=0, le=10_000_000)]
+Fraction = Annotated[FiniteFloat, Field(ge=0, le=1 + 1e-9)]
+
+
+class Allocation(Description):
+    """Instances of one offer. `model` is null where several models share instances."""
+
+    offer: str
+    model: str | None
+    count: Count
+    role: Literal["both", "prefill", "decode"] = "both"
+
+
+class Replicas(Description):
+    """Replicas of one model and size on instances of one offer."""
+
+    offer: str
+    model: str
+    gpus: Annotated[int, Field(ge=1)]
+    count: Count
+
+
+class Assignment(Description):
+    """Share of the requests of one size that one offer's replicas of `gpus` GPUs serve."""
+
+    model: str
+    input_tokens: Annotated[int, Field(ge=1)]
+    output_tokens: Annotated[int, Field(ge=1)]
+    offer: str
+    gpus: Annotated[int, Field(ge=1)]
+    fraction: Fraction
+
+
+class Survival(Description):
+    """Where requests go when one instance of an offer is lost."""
+
+    lost_offer: str
+    replicas: tuple[Replicas, ...]
+    assignment: tuple[Assignment, ...]
+
+
+class Period(Description):
+    """What runs in some hours (indices of the hourly demand; all when there is one constant rate)."""
+
+    hours: tuple[Annotated[int, Field(ge=0)], ...]
+    cost_usd_per_hour: FiniteFloat
+    allocation: tuple[Allocation, ...]
+    replicas: tuple[Replicas, ...]
+    assignment: tuple[Assignment, ...]
+    survival: tuple[Survival, ...] = ()
+
+
+class FleetPlan(Description):
+    """The fleet of every period. `allocation` and `assignment` are those of the most expensive one.
+
+    cost_usd_per_hour : mean over the hours; changes : instances added (+) or dropped (-) from the current fleet.
+    """
+
+    allocation: tuple[Allocation, ...]
+    assignment: tuple[Assignment, ...]
+    cost_usd_per_hour: FiniteFloat
+    periods: tuple[Period, ...]
+    changes: dict[str, int] | None = None
