@@ -14,6 +14,7 @@ from cli.compare import compare
 from cli.estimate import estimate
 from cli.experts import experts
 from cli.export import ExportCommand, export
+from cli.imports import imports
 from cli.options import ExpertsCommand, SolveCommand
 from cli.plan import plan
 
@@ -32,6 +33,7 @@ app.command(cls=Command)(compare)
 app.command(cls=Command)(estimate)
 app.command(cls=Command)(calibrate)
 app.command(cls=ExportCommand)(export)
+app.add_typer(imports, name="import")
 app.add_typer(catalog, name="catalog")
 app.command(cls=Command)(schema)
 

@@ -21,6 +21,11 @@ def folder(tmp_path: Path) -> Path:
     for name in ("a", "b"):
         counts = [[0] * 64, *rng.integers(1, 100, (2, 64)).tolist()]
         (tmp_path / f"{name}.json").write_text(json.dumps({"logical_count": counts}))
+    (tmp_path / "runs.csv").write_text(
+        "model,system,backend,tp,isl,osl,concurrency,ttft_ms,tpot_ms\n"
+        "Qwen/Qwen3-32B,h100_sxm,vllm,2,1024,512,64,400,28\n"
+        "Qwen/Qwen3-32B,h100_sxm,vllm,4,1024,512,16,150,13\n"
+    )
     np.save(tmp_path / "trace.npy", rng.integers(0, 64, (200, 2, 1)))
     (tmp_path / "INSTANCE.yaml").write_text(
         "problem: experts\nname: readme\nnum_gpus: 4\nnum_slots: 72\nloads: [{file: a.json}, {file: b.json}]\n"

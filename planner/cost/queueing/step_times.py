@@ -48,6 +48,10 @@ class StepTimes:
             object.__setattr__(self, field.name, value)
         refuse(self.decode_base_s <= 0, "decode_base_s must be above zero: an iteration always takes time")
 
+    def of_plan(self, index: int) -> StepTimes:
+        """The step model of one plan, without the plans' axis."""
+        return StepTimes(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
     def step(
         self,
         num_decodes: npt.ArrayLike,

@@ -8,23 +8,21 @@ and decoding is in the fitted coefficients already, so all of them are taken to 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from planner.cost.queueing.open_loop import OpenLoop, open_loop
-from planner.cost.queueing.step_times import Scheduler, StepTimes
-from planner.cost.serving.coefficients import PREFILL_PARTS
+from planner.cost.queueing.step_times import Scheduler
 from planner.cost.serving.judge import Load, evaluate_serving
 from planner.cost.serving.predict import ServingModel, ServingPlans
+from planner.cost.serving.step_times import step_times
 from planner.cost.verdict import Metric, Verdict, Violation
 from planner.units import format_seconds
 from planner.workload import Slo
 
 #: Percentiles that are told, as fractions.
 PERCENTILES = (0.5, 0.9, 0.99)
-#: Neighbours through which a line is drawn are this factor away: wider than the distance of the curves' nodes.
-NEIGHBOUR = 1.5
 #: Rounds in which the batch settles, each the geometric mean of the last and the next.
 ROUNDS = 24
 
@@ -84,10 +82,9 @@ def arrivals(
         max_num_batched_tokens=model.max_num_batched_tokens,
         max_num_seqs=slots,
     )
-    roomy = _without_limit(model, index)
 
     def at(batch: float) -> OpenLoop:
-        times = step_times(roomy, batch, input_tokens, output_tokens)
+        times = step_times(model, one, np.array([batch])).of_plan(0)
         return open_loop(
             times, scheduler, input_tokens=input_tokens, output_tokens=output_tokens, rate_per_s=rate_per_s / ranks
         )
@@ -168,43 +165,3 @@ def _violations(found: Arrivals, slo: Slo, subject: str) -> Iterator[Violation]:
         if limit is not None and value > limit:
             told = f"{which} {name.upper()} of {format_seconds(value)} is over the limit of {format_seconds(limit)}"
             yield Violation(rule=f"slo_{name}", subject=subject, message=told, amount=value, limit=limit, unit="s")
-
-
-def step_times(roomy: ServingModel, batch: float, input_tokens: int, output_tokens: int) -> StepTimes:
-    """An iteration of the first worker of `roomy` around `batch` sequences on a rank, prompts and outputs as given."""
-    worker = roomy.workers[0]
-    ranks, context = worker.data_parallel_size, input_tokens + output_tokens / 2
-
-    def step(sequences: float, prompt: float) -> float:
-        plans = ServingPlans.of([0], max(sequences * ranks, 1.0), prompt, output_tokens)
-        return float(roomy.predict(plans).step_s[0])
-
-    few, many = max(batch / NEIGHBOUR, 1.0), max(batch * NEIGHBOUR, 2.0)
-    short, long = float(input_tokens), input_tokens * NEIGHBOUR + 1
-    per_sequence = (step(many, short) - step(few, short)) / (many - few)
-    per_token = (step(batch, long) - step(batch, short)) / (batch * (long - short))
-    # Two sequences at least: what the prompts of others cost is not seen by one that is alone.
-    beside = max(batch, 2.0)
-    plans = ServingPlans.of([0], beside * ranks, input_tokens, output_tokens)
-    parts = roomy.parts(plans)
-    prompts = {name: float(parts[name][0]) * output_tokens / (beside - 1.0) for name in PREFILL_PARTS}
-    pairs = prompts.pop("prefill_attention") / (input_tokens**2 / 2)
-    speculation = roomy.coefficients.values["speculation"] if worker.speculative else 1.0
-    return StepTimes(
-        decode_base_s=np.asarray(speculation * max(step(batch, short) - batch * per_sequence, 1e-6)),
-        decode_per_sequence_s=np.asarray(speculation * max(per_sequence - context * per_token, 0.0)),
-        decode_per_kv_token_s=np.asarray(speculation * max(per_token, 0.0)),
-        prefill_per_token_s=np.asarray(sum(prompts.values()) / input_tokens),
-        prefill_per_token_pair_s=np.asarray(pairs),
-    )
-
-
-def _without_limit(model: ServingModel, index: int) -> ServingModel:
-    """The worker alone, with a cache for any batch: a line is drawn through batches beyond what is admitted too."""
-    memory = replace(model.memory[index], cache_capacity_bytes=float(np.finfo(np.float64).max))
-    return ServingModel(
-        [model.workers[index]],
-        model.coefficients,
-        memory=[memory],
-        max_num_batched_tokens=int(model.max_num_batched_tokens),
-    )
