@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from rich.table import Table
+
+from cli.fleet_render import fleet_answer
 from cli.render import number, percent, ratio
 from planner.plan import PlanDocument
 from planner.units import format_bytes
@@ -39,33 +42,12 @@ def experts(document: PlanDocument, problem: Any) -> Iterable[tuple[str, str]]:
         yield "moves", f"{len(plan.moves)} replicas{size}, in {steps} steps" if plan.moves else "none"
 
 
-def fleet(document: PlanDocument, problem: Any) -> Iterable[tuple[str, str]]:
-    """Cost, instances by offer, and how full they are."""
-    plan: Any = document.plan
-    terms = document.outcome.terms
-    yield "cost", f"{number(plan.cost_usd_per_hour)} USD/hour, {number(plan.cost_usd_per_hour * 730)} USD a month"
-    tokens = terms["usd_per_million_output_tokens"]
-    yield "per token", f"{number(tokens)} USD per million output tokens"
-    counts: dict[str, int] = {}
-    for row in plan.allocation:
-        counts[row.offer] = counts.get(row.offer, 0) + row.count
-    peak = "" if len(plan.periods) == 1 else " at the peak"
-    yield "instances", ", ".join(f"{count} x {offer}" for offer, count in counts.items()) + peak
-    for row in plan.assignment:
-        share = "" if row.fraction > 1 - 1e-6 else f"{percent(row.fraction)} of "
-        size = f"{row.input_tokens}/{row.output_tokens}"
-        yield "route", f"{share}{row.model} {size} tokens to {row.offer}" + (f" (replicas of {row.gpus} GPUs)")
-    if plan.changes is not None:
-        changed = ", ".join(f"{count:+d} {offer}" for offer, count in plan.changes.items())
-        yield "changes", changed or "none"
-
-
-ANSWERS: Mapping[str, Callable[[PlanDocument, Any], Iterable[tuple[str, str]]]] = {
+ANSWERS: Mapping[str, Callable[[PlanDocument, Any], Iterable[tuple[str, str] | Table]]] = {
     "experts": experts,
-    "fleet": fleet,
+    "fleet": fleet_answer,
 }
 
 
-def answer(document: PlanDocument, problem: Any) -> Iterable[tuple[str, str]]:
-    """The lines of any document that holds a plan, for the problem that it was made for."""
+def answer(document: PlanDocument, problem: Any) -> Iterable[tuple[str, str] | Table]:
+    """The lines and tables of any document that holds a plan, for the problem that it was made for."""
     return ANSWERS[document.problem](document, problem) if document.plan is not None else ()

@@ -15,7 +15,8 @@ from cli.estimate import estimate
 from cli.experts import experts
 from cli.export import ExportCommand, export
 from cli.imports import imports
-from cli.options import ExpertsCommand, SolveCommand
+from cli.fleet import fleet
+from cli.options import ExpertsCommand, FleetCommand, SolveCommand
 from cli.plan import plan
 
 # Help is plain text: it starts faster than rich's panels and reads the same in a pipe.
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command(cls=SolveCommand)(plan)
 app.command(cls=ExpertsCommand)(experts)
+app.command(cls=FleetCommand)(fleet)
 app.command(cls=Command)(check)
 app.command(cls=Command)(compare)
 app.command(cls=Command)(estimate)

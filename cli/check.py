@@ -23,7 +23,7 @@ def check(
 
     Exit codes: 0 it keeps every rule and budget, 6 it breaks one, 7 bad files.
     """
-    from cli.instances import Flag, beside, merge
+    from cli.instances import with_current
     from cli.render import console, print_verdict
     from cli.solving import print_json
     from formulations.planning import check_document, problem_of
@@ -37,7 +37,7 @@ def check(
     document = read_document(plan)
     problem = None
     if instance is not None:
-        problem = problem_of(merge(instance, {("current",): Flag("--current", beside(instance, current))}))
+        problem = problem_of(with_current(instance, current))
         if problem.sha256 != document.instance.sha256:
             tell(f"warning: {plan} was made for another instance than {instance} is now (sha256 differs)")
     verdict = check_document(document, problem)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from cli.command import tell
 from cli.flags import FlagReader
@@ -69,7 +71,7 @@ class TraceFlags:
 class OffersFile(Description):
     """What `import prices` writes."""
 
-    offers: tuple[Offer, ...] = field(default=())
+    offers: Annotated[tuple[Offer, ...], Field(min_length=1)]
 
 
 def write(imported: Imported, output: str, as_json: bool) -> None:
@@ -127,7 +129,7 @@ def import_trace(flags: TraceFlags) -> Imported:
     hourly = trace.span_s > HOURLY_FROM_S if flags.hourly is None else flags.hourly
     period_s = HOUR_S if hourly else None
     try:
-        grid = MELANGE_INPUT, MELANGE_OUTPUT
+        grid: tuple[tuple[int, ...], tuple[int, ...]] = MELANGE_INPUT, MELANGE_OUTPUT
         if num_edges is not None:
             grid = (
                 quantile_edges(trace.input_tokens, num_edges[0]),
@@ -141,10 +143,9 @@ def import_trace(flags: TraceFlags) -> Imported:
     part = {"demand": list(_entries(demand, flags)), "headroom": round(reserve, 4)}
     part |= {"slo": slo} if slo else {}
     warnings = []
-    if (1 - flags.burst_quantile) * (trace.span_s / window_s) < 1:
-        warnings.append(
-            f"the trace holds {int(trace.span_s / window_s)} windows: too few to tell the quantile {flags.burst_quantile:g}"
-        )
+    num_windows = int(trace.span_s / window_s)
+    if (1 - flags.burst_quantile) * num_windows < 1:
+        warnings.append(f"{num_windows} windows are too few to tell their quantile {flags.burst_quantile:g}")
     if offers is None:
         return Imported(part, comments, warnings)
     if not slo:
@@ -169,9 +170,8 @@ def _edges_asked(reader: FlagReader, grid: str) -> tuple[int, int] | None:
 def _offers(path: str) -> list[Any]:
     source = read_source(path)
     validate(source, OffersFile)
-    offers: list[Any] = source.value["offers"] if source.value.get("offers") else []
-    if not offers:
-        raise DescriptionError.single(source.path, "has no offers")
+    # As the user wrote them, units and all.
+    offers: list[Any] = source.value["offers"]
     return offers
 
 
@@ -188,10 +188,13 @@ def _described(
     trace: RequestTrace, demand: TraceDemand, flags: TraceFlags, grid: tuple[Sequence[int], Sequence[int]]
 ) -> Iterator[str]:
     yield f"demand of {trace.source}"
-    text = f"{len(trace)} requests over {format_seconds(trace.span_s)}, {trace.rate_per_s:.4g} a second on average"
+    span = f"{trace.span_s / HOUR_S:.4g} h" if trace.span_s >= HOUR_S else format_seconds(trace.span_s)
+    text = f"{len(trace)} requests over {span}, {trace.rate_per_s:.4g} a second on average"
     if trace.span_s > HOURLY_FROM_S:
         text += f", {peak_to_mean(trace):.3g} times that in the busiest hour"
-    yield text + (f"; the rates below are {flags.scale:g} times those of the trace" if flags.scale != 1 else "")
+    yield text
+    if flags.scale != 1:
+        yield f"rates are {flags.scale:g} times those; the headroom is the trace's, and fewer requests swing more"
     if trace.num_failed:
         yield f"{trace.num_failed} requests without output failed and are left out"
     over = [
@@ -202,7 +205,7 @@ def _described(
         )
     ]
     rule = "the upper edge" if flags.size == "upper" else "the mean"
-    yield f"{len(demand)} sizes, {rule} of each: {over[0]:.3g} times the input and {over[1]:.3g} times the output tokens"
+    yield f"{len(demand)} sizes, {rule} of each: {over[0]:.3g} times the input and {over[1]:.3g} times the output"
     if demand.beyond_grid:
         share = demand.beyond_grid / len(trace)
         yield (

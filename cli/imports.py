@@ -38,8 +38,8 @@ def trace(
         str,
         typer.Argument(
             metavar="FILE",
-            help="requests as CSV (Azure, BurstGPT, or columns arrival_s, input_tokens, output_tokens) or Mooncake JSONL; "
-            "- is standard input",
+            help="requests as CSV (Azure, BurstGPT, or columns arrival_s, input_tokens, output_tokens) or Mooncake's "
+            "JSONL; - is standard input",
         ),
     ],
     model: Annotated[str, typer.Option(metavar="NAME", help="model that the requests are for")],
@@ -47,7 +47,7 @@ def trace(
         str,
         typer.Option(
             metavar="melange|quantile|N",
-            help="sizes to count by: Mélange's 10x6, as many with equally many requests between them, or N x N of those",
+            help="sizes to count by: Mélange's 10x6, as many at quantiles of the requests, or N x N of those",
         ),
     ] = "melange",
     size: Annotated[
@@ -96,8 +96,8 @@ def prices(
         str,
         typer.Argument(
             metavar="PRICES.csv",
-            help="columns gpu, gpus_per_instance, usd_per_hour, and provider, region, instance_type, gpu_mem_gib, market, "
-            "as_of where known; - is standard input",
+            help="columns gpu, gpus_per_instance, usd_per_hour, and where known provider, region, instance_type, "
+            "gpu_mem_gib, market, as_of; - is standard input",
         ),
     ],
     provider: Annotated[str, typer.Option(metavar="P", help="only of this provider")] = "",

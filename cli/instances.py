@@ -3,39 +3,49 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from formulations.kinds import problem_name
 from planner.descriptions.experts import ExpertsInstance
-from planner.errors import Finding
+from planner.errors import DescriptionError, Finding
 from planner.files import Loc, SourceText, read_source, validate
+from planner.plan import FleetDocument
 from planner.readers.expert_loads import read_expert_load
 from planner.readers.routing_trace import read_routing_trace
 
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """A flag on the command line and the value it gives to a key; None when it was not given."""
+    """A flag on the command line and the value it gives to a key; None when it was not given.
+
+    source : the file that the value was read from, under the same key; mistakes in it are located there.
+    """
 
     name: str
     value: Any = None
+    source: SourceText | None = None
 
 
 @dataclass(frozen=True)
 class MergedSource(SourceText):
     """A file's text with values of flags put over it; what is wrong with those is located at the flag."""
 
-    flags: Mapping[Loc, str] = field(default_factory=dict)
+    flags: Mapping[Loc, Flag] = field(default_factory=dict)
 
     def finding(self, loc: Loc, message: str) -> Finding:
-        """A Finding at the flag that gave the value, else in the file."""
+        """A Finding at the flag that gave the value, or in the file that the flag named, else in the instance."""
         for length in range(len(loc), 0, -1):
-            name = self.flags.get(loc[:length])
-            if name is not None:
-                rest = ".".join(str(step) for step in loc[length:])
-                return Finding(name, f"{rest}: {message}" if rest else message)
+            flag = self.flags.get(loc[:length])
+            if flag is None:
+                continue
+            if flag.source is not None:
+                return flag.source.finding(loc, message)
+            rest = ".".join(str(step) for step in loc[length:])
+            return Finding(flag.name, f"{rest}: {message}" if rest else message)
         return super().finding(loc, message)
 
 
@@ -47,10 +57,14 @@ def merge(instance: str | None, flags: Mapping[Loc, Flag], problem: str = "exper
     """
     if instance is None:
         source = SourceText("command line", "", {"problem": problem}, Path.cwd())
-    else:
-        source = read_source(instance)
+        return over(source, flags, all_located=True)
+    return over(read_source(instance), flags)
+
+
+def over(source: SourceText, flags: Mapping[Loc, Flag], all_located: bool = False) -> SourceText:
+    """Put the flags' values over the keys; `all_located` also places what is missing at its flag."""
     given = {loc: flag for loc, flag in flags.items() if flag.value is not None}
-    if not isinstance(source.value, dict) or (instance is not None and not given):
+    if not isinstance(source.value, dict) or not (given or all_located):
         return source
     value = dict(source.value)
     for loc, flag in given.items():
@@ -59,8 +73,31 @@ def merge(instance: str | None, flags: Mapping[Loc, Flag], problem: str = "exper
         else:
             parent = value.get(loc[0])
             value[loc[0]] = {**(parent if isinstance(parent, dict) else {}), loc[1]: flag.value}
-    names = {loc: flag.name for loc, flag in (flags if instance is None else given).items()}
-    return MergedSource(source.path, source.text, value, source.base_dir, names)
+    return MergedSource(source.path, source.text, value, source.base_dir, flags if all_located else given)
+
+
+def with_current(instance: str, path: str | None) -> SourceText:
+    """The instance with what is in force: the file's name, or for a fleet its counts."""
+    source = read_source(instance)
+    if path is None:
+        return source
+    if problem_name(source) == "fleet":
+        return over(source, {("current",): fleet_in_force(path)})
+    return over(source, {("current",): Flag("--current", beside(instance, path))})
+
+
+def fleet_in_force(path: str) -> Flag:
+    """`--current` of a fleet: the instances of a plan document, or of a file that maps offers to counts."""
+    source = read_source(path)
+    if not (isinstance(source.value, dict) and "schema_version" in source.value):
+        return Flag("--current", source.value)
+    document = validate(source, FleetDocument)
+    if document.plan is None:
+        raise DescriptionError([source.finding(("plan",), "the document holds no plan")])
+    counts = Counter[str]()
+    for row in document.plan.allocation:
+        counts[row.offer] += row.count
+    return Flag("--current", dict(counts))
 
 
 def base_dir(instance: str | None) -> Path:
@@ -109,6 +146,6 @@ def with_slots(source: SourceText, redundant: int | None) -> SourceText:
 
 
 def _with_num_slots(source: SourceText, num_slots: int) -> SourceText:
-    flags = {**(source.flags if isinstance(source, MergedSource) else {}), ("num_slots",): "--redundant"}
+    flags = {**(source.flags if isinstance(source, MergedSource) else {}), ("num_slots",): Flag("--redundant")}
     value = {**source.value, "num_slots": num_slots}
     return MergedSource(source.path, source.text, value, source.base_dir, flags)

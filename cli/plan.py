@@ -38,12 +38,12 @@ def plan(
     Exit codes: 0 a plan, 2 usage, 3 proven infeasible, 4 short of the asked gap, 5 no plan found,
     7 bad files.
     """
-    from cli.instances import Flag, beside, merge
+    from cli.instances import with_current
     from cli.solving import Delivery, run_plan
     from formulations.kinds import problem_name
     from formulations.planning import problem_of
 
     delivery = Delivery(output, as_json, quiet)
-    source = merge(instance, {("current",): Flag("--current", beside(instance, current))})
+    source = with_current(instance, current)
     options = solve_options(problem_name(source), time_limit, work_limit, seed, threads, gap, method)
     return run_plan(problem_of(source), options, delivery)

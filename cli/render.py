@@ -90,16 +90,19 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], text_width: int
 
 
 def print_document(
-    out: Console, document: PlanDocument, answer: Iterable[tuple[str, str]], path: str | None = None
+    out: Console, document: PlanDocument, answer: Iterable[tuple[str, str] | Table], path: str | None = None
 ) -> None:
-    """The answer in labelled lines, the plain rule beside it, and what is proven."""
+    """The answer in labelled lines and tables, the plain rule beside it, and what is proven."""
     outcome, name = document.outcome, printable(document.instance.name)
     out.print(f"{name}: {STATUS[outcome.status]} ({STOP[outcome.stop]})", style="bold", soft_wrap=True)
     if document.plan is None:
         _print_ways_out(out, outcome)
     else:
-        for label, text in answer:
-            out.print(f"  {label:<13} {text}", soft_wrap=True)
+        for part in answer:
+            if isinstance(part, Table):
+                out.print(part)
+            else:
+                out.print(f"  {part[0]:<13} {part[1]}", soft_wrap=True)
         if document.baseline is not None:
             out.print(_beside_baseline(outcome, document.baseline))
         for label, text in _proven(document):

@@ -17,6 +17,8 @@ from planner.units import BytesPerSecond, Seconds
 
 #: More GPUs than any cluster has; a mistyped count is told instead of filling the memory.
 MAX_GPUS = 1_000_000
+#: What joins nodes where nobody says: 400 Gbit/s a GPU, as HGX H100 and newer nodes have. Source: modelled.
+DEFAULT_NETWORK_LINK = "ib_ndr"
 #: GPUs of a node when neither the user nor a scale-up domain says: PCIe cards alone or bridged in pairs.
 DEFAULT_GPUS_PER_NODE = 8
 
@@ -108,7 +110,9 @@ class Cluster(Description):
 
     name: str = ""
     nodes: Annotated[tuple[NodeGroup, ...], Field(min_length=1)]
-    network: Annotated[Network | None, Field(description="required for more than one node")] = None
+    network: Annotated[
+        Network | None, Field(description="default for more than one node: a flat 400 Gbit/s network, one NIC a GPU")
+    ] = None
     devices: Annotated[tuple[DeviceKind, ...], Field(description="own kinds; over catalogued ones of that name")] = ()
     links: Annotated[tuple[Link, ...], Field(description="own links; over catalogued ones of that name")] = ()
 
@@ -121,9 +125,16 @@ class Cluster(Description):
         """Each group of nodes with its devices and links looked up."""
         return tuple(self._resolve(group) for group in self.nodes)
 
+    @property
+    def fabric(self) -> Network | None:
+        """The network as given, or the default that more than one node needs; None where nothing needs one."""
+        if self.network is None and sum(group.count for group in self.nodes) > 1:
+            return Network(link=DEFAULT_NETWORK_LINK)
+        return self.network
+
     def network_link(self) -> Link | None:
         """The link of the network; None for a single node without one."""
-        return None if self.network is None else self.link(self.network.link)
+        return None if self.fabric is None else self.link(self.fabric.link)
 
     def device(self, given: str | DeviceKind) -> DeviceKind:
         """A device by name, the cluster's own first; OptionError for an unknown one."""
@@ -156,10 +167,6 @@ class Cluster(Description):
         if sum(nodes.num_gpus for nodes in resolved) > MAX_GPUS:
             yield ("nodes",), f"more than {MAX_GPUS:,} GPUs"
         if self.network is None:
-            if sum(nodes.count for nodes in resolved) > 1 and any(
-                nodes.domain_gpus < self.num_gpus for nodes in resolved
-            ):
-                yield ("network",), "is required for more than one node"
             return
         link = self.link(self.network.link)
         if link.per == "gpu":
@@ -176,6 +183,8 @@ class Cluster(Description):
         for kind in (*self.devices, *(group.device for group in self.nodes if isinstance(group.device, DeviceKind))):
             found += device_notes(kind)
         link = self.network_link()
+        if self.network is None and link is not None:
+            found.append(f"no network is given: {link.name} is assumed, one NIC a GPU, flat")
         given = [*self.links, *(one for group in self.nodes for one in (group.scale_up_link, group.node_link))]
         for one in (*given, None if self.network is None else self.network.link):
             if isinstance(one, Link):

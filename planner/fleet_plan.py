@@ -60,6 +60,35 @@ class Period(Description):
     survival: tuple[Survival, ...] = ()
 
 
+class Relief(Description):
+    """What one unit more of a limit would save, of the objective; 0 at least: not told apart from the gap."""
+
+    limit: str
+    now: FiniteFloat
+    relaxed: FiniteFloat
+    saves_at_least_usd_per_hour: FiniteFloat | None
+    saves_at_most_usd_per_hour: FiniteFloat | None
+
+
+class Substitute(Description):
+    """The cheapest plan found without one offer; instances at most at a time."""
+
+    offer: str
+    status: Literal["optimal", "feasible", "infeasible", "unknown"]
+    objective_usd_per_hour: FiniteFloat | None
+    extra_usd_per_hour: FiniteFloat | None
+    gap: FiniteFloat | None
+    instances: dict[str, int]
+
+
+class Insight(Description):
+    """Answers to "what if": limits that bind, relaxed one at a time, and the offer that most money goes to gone."""
+
+    reliefs: tuple[Relief, ...]
+    untried: tuple[str, ...] = ()
+    without: Substitute
+
+
 class FleetPlan(Description):
     """The fleet of every period. `allocation` and `assignment` are those of the most expensive one.
 
@@ -71,3 +100,4 @@ class FleetPlan(Description):
     cost_usd_per_hour: FiniteFloat
     periods: tuple[Period, ...]
     changes: dict[str, int] | None = None
+    insight: Insight | None = None

@@ -104,7 +104,7 @@ def cluster_graph(cluster: Cluster) -> nx.Graph:
     Other nodes are named ("domain", i) scale-up switch, ("host", node) PCIe root, ("nic", node, rail), ("rail", r),
     ("leaf", i) and "spine". Edges carry `bandwidth_bytes_per_s` (one direction) and `latency_s`.
     """
-    graph = nx.Graph(rail_only=cluster.network is not None and cluster.network.topology == "rail_only")
+    graph = nx.Graph(rail_only=cluster.fabric is not None and cluster.fabric.topology == "rail_only")
     gpu = node = domain = 0
     below: dict[Hashable, float] = defaultdict(float)
     for nodes in cluster.resolved():
@@ -122,9 +122,9 @@ def cluster_graph(cluster: Cluster) -> nx.Graph:
             gpu += 1
         node += nodes.count
         domain += -(-nodes.num_gpus // nodes.domain_gpus)
-    if cluster.network is not None and cluster.network.topology == "leaf_spine":
+    if cluster.fabric is not None and cluster.fabric.topology == "leaf_spine":
         for leaf, bandwidth in below.items():
-            _edge(graph, leaf, "spine", bandwidth / cluster.network.oversubscription, cluster.network.spine_latency_s)
+            _edge(graph, leaf, "spine", bandwidth / cluster.fabric.oversubscription, cluster.fabric.spine_latency_s)
     return graph
 
 
@@ -144,7 +144,7 @@ def _join_gpu(graph: nx.Graph, gpu: int, nodes: Nodes) -> None:
 
 def _join_nic(graph: nx.Graph, cluster: Cluster, nic: tuple[str, int, int], bandwidth: float) -> Hashable:
     """Join a NIC to its switch, which is returned."""
-    network, link = cluster.network, cluster.network_link()
+    network, link = cluster.fabric, cluster.network_link()
     _, place, rail = nic
     if network is None or link is None:
         return None
@@ -280,7 +280,7 @@ def group_links(
     kinds = cluster.resolved()
     if len(kinds) > 1:
         raise OptionError("groups of regular layout need one kind of node; use the graph for a mixed cluster")
-    nodes, network = kinds[0], cluster.network
+    nodes, network = kinds[0], cluster.fabric
     size, step = np.broadcast_arrays(np.asarray(group_size, dtype=np.int64), np.asarray(stride, dtype=np.int64))
     if size.size and (min(size.min(), step.min()) < 1 or np.max((size - 1) * step) >= nodes.num_gpus):
         raise OptionError(

@@ -73,6 +73,8 @@ class _PeriodCheck:
         ]
         for survival in self.period.survival:
             rows += [*survival.replicas, *survival.assignment]
+            if survival.lost_offer not in self.offers:
+                yield _broken("offer", survival.lost_offer, f"there is no offer {survival.lost_offer!r}")
         for row in rows:
             if row.offer not in self.offers:
                 yield _broken("offer", row.offer, f"there is no offer {row.offer!r}")
@@ -198,14 +200,19 @@ class _PeriodCheck:
             when = f", one {name} lost"
             yield from self._packing(survival.replicas, left, when)
             yield from self._serving(survival.assignment, survival.replicas, when)
-            before, after = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
-            for row in self.period.replicas:
-                before[row.model, row.gpus] += row.count
-            for row in survival.replicas:
-                after[row.model, row.gpus] += row.count
-            for key, count in after.items():
-                if count > before[key]:
-                    yield _broken("spare_instances", name, f"{self.where}{when}: {key[0]} gains replicas")
+            before, after = self._by_pool(self.period.replicas), self._by_pool(survival.replicas)
+            for key in after - before:
+                message = f"{self.where}{when}: {self.problem.model_names[key[1]]} gains replicas of {key[2]} GPUs"
+                yield _broken("spare_instances", name, message)
+
+    def _by_pool(self, replicas: Sequence[Replicas]) -> Counter[Key]:
+        """Replicas by pool, model and size: inside a pool one may stand in for another."""
+        found: Counter[Key] = Counter()
+        for row in replicas:
+            found[int(self.problem.pool_of_offer[self.offers[row.offer]]), self.models[row.model], row.gpus] += (
+                row.count
+            )
+        return found
 
 
 def _across(problem: FleetProblem, plan: FleetPlan) -> Iterator[Violation]:
@@ -224,6 +231,25 @@ def _across(problem: FleetProblem, plan: FleetPlan) -> Iterator[Violation]:
         if changed > problem.max_changes:
             message = f"{changed:g} instances are added or dropped, {problem.max_changes} are allowed"
             yield _broken("max_changes", "fleet", message, changed, float(problem.max_changes))
+    yield from _told(problem, plan, counts)
+
+
+def _told(problem: FleetProblem, plan: FleetPlan, counts: FloatArray) -> Iterator[Violation]:
+    """What the plan says of itself follows from its counts: costs, changes, and the busiest period on top."""
+    cost = counts @ problem.price
+    share = dict(zip(problem.hours, problem.share.tolist(), strict=True))
+    mean = sum(share[period.hours] * value for period, value in zip(plan.periods, cost.tolist(), strict=True))
+    said = [(period.cost_usd_per_hour, value) for period, value in zip(plan.periods, cost.tolist(), strict=True)]
+    for told, value in [*said, (plan.cost_usd_per_hour, mean)]:
+        if abs(told - value) > ROUNDING * max(1.0, value):
+            message = f"a cost of {told:.9g} USD/hour is told, it is {value:.9g}"
+            yield _broken("cost", "fleet", message, told, value)
+    if all((plan.allocation, plan.assignment) != (one.allocation, one.assignment) for one in plan.periods):
+        yield _broken("summary", "fleet", "allocation and assignment of the plan are those of no period")
+    if problem.current is not None:
+        added = dict(zip(problem.offer_names, (counts[0] - problem.current).tolist(), strict=True))
+        if {name: n for name, n in added.items() if n} != (plan.changes or {}):
+            yield _broken("changes", "fleet", f"changes {plan.changes} are told, which are not those of the counts")
 
 
 def _broken(

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from formulations.backends.linear import solve_linear_mathopt
-from formulations.gpu_fleet.milp import FleetBuilder
+from formulations.gpu_fleet.milp import MOST_INSTANCES, FleetBuilder
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
-from formulations.outcome import Budget, SolveOptions
+from formulations.outcome import Budget, SolveOptions, Status
 
 #: Seconds for each relaxation: an explanation may be rough, but not slow.
 RELAXATION_S = 5.0
+#: A relaxation is at most this share larger than the smallest one.
+RELAXATION_GAP = 0.01
 #: Slack below this is rounding.
 LEAST = 1e-6
+
+Groups = Sequence[tuple[int, ...]]
+
+
+class Tried(NamedTuple):
+    """A way out in words, None where it leads nowhere; `proven` is False where the time was too short to know."""
+
+    text: str | None
+    proven: bool
 
 
 def impossible_buckets(problem: FleetProblem) -> list[int]:
@@ -23,17 +37,25 @@ def impossible_buckets(problem: FleetProblem) -> list[int]:
     return np.flatnonzero(asked & ~(problem.throughput > 0).any(axis=1)).tolist()
 
 
-def explain(problem: FleetProblem, periods: tuple[int, ...], budget: Budget) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Reasons and relaxations of an instance that is proven infeasible."""
+def explain(problem: FleetProblem, groups: Groups, budget: Budget) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Reasons and relaxations of an instance that is proven infeasible; a relaxation holds for all groups of periods.
+
+    groups : periods that are solved together.
+    """
     hopeless = impossible_buckets(problem)
     if hopeless:
         reasons = tuple(f"no offer serves {problem.bucket_name(bucket)} within the SLO" for bucket in hopeless)
         ways = ("relax the SLO, profile a larger replica or another GPU for these sizes, or leave them out",)
         return reasons, ways
-    limits = tuple(_limits(problem))
-    tried = (_relaxed(problem, periods, family, budget) for family in _families(problem))
-    found = [text for text in tried if text is not None]
-    return limits, tuple(found) or ("no single kind of limit is enough: relax several of them",)
+    limits = tuple(_limits(problem)) or (f"more than {MOST_INSTANCES:g} instances of an offer are needed",)
+    tried = [_relaxed(problem, groups, family, budget) for family in _families(problem)]
+    tried += [_without(changed, groups, text, budget) for changed, text in _switches(problem)]
+    found = tuple(one.text for one in tried if one.text is not None)
+    if found:
+        return limits, found
+    if all(one.proven for one in tried):
+        return limits, ("no single kind of limit is enough: relax several of them",)
+    return limits, ("no single kind of limit was found to be enough in the time given",)
 
 
 def _families(problem: FleetProblem) -> Iterator[str]:
@@ -52,13 +74,29 @@ def _families(problem: FleetProblem) -> Iterator[str]:
     yield "demand"
 
 
+def _switches(problem: FleetProblem) -> Iterator[tuple[FleetProblem, str]]:
+    """What can be given up as a whole."""
+    if problem.spare_instances:
+        yield replace(problem, spare_instances=0), "set spare_instances to 0"
+    if problem.headroom:
+        yield replace(problem, headroom=0.0), "set headroom to 0"
+    if problem.min_replicas.any():
+        yield replace(problem, min_replicas=np.zeros_like(problem.min_replicas)), "leave out min_replicas"
+    if problem.least.any():
+        yield replace(problem, least=np.zeros_like(problem.least)), "leave out min_count"
+
+
 def _limits(problem: FleetProblem) -> Iterator[str]:
     """The limits that together leave no fleet."""
-    caps = [
-        f"{name} {most:g}" for name, most in zip(problem.offer_names, problem.most, strict=True) if np.isfinite(most)
-    ]
-    if caps:
-        yield f"max_count: {', '.join(caps)}"
+    for label, values, wanted in (
+        ("max_count", problem.most, np.isfinite(problem.most)),
+        ("min_count", problem.least, problem.least > 0),
+    ):
+        named = [
+            f"{name} {value:g}" for name, value, use in zip(problem.offer_names, values, wanted, strict=True) if use
+        ]
+        if named:
+            yield f"{label}: {', '.join(named)}"
     if np.isfinite(problem.budget_usd_per_hour):
         yield f"budget_usd_per_hour {problem.budget_usd_per_hour:g}"
     if np.isfinite(problem.max_watts):
@@ -74,66 +112,109 @@ def _limits(problem: FleetProblem) -> Iterator[str]:
         yield "spare_instances 1: the loss of any one instance must be survived"
     if problem.headroom:
         yield f"headroom {problem.headroom:.0%}"
+    kept = [f"{name} {n}" for name, n in zip(problem.model_names, problem.min_replicas, strict=True) if n]
+    if kept:
+        yield f"min_replicas: {', '.join(kept)}"
 
 
-def _relaxed(problem: FleetProblem, periods: tuple[int, ...], family: str, budget: Budget) -> str | None:
-    """The smallest change of one family that is enough, in words; None when none is, or time is up."""
-    if budget.remaining_s <= 0:
-        return None
-    builder = FleetBuilder(problem, periods, relaxed=family)
-    model = builder.build().model
+def _solve(builder: FleetBuilder, budget: Budget) -> tuple[Status, FloatArray | None]:
     limit_s = min(RELAXATION_S, budget.remaining_s)
-    _, values = solve_linear_mathopt(model, Budget(limit_s), SolveOptions(time_limit_s=limit_s, relative_gap=0.01))
-    if values is None:
-        return None
-    slack = values[builder.slack]
-    return _say(problem, periods, family, slack)
+    if limit_s <= 0:
+        return Status.UNKNOWN, None
+    options = SolveOptions(time_limit_s=limit_s, relative_gap=RELAXATION_GAP)
+    result, values = solve_linear_mathopt(builder.build().model, Budget(limit_s), options)
+    return result.status, values
 
 
-def _say(problem: FleetProblem, periods: tuple[int, ...], family: str, slack: FloatArray) -> str | None:
+def _without(changed: FleetProblem, groups: Groups, text: str, budget: Budget) -> Tried:
+    """Whether the changed instance has a fleet."""
+    for group in groups:
+        status, values = _solve(FleetBuilder(changed, group), budget)
+        if values is None:
+            return Tried(None, status is Status.INFEASIBLE)
+    return Tried(text, True)
+
+
+def _relaxed(problem: FleetProblem, groups: Groups, family: str, budget: Budget) -> Tried:
+    """A small change of one family that is enough, in words."""
+    slacks = []
+    for group in groups:
+        builder = FleetBuilder(problem, group, relaxed=family)
+        status, values = _solve(builder, budget)
+        if values is None:
+            return Tried(None, status is Status.INFEASIBLE)
+        slacks.append(values[builder.slack])
+    return Tried(_say(problem, groups, family, slacks), True)
+
+
+def _say(problem: FleetProblem, groups: Groups, family: str, slacks: list[FloatArray]) -> str | None:
+    """The limit that the neediest period asks for."""
+    if family == "demand":
+        return _unserved(problem, groups, slacks)
+    slack = np.concatenate(slacks)
     if family == "max_count":
         more = slack.reshape(-1, problem.num_offers).max(axis=0)
-        enough = problem.most + np.ceil(more - LEAST)
-        named = [
-            f"{problem.offer_names[offer]} from {problem.most[offer]:g} to {enough[offer]:g}"
-            for offer in np.flatnonzero(more > LEAST)
-        ]
-        return f"raise max_count of {', '.join(named)}" if named else None
+        return _raised("max_count of", problem.offer_names, problem.most, more, "")
+    if family == "quota":
+        more = slack.reshape(-1, len(problem.quota_gpus)).max(axis=0)
+        return _raised("the quota", problem.quota_names, problem.quota_gpus, more, " GPUs")
+    if family == "spot share":
+        periods = [period for group in groups for period in group]
+        totals = np.concatenate([_spot_totals(problem, period) for period in periods])
+        share = problem.max_spot_share + float((slack / totals).max(initial=0.0))
+        return f"raise max_spot_share from {problem.max_spot_share:g} to {min(1.0, _rounded_up(share)):g}"
     most = float(slack.max(initial=0.0))
     if family == "budget":
-        limit = problem.budget_usd_per_hour
-        return f"raise budget_usd_per_hour from {limit:g} to {limit + most:.4g}"
+        now = problem.budget_usd_per_hour
+        return f"raise budget_usd_per_hour from {now:g} to {_rounded_up(now + most):.10g}"
     if family == "watts":
-        return f"raise max_watts from {problem.max_watts:g} to {problem.max_watts + most:.5g}"
-    if family == "quota":
-        by_quota = slack.reshape(-1, len(problem.quota_gpus)).max(axis=0)
-        named = [
-            f"{name} from {limit:g} to {limit + np.ceil(more - LEAST):g} GPUs"
-            for name, limit, more in zip(problem.quota_names, problem.quota_gpus, by_quota, strict=True)
-            if more > LEAST
-        ]
-        return f"raise the quota {', '.join(named)}" if named else None
-    if family == "spot share":
-        total = problem.rate[list(periods)].sum(axis=1).max()
-        return f"raise max_spot_share from {problem.max_spot_share:.0%} by {most / total:.0%} of the requests"
-    if family == "changes":
-        return f"raise max_changes from {problem.max_changes} to {(problem.max_changes or 0) + np.ceil(most - LEAST):g}"
-    return _unserved(problem, periods, slack)
+        return f"raise max_watts from {problem.max_watts:g} to {_rounded_up(problem.max_watts + most):.10g}"
+    return f"raise max_changes from {problem.max_changes} to {(problem.max_changes or 0) + math.ceil(most - LEAST)}"
 
 
-def _unserved(problem: FleetProblem, periods: tuple[int, ...], slack: FloatArray) -> str | None:
-    """The demand that would have to go: the period in which most of it is left."""
-    start, worst, named = 0, 0.0, ""
-    for period in periods:
-        asked = np.flatnonzero(problem.rate[period] > 0)
-        left = slack[start : start + asked.size]
-        start += asked.size
-        share = float(left @ problem.rate[period][asked] / problem.rate[period].sum())
-        if share > worst:
-            parts = [
-                f"{fraction:.0%} of {problem.bucket_name(bucket)}"
-                for bucket, fraction in zip(asked.tolist(), left, strict=True)
-                if fraction > LEAST
-            ]
-            worst, named = share, ", ".join(parts)
+def _raised(what: str, names: Sequence[str], limits: FloatArray, more: FloatArray, unit: str) -> str | None:
+    named = [
+        f"{name} from {limit:g} to {limit + math.ceil(extra - LEAST):g}{unit}"
+        for name, limit, extra in zip(names, limits, more, strict=True)
+        if extra > LEAST
+    ]
+    return f"raise {what} {', '.join(named)}" if named else None
+
+
+def _rounded_up(value: float) -> float:
+    """To four digits, upwards: a limit that was rounded down would not be enough."""
+    if value <= 0:
+        return 0.0
+    digit = 10.0 ** (math.floor(math.log10(value)) - 3)
+    return math.ceil(value / digit - LEAST) * digit
+
+
+def _spot_totals(problem: FleetProblem, period: int) -> FloatArray:
+    """Requests a second of each model that could run on spot instances: those whose share is limited."""
+    rate = problem.rate[period]
+    on_spot = (problem.throughput[:, problem.spot[problem.config_pool]] > 0).any(axis=1) & (rate > 0)
+    models = np.unique(problem.bucket_model[on_spot])
+    return np.array([rate[problem.bucket_model == model].sum() for model in models], dtype=np.float64)
+
+
+def _unserved(problem: FleetProblem, groups: Groups, slacks: list[FloatArray]) -> str | None:
+    """The demand that would have to go: the period in which most of it is left, the loss of an instance included."""
+    worst, named = 0.0, ""
+    for group, slack in zip(groups, slacks, strict=True):
+        asked = [np.flatnonzero(problem.rate[period] > 0) for period in group]
+        # Of each period its buckets, once for all instances and once for the loss of one of each offer.
+        cases = slack.size // max(1, sum(buckets.size for buckets in asked))
+        start = 0
+        for period, buckets in zip(group, asked, strict=True):
+            rate = problem.rate[period][buckets]
+            for left in slack[start : start + cases * buckets.size].reshape(cases, buckets.size):
+                share = float(left @ rate) / max(float(rate.sum()), 1e-300)
+                if share > worst:
+                    worst = share
+                    named = ", ".join(
+                        f"{fraction:.0%} of {problem.bucket_name(bucket)}"
+                        for bucket, fraction in zip(buckets.tolist(), left, strict=True)
+                        if fraction > LEAST
+                    )
+            start += cases * buckets.size
     return f"leave {worst:.1%} of the requests unserved: {named}" if worst > LEAST else None

@@ -12,6 +12,7 @@ minimise  sum_t share[t] sum_k price[k] y[k]  +  change cost x (instances added 
 subject to
     serve     sum_c x[d, c] = 1                                                    every bucket with a demand
     capacity  sum_d L[d, c] x[d, c] <= availability[pool] z[c]                     every configuration
+    running   x[d, c] <= z[c]    where L[d, c] is so small that a solver would take z = 0 for enough
     packing   sum_{c: gpus >= s} gpus[c] z[c] <= sum_k s floor(gpus[k] / s) y[k]   every pool and replica size s
               exact without a variable for any node, because the sizes of a pool divide one another
     limits    least <= y <= most, quotas on GPUs, budget, watts, least replicas of a model,
@@ -42,6 +43,8 @@ from formulations.gpu_fleet.problem import FleetProblem, FloatArray
 Entries = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
 #: Instances of one offer that no plan needs more of, where its own bound is not smaller.
 MOST_INSTANCES = 1e6
+#: Replicas of a load that is near to a solver's tolerance (1e-6).
+SMALL_LOAD = 1e-3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,9 +96,9 @@ class FleetBuilder:
         if self.relaxed != "max_count":
             upper = np.maximum(self.most, problem.least)
             return builder.variables((problem.num_offers,), lower=problem.least, upper=upper, cost=cost, integer=True)
-        made = builder.variables((problem.num_offers,), lower=problem.least, upper=MOST_INSTANCES, integer=True)
+        made = builder.variables((problem.num_offers,), lower=problem.least, upper=self.most, integer=True)
         more = self._slacks(problem.num_offers, MOST_INSTANCES, 1.0)
-        builder.rows(-np.inf, self.most, (made[:, None], 1.0), (more[:, None], -1.0))
+        builder.rows(-np.inf, problem.most, (made[:, None], 1.0), (more[:, None], -1.0))
         return made
 
     def _most_useful(self) -> FloatArray:
@@ -113,7 +116,7 @@ class FleetBuilder:
         useful = by_pool[problem.pool_of_offer] + least_replicas + problem.spare_instances
         kept = 0 if problem.current is None else problem.current
         useful = np.maximum(np.minimum(useful, MOST_INSTANCES), np.maximum(problem.least, kept))
-        return np.asarray(np.minimum(problem.most, useful))
+        return useful if self.relaxed == "max_count" else np.asarray(np.minimum(problem.most, useful))
 
     def _period(self, period: int, y: Columns) -> PeriodColumns:
         problem, builder = self.problem, self.builder
@@ -145,10 +148,9 @@ class FleetBuilder:
         """Replicas that fit on all instances of the pool."""
         problem = self.problem
         upper = np.zeros(problem.num_configs)
-        most = np.full_like(self.most, MOST_INSTANCES) if self.relaxed == "max_count" else self.most
         for config in range(problem.num_configs):
             inside = problem.pool_of_offer == problem.config_pool[config]
-            upper[config] = (most[inside] * (problem.gpus[inside] // problem.config_gpus[config])).sum()
+            upper[config] = (self.most[inside] * (problem.gpus[inside] // problem.config_gpus[config])).sum()
         return upper
 
     def _serve(self, period: int, bucket: Columns, x: Columns) -> None:
@@ -167,6 +169,9 @@ class FleetBuilder:
         self.builder.sparse_rows(
             np.full(every.size, -np.inf), 0.0, (config, x, load[bucket, config]), (every, z, -there)
         )
+        small = np.flatnonzero(load[bucket, config] < SMALL_LOAD)
+        if small.size:
+            self.builder.rows(-np.inf, 0.0, (x[small][:, None], 1.0), (z[config[small]][:, None], -1.0))
 
     def _packing(self, z: Columns, y: Columns, lost: tuple[int, int] | None) -> None:
         """`lost` : the offer that has one instance less, and the column that says whether it is used at all."""

@@ -6,7 +6,8 @@ Sets    t in periods (hours of equal demand, merged), k in offers, p in pools (o
 Data    rate[t, d]        requests a second
         share[t]          of the hours, summing to 1
         throughput[d, c]  requests a second of a bucket that one replica serves within the SLO; 0: it cannot
-        gpus[k], price[k], watts[k], most[k], least[k]     of one instance; most is inf where unknown
+        gpus[k], price[k], watts[k]     of one instance; watts is NaN where unknown
+        least[k], most[k]               instances; most is inf where unknown
 """
 
 from __future__ import annotations

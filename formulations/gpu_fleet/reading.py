@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +13,7 @@ import numpy as np
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
 from formulations.gpu_fleet.throughput import Config, computed
 from planner import catalog
+from planner.cost.serving.precision import WEIGHT_FORMATS
 from planner.descriptions.fleet import FleetInstance, Offer, Profile
 from planner.errors import DescriptionError, Finding, OptionError
 from planner.files import Loc, SourceText, canonical_json
@@ -48,18 +50,25 @@ class _Reading:
         instance = self.instance
         devices = [self._device(index, offer) for index, offer in enumerate(instance.offers)]
         self._stop_if_wrong()
-        watts = np.array([self._watts(offer, device) for offer, device in zip(instance.offers, devices, strict=True)])
+        watts = np.array(
+            [self._watts(k, offer, kind) for k, (offer, kind) in enumerate(zip(instance.offers, devices, strict=True))]
+        )
         model_names = tuple(model.name for model in instance.models)
         buckets = [
             _Bucket(model_names.index(one.model), one.input_tokens, one.output_tokens) for one in instance.demand
         ]
-        pools = [self._pool(index, offer) for index, offer in enumerate(instance.offers)]
+        pools = [
+            self._pool(k, offer, kind) for k, (offer, kind) in enumerate(zip(instance.offers, devices, strict=True))
+        ]
         keys = list(dict.fromkeys(pools))
         if instance.profiles:
             configs, throughput = self._profiled(buckets, pools, keys)
         else:
             configs, throughput = self._computed(devices, buckets, pools, keys)
         self._stop_if_wrong()
+        # A configuration that serves nothing is no replica, not even one of min_replicas.
+        useful = np.flatnonzero((throughput > 0).any(axis=0))
+        configs, throughput = [configs[index] for index in useful], throughput[:, useful]
         rate, share, hours = self._periods()
         first = [pools.index(key) for key in keys]
         quotas = instance.quotas
@@ -109,20 +118,26 @@ class _Reading:
         try:
             return catalog.device(offer.device)
         except (OptionError, DescriptionError) as error:
-            if not self.instance.profiles or (offer.watts is None and self.instance.max_watts is not None):
+            if not self.instance.profiles:
                 self._find(("offers", index, "device"), str(error))
             return None
 
-    def _watts(self, offer: Offer, device: DeviceKind | None) -> float:
+    def _watts(self, index: int, offer: Offer, device: DeviceKind | None) -> float:
+        """Of one instance; NaN where nobody says, which a limit on watts does not allow."""
         if offer.watts is not None:
             return offer.watts
-        return 0.0 if device is None or device.power_w is None else device.power_w * offer.gpus
+        if device is not None and device.power_w is not None:
+            return device.power_w * offer.gpus
+        if self.instance.max_watts is not None:
+            message = f"the power of {offer.device!r} is not known, and max_watts is given: say `watts`"
+            self._find(("offers", index, "device"), message)
+        return math.nan
 
-    def _pool(self, index: int, offer: Offer) -> PoolKey:
+    def _pool(self, index: int, offer: Offer, device: DeviceKind | None) -> PoolKey:
         """Profiled offers are pools of their own: what was measured on one need not hold on another."""
-        if self.instance.profiles:
+        if self.instance.profiles or device is None:
             return (index,)
-        return offer.device.lower(), offer.region, offer.market, offer.availability
+        return device.name, offer.region, offer.market, offer.availability
 
     def _profiled(
         self, buckets: list[_Bucket], pools: list[PoolKey], keys: list[PoolKey]
@@ -135,10 +150,13 @@ class _Reading:
         for index, profile in enumerate(instance.profiles):
             offer = instance.offers[offers.index(profile.offer)]
             pool = keys.index(pools[offers.index(profile.offer)])
-            config = Config(pool, models.index(profile.model), profile.gpus or offer.gpus)
-            rows.setdefault(config, []).append((index, profile))
+            model = instance.models[models.index(profile.model)]
+            gpus = profile.gpus or offer.gpus
+            here = model.regions is None or offer.region in model.regions
+            if here and gpus in (model.gpus_per_replica or (gpus,)):
+                rows.setdefault(Config(pool, models.index(model.name), gpus), []).append((index, profile))
         configs = sorted(rows)
-        self._refuse_uneven_sizes(configs, {config: found[0][0] for config, found in rows.items()})
+        self._refuse_uneven_sizes(configs, {one: ("profiles", found[0][0], "gpus") for one, found in rows.items()})
         throughput = np.zeros((len(buckets), len(configs)))
         for d, bucket in enumerate(buckets):
             known = False
@@ -176,14 +194,17 @@ class _Reading:
         ]
         return min(covering, key=lambda one: (one.input_tokens * one.output_tokens, one.input_tokens), default=None)
 
-    def _refuse_uneven_sizes(self, configs: list[Config], first: dict[Config, int]) -> None:
-        for pool in {config.pool for config in configs}:
+    def _refuse_uneven_sizes(self, configs: list[Config], places: dict[Config, Loc]) -> None:
+        """Packing by counting is exact only where the sizes of a pool divide one another."""
+        found: dict[Loc, str] = {}
+        for pool in sorted({config.pool for config in configs}):
             sizes = sorted({config.gpus for config in configs if config.pool == pool})
             for small, large in pairwise(sizes):
                 if large % small:
-                    index = next(first[one] for one in configs if one.pool == pool and one.gpus == large)
-                    message = f"replicas of {small} and {large} GPUs on one offer: sizes must divide one another"
-                    self._find(("profiles", index, "gpus"), message)
+                    place = next(places[one] for one in configs if one.pool == pool and one.gpus == large)
+                    found[place] = f"replicas of {small} and {large} GPUs on one offer: sizes must divide one another"
+        for place, message in found.items():
+            self._find(place, message)
 
     def _computed(
         self, devices: list[DeviceKind | None], buckets: list[_Bucket], pools: list[PoolKey], keys: list[PoolKey]
@@ -204,13 +225,13 @@ class _Reading:
                 specs.append(catalog.model(path))
             except (OptionError, DescriptionError) as error:
                 self._find(("models", index, "model"), str(error))
+            if model.precision is not None and model.precision not in WEIGHT_FORMATS:
+                message = f"unknown precision {model.precision!r}; known: {', '.join(sorted(WEIGHT_FORMATS))}"
+                self._find(("models", index, "precision"), message)
         self._stop_if_wrong()
         sizes = [(bucket.model, bucket.input_tokens, bucket.output_tokens) for bucket in buckets]
-        try:
-            configs, throughput, notes = computed(instance, specs, kinds, largest, regions, sizes)
-        except OptionError as error:
-            self._find(("models",), str(error))
-            return [], np.zeros((len(buckets), 0))
+        configs, throughput, notes = computed(instance, specs, kinds, largest, regions, sizes)
+        self._refuse_uneven_sizes(configs, {one: ("models", one.model, "gpus_per_replica") for one in configs})
         self.assumptions += notes
         return configs, throughput
 

@@ -52,7 +52,7 @@ def search(problem: FleetProblem, options: SolveOptions, budget: Budget, method:
         result, values = solve(built.model, part if len(groups) > 1 else budget, options)
         results.append(result)
         if result.status is Status.INFEASIBLE:
-            reasons, relaxations = explain(problem, group, budget)
+            reasons, relaxations = explain(problem, groups, budget)
             return SearchResult(
                 status=Status.INFEASIBLE, stop=Stop.PROOF, plan=None, solver=result.solver,
                 solver_version=result.solver_version, build_s=build_s, reasons=reasons, relaxations=relaxations,

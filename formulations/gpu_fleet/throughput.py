@@ -9,7 +9,7 @@ import numpy as np
 
 from formulations.gpu_fleet.problem import FloatArray
 from planner.cost.serving.capacity import max_rates
-from planner.cost.serving.precision import WEIGHT_FORMATS, kv_element_bytes, served
+from planner.cost.serving.precision import kv_element_bytes, served
 from planner.cost.serving.predict import ServingModel, ServingPlans
 from planner.cost.serving.worker import ServingWorker
 from planner.descriptions.fleet import FleetInstance, ServedModel
@@ -42,7 +42,7 @@ def computed(
 
     devices, largest, regions : of each pool, with the GPUs of its largest offer; buckets : (model, input, output).
     A replica is tensor parallel over its GPUs. Sizes that the model cannot be split by are left out; ones that do not
-    fit or keep the limits have throughput 0. OptionError for an unknown precision.
+    fit or keep the limits have throughput 0.
     """
     configs: list[Config] = []
     columns: list[FloatArray] = []
@@ -71,6 +71,20 @@ def _sizes(model: ServedModel, largest: int) -> list[int]:
     return sorted({size for size in model.gpus_per_replica or DEFAULT_SIZES if size <= largest})
 
 
+def replica(described: ServedModel, spec: ModelSpec, device: DeviceKind, gpus: int) -> ServingWorker:
+    """The worker that one replica is: tensor parallel over its GPUs."""
+    precision = described.precision or ""
+    model = served(spec, precision, precision)
+    return ServingWorker(
+        model=model,
+        device=device,
+        backend=described.backend,
+        tensor_parallel_size=gpus,
+        moe_tensor_parallel_size=gpus,
+        kv_element_bytes=kv_element_bytes(model, described.backend),
+    )
+
+
 def _rates(
     described: ServedModel,
     spec: ModelSpec,
@@ -81,18 +95,7 @@ def _rates(
     num_buckets: int,
 ) -> FloatArray | None:
     """Requests/s of one replica by bucket; None where the model cannot be split or computed like this."""
-    precision = described.precision or ""
-    if precision and precision not in WEIGHT_FORMATS:
-        raise OptionError(f"unknown precision {precision!r}; known: {', '.join(sorted(WEIGHT_FORMATS))}")
-    model = served(spec, precision, precision)
-    worker = ServingWorker(
-        model=model,
-        device=device,
-        backend=described.backend,
-        tensor_parallel_size=gpus,
-        moe_tensor_parallel_size=gpus,
-        kv_element_bytes=kv_element_bytes(model, described.backend),
-    )
+    worker = replica(described, spec, device, gpus)
     if any(worker.problems()):
         return None
     try:

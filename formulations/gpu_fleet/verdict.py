@@ -11,23 +11,20 @@ from formulations.gpu_fleet.problem import FleetProblem
 from planner.cost.verdict import Metric, Verdict
 from planner.fleet_plan import FleetPlan, Period
 
+#: Rules without which a plan has no utilisation: it names what is not there, or what takes for ever.
+UNREADABLE = ("hours", "offer", "model", "configuration", "assignment", "slo")
+
 
 def judge(problem: FleetProblem, plan: FleetPlan) -> Verdict:
     """Utilisation by offer and model in the fullest hour, watts, and broken rules."""
     broken = check(problem, plan)
-    if any(one.rule in ("hours", "offer", "model", "configuration") for one in broken):
+    if any(one.rule in UNREADABLE for one in broken):
         return Verdict(violations=tuple(broken))
     fullest: dict[tuple[str, str], float] = defaultdict(float)
     for period in plan.periods:
         for key, used in _utilisation(problem, period).items():
             fullest[key] = max(fullest[key], used)
-    watts = [_watts(problem, period) for period in plan.periods]
-    share = {hours: float(s) for hours, s in zip(problem.hours, problem.share, strict=True)}
-    mean = sum(share[period.hours] * value for period, value in zip(plan.periods, watts, strict=True))
-    metrics = [
-        Metric(name="watts_peak", value=max(watts), unit="W", source="datasheet"),
-        Metric(name="watts_mean", value=mean, unit="W", source="datasheet"),
-    ]
+    metrics = [] if np.isnan(problem.watts).any() else _watts(problem, plan)
     metrics += [
         Metric(name=f"utilisation[{offer}, {model}]", value=value, unit="fraction", source="modelled")
         for (offer, model), value in sorted(fullest.items())
@@ -65,6 +62,13 @@ def _utilisation(problem: FleetProblem, period: Period) -> dict[tuple[str, str],
     return {key: load[key] / gpus for key, gpus in have.items() if gpus}
 
 
-def _watts(problem: FleetProblem, period: Period) -> float:
-    offers = {name: k for k, name in enumerate(problem.offer_names)}
-    return float(sum(problem.watts[offers[row.offer]] * row.count for row in period.allocation))
+def _watts(problem: FleetProblem, plan: FleetPlan) -> list[Metric]:
+    """Of the fullest hour, and the mean."""
+    watts = dict(zip(problem.offer_names, problem.watts.tolist(), strict=True))
+    share = dict(zip(problem.hours, problem.share.tolist(), strict=True))
+    used = [sum(watts[row.offer] * row.count for row in period.allocation) for period in plan.periods]
+    mean = sum(share[period.hours] * value for period, value in zip(plan.periods, used, strict=True))
+    return [
+        Metric(name="watts_peak", value=max(used), unit="W", source="datasheet"),
+        Metric(name="watts_mean", value=mean, unit="W", source="datasheet"),
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, FiniteFloat
 
 from planner.descriptions.base import Description, Problem
 from planner.units import UsdPerHour, Watts
@@ -13,9 +13,15 @@ from planner.workload import Slo
 
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
+#: Requests a second. The limit keeps loads within what solvers compute with.
+Rate = Annotated[FiniteFloat, Field(ge=0, le=1e8)]
+#: Smallest throughput that is not zero, requests a second: one request in twelve days.
+LEAST_RATE_PER_S = 1e-6
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
+#: GPUs that are joined: larger than any scale-up domain sold.
+Gpus = Annotated[int, Field(ge=1, le=65_536)]
 #: A request is at most as long as the longest contexts sold.
 Tokens = Annotated[int, Field(ge=1, le=1 << 24)]
 
@@ -25,8 +31,8 @@ class Offer(Description):
 
     name: Name
     device: Annotated[Name, Field(description="GPU, by its catalogue name")]
-    gpus: PositiveInt = 1
-    price_usd_per_hour: Annotated[UsdPerHour, Field(description="of one instance")]
+    gpus: Gpus = 1
+    price_usd_per_hour: Annotated[UsdPerHour, Field(le=1e9, description="of one instance")]
     max_count: Annotated[Count | None, Field(description="instances that can be had; absent is unknown, not zero")] = (
         None
     )
@@ -34,7 +40,7 @@ class Offer(Description):
     region: Name | None = None
     market: Literal["on_demand", "spot", "reserved"] = "on_demand"
     availability: Annotated[Share, Field(description="share of the time that a spot instance is there")] = 1.0
-    watts: Annotated[Watts | None, Field(description="of one instance; default: the GPUs' board power")] = None
+    watts: Annotated[Watts | None, Field(le=1e9, description="of one instance; default: the GPUs' board power")] = None
 
     def problems(self) -> Iterator[Problem]:
         """Counts in order."""
@@ -52,9 +58,10 @@ class ServedModel(Description):
     backend: Literal["vllm", "sglang", "trtllm"] = "vllm"
     precision: Annotated[Name | None, Field(description="format of the weights; default: the checkpoint's")] = None
     gpus_per_replica: Annotated[
-        tuple[PositiveInt, ...] | None, Field(description="replica sizes to choose from; default: 1, 2, 4, 8")
+        tuple[Gpus, ...] | None,
+        Field(min_length=1, description="replica sizes to choose from; default: 1, 2, 4, 8, or those of its profiles"),
     ] = None
-    min_replicas: NonNegativeInt = 0
+    min_replicas: Count = 0
     slo: Annotated[Slo | None, Field(description="default: the instance's")] = None
     regions: Annotated[tuple[Name, ...] | None, Field(description="where it may run; default: anywhere")] = None
 
@@ -65,8 +72,8 @@ class Demand(Description):
     model: Name
     input_tokens: Tokens
     output_tokens: Tokens
-    rate_per_s: NonNegative | None = None
-    hourly: Annotated[tuple[NonNegative, ...] | None, Field(min_length=1, max_length=8784)] = None
+    rate_per_s: Rate | None = None
+    hourly: Annotated[tuple[Rate, ...] | None, Field(min_length=1, max_length=8784)] = None
 
     def problems(self) -> Iterator[Problem]:
         """Exactly one rate."""
@@ -81,8 +88,14 @@ class Profile(Description):
     model: Name
     input_tokens: Tokens
     output_tokens: Tokens
-    max_rate_per_s: NonNegative
-    gpus: Annotated[PositiveInt | None, Field(description="GPUs of the replica; default: all of the offer's")] = None
+    max_rate_per_s: Rate
+    gpus: Annotated[Gpus | None, Field(description="GPUs of the replica; default: all of the offer's")] = None
+
+    def problems(self) -> Iterator[Problem]:
+        """Zero is an answer, almost zero is a mistake."""
+        if 0 < self.max_rate_per_s < LEAST_RATE_PER_S:
+            message = f"{self.max_rate_per_s:g} is below {LEAST_RATE_PER_S:g}; 0 says: not within the SLO"
+            yield ("max_rate_per_s",), message
 
 
 class Quota(Description):
@@ -107,7 +120,7 @@ class FleetInstance(Description):
         Literal["refuse", "round_up"],
         Field(description="a demand of a size that was not profiled: an error, or the next larger profiled size"),
     ] = "refuse"
-    headroom: Annotated[NonNegative, Field(description="capacity kept free, as a share of the demand")] = 0.0
+    headroom: Annotated[NonNegative, Field(le=1000, description="capacity kept free, as a share of the demand")] = 0.0
     spare_instances: Annotated[
         Literal[0, 1], Field(description="1: the loss of any one instance is survived, by re-routing")
     ] = 0
@@ -116,7 +129,7 @@ class FleetInstance(Description):
     max_spot_share: Annotated[Share | None, Field(description="of each model's requests, on spot instances")] = None
     quotas: tuple[Quota, ...] = ()
     current: Annotated[dict[Name, Count] | None, Field(description="instances in force, by offer")] = None
-    max_changes: Annotated[NonNegativeInt | None, Field(description="most instances added or dropped")] = None
+    max_changes: Annotated[Count | None, Field(description="most instances added or dropped")] = None
     change_cost_usd_per_hour: Annotated[NonNegative, Field(description="price of one instance added or dropped")] = 0.0
 
     def problems(self) -> Iterator[Problem]:
@@ -140,6 +153,7 @@ class FleetInstance(Description):
             seen.add(key)
         if not any(max(demand.hourly or (demand.rate_per_s or 0.0,)) > 0 for demand in self.demand):
             yield ("demand",), "all rates are zero: there is nothing to serve"
+        yield from self._model_problems()
         yield from self._profile_problems(dict(zip(offers, self.offers, strict=True)), set(models))
         for index, quota in enumerate(self.quotas):
             for name in quota.offers:
@@ -150,6 +164,17 @@ class FleetInstance(Description):
                 yield ("current",), f"no offer is named {name!r}"
         if self.current is None and (self.max_changes is not None or self.change_cost_usd_per_hour):
             yield ("current",), "max_changes and change_cost_usd_per_hour need a current fleet"
+
+    def _model_problems(self) -> Iterator[Problem]:
+        regions = {offer.region for offer in self.offers}
+        asked = {demand.model for demand in self.demand}
+        for index, model in enumerate(self.models):
+            for name in model.regions or ():
+                if name not in regions:
+                    yield ("models", index, "regions"), f"no offer is in {name!r}"
+            if model.min_replicas and model.name not in asked:
+                message = "needs a demand, of rate 0 if need be: it says for which sizes the replicas must do"
+                yield ("models", index, "min_replicas"), message
 
     def _profile_problems(self, offers: dict[str, Offer], models: set[str]) -> Iterator[Problem]:
         seen: set[tuple[str, str, int, int, int]] = set()

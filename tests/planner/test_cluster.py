@@ -103,7 +103,6 @@ def test_notes_tell_what_is_assumed_and_what_is_doubtful() -> None:
         ("nodes: [{count: 2}]", "nodes.0.device: is required"),
         ("nodes: [{device: h10}]", "no device 'h10'; did you mean"),
         ("nodes: [{shape: p55}]", "no node 'p55'"),
-        ("nodes: [{device: h100, count: 2}]", "network: is required"),
         ("nodes: [{device: h100, count: 0}]", "nodes.0.count"),
         ("nodes: [{device: h100, count: 1000000}]\nnetwork: {link: ib_ndr}", "more than 1,000,000 GPUs"),
         ("nodes: [{device: h100, rails: 3}]", "8 GPUs cannot share 3 NICs"),
@@ -147,3 +146,12 @@ def test_all_problems_come_at_once_with_their_place(tmp_path: Path) -> None:
         "cluster.yaml:3:20",
         "cluster.yaml:4:11",
     ]
+
+
+def test_more_than_one_node_has_a_network_by_default() -> None:
+    several = cluster({"device": "h100", "count": 2})
+    link = several.network_link()
+    assert link is not None
+    assert link.name == "ib_ndr"
+    assert any("no network is given" in note for note in several.notes())
+    assert cluster({"device": "h100"}).network_link() is None

@@ -1,0 +1,252 @@
+"""Fleet instances with real prices, request sizes and weekly shapes, and throughput from the cost model; all seeded."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import data_folder
+from formulations.gpu_fleet.problem import FleetProblem, FloatArray
+from formulations.gpu_fleet.reading import read_problem
+from planner.descriptions.fleet import FleetInstance
+
+#: Sizes of Mélange's grid (tyler-griggs/melange-release): 10 inputs, 6 outputs.
+INPUTS = (25, 100, 250, 500, 1000, 2000, 4000, 8000, 12000, 16000)
+OUTPUTS = (25, 100, 250, 500, 1000, 2000)
+DATASETS = ("sharegpt_8k", "arxiv_summarization", "mixed_80sharegpt_20arxiv", "azure2023_conv", "azure2023_code")
+LLAMA_8B = "meta-llama/Llama-3.1-8B-Instruct"
+#: Single GPUs, as the price list and the catalogue name them.
+GPUS = {
+    "l4": "l4", "a10": "a10", "a10g": "a10g", "l40s": "l40s", "rtxpro6000": "rtx_pro_6000_server",
+    "a100": "a100_40gb", "a100-80gb": "a100", "h100": "h100", "h100-nvl": "h100_nvl", "h200": "h200",
+    "b200": "b200", "mi300x": "mi300x",
+}  # fmt: skip
+#: Node shapes of one region, by instance type: (catalogue device, GPUs).
+AWS_SHAPES = {
+    "g5.xlarge": ("a10g", 1), "g5.12xlarge": ("a10g", 4), "g5.48xlarge": ("a10g", 8),
+    "g6.xlarge": ("l4", 1), "g6.12xlarge": ("l4", 4), "g6.48xlarge": ("l4", 8),
+    "g6e.xlarge": ("l40s", 1), "g6e.12xlarge": ("l40s", 4), "g6e.48xlarge": ("l40s", 8),
+    "p4d.24xlarge": ("a100_40gb", 8), "p4de.24xlarge": ("a100", 8),
+    "p5.4xlarge": ("h100", 1), "p5.48xlarge": ("h100", 8), "p5en.48xlarge": ("h200", 8), "p6-b200.48xlarge": ("b200", 8),
+}  # fmt: skip
+#: Six models that a platform serves beside one another, with requests/s at scale 1 and where their sizes come from.
+SIX_MODELS = (
+    ("meta-llama/Llama-3.2-3B-Instruct", 1.0, "azure2023_code"),
+    (LLAMA_8B, 1.0, "azure2023_conv"),
+    ("Qwen/Qwen2.5-14B-Instruct", 0.5, "sharegpt_8k"),
+    ("Qwen/Qwen3-32B", 0.5, "azure2023_conv"),
+    ("meta-llama/Llama-3.3-70B-Instruct", 0.5, "sharegpt_8k"),
+    ("mistralai/Mixtral-8x7B-Instruct-v0.1", 0.5, "mixed_80sharegpt_20arxiv"),
+)
+SLO = {"ttft_s": 5.0, "tpot_s": 0.1}
+
+
+def _rows(file: str) -> list[dict[str, str]]:
+    with (data_folder("fleet") / file).open() as lines:
+        return list(csv.DictReader(lines))
+
+
+@cache
+def gpu_prices() -> dict[str, float]:
+    """Cheapest on-demand USD/hour of one GPU, by its name in the price list; whole GPUs of commercial regions."""
+    best: dict[str, float] = {}
+    for row in _rows("gpu_prices.csv"):
+        commercial = row["market"] == "on_demand" and "gov" not in row["region"]
+        if commercial and float(row["gpus_per_instance"]) >= 1:
+            price = float(row["usd_per_gpu_hour"])
+            best[row["gpu"]] = min(price, best.get(row["gpu"], price))
+    return best
+
+
+@cache
+def aws_prices() -> dict[str, float]:
+    """On-demand USD/hour of instances in us-east-1."""
+    return {
+        row["instance_type"]: float(row["usd_per_hour"])
+        for row in _rows("gpu_prices.csv")
+        if (row["provider"], row["region"], row["market"]) == ("aws", "us-east-1", "on_demand")
+    }
+
+
+@cache
+def size_shares(dataset: str) -> Mapping[tuple[int, int], float]:
+    """Share of the requests of each (input, output) bucket of Mélange's grid; they sum to 1."""
+    found = {
+        (int(row["input_le"]), int(row["output_le"])): float(row["share"])
+        for row in _rows("size_hist.csv")
+        if (row["grid"], row["dataset"]) == ("melange", dataset)
+    }
+    total = sum(found.values())
+    return {size: share / total for size, share in found.items()}
+
+
+def coarse(shares: Mapping[tuple[int, int], float], inputs: Sequence[int], outputs: Sequence[int]) -> dict[Any, float]:
+    """Shares on a coarser grid, sizes rounded up; the last edges must be those of the finer one."""
+    found: dict[tuple[int, int], float] = defaultdict(float)
+    for (prompt, output), share in shares.items():
+        found[min(i for i in inputs if i >= prompt), min(o for o in outputs if o >= output)] += share
+    return dict(found)
+
+
+def week(service: str) -> FloatArray:
+    """Mean requests/s of each hour of one week of Azure 2024, `coding` or `conversation`, [168]."""
+    return np.array(
+        [float(row["mean_req_per_s"]) for row in _rows("azure2024_hourly_digitized.csv") if row["service"] == service]
+    )
+
+
+def problem(offers: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]], **more: Any) -> FleetProblem:
+    """The problem of an instance; `demand` and whatever else the instance may hold are in `more`."""
+    described = {"name": "benchmark", "slo": SLO, "offers": offers, "models": models, **more}
+    return read_problem(FleetInstance.model_validate(described))
+
+
+def demand(model: str, rate: float, shares: Mapping[tuple[int, int], float]) -> list[dict[str, Any]]:
+    """Requests of one model at a rate, split by size."""
+    return [
+        {"model": model, "input_tokens": prompt, "output_tokens": output, "rate_per_s": rate * share}
+        for (prompt, output), share in shares.items()
+        if share > 0
+    ]
+
+
+@cache
+def single_gpus(inputs: tuple[int, ...] = INPUTS, outputs: tuple[int, ...] = OUTPUTS) -> FleetProblem:
+    """Llama-3.1-8B on twelve single GPUs at 1 request/s, the same of every size of a grid."""
+    offers = [
+        {"name": name, "device": device, "price_usd_per_hour": gpu_prices()[name]} for name, device in GPUS.items()
+    ]
+    even = {(prompt, output): 1 / len(inputs) / len(outputs) for prompt in inputs for output in outputs}
+    return problem(offers, [{"name": "8b", "model": LLAMA_8B}], demand=demand("8b", 1.0, even))
+
+
+def grid_rates(base: FleetProblem, dataset: str, rate: float) -> FloatArray:
+    """Requests/s of each bucket of Mélange's grid by a dataset's sizes, as a problem's `rate` [1, D]."""
+    shares = size_shares(dataset)
+    sizes = zip(base.input_tokens.tolist(), base.output_tokens.tolist(), strict=True)
+    return np.array([[rate * shares.get(size, 0.0) for size in sizes]])
+
+
+def random_grid(seed: int, kinds: int | None = None) -> FleetProblem:
+    """A random instance on Mélange's grid: some GPUs, perturbed throughput and prices, one dataset, 0.5 to 512 req/s.
+
+    Throughput of a bucket varies by exp(N(0, 0.3)) per GPU and exp(N(0, 0.1)) per bucket; prices by 20 %.
+    """
+    rng = np.random.default_rng(seed)
+    base = single_gpus()
+    count = kinds or int(rng.integers(3, 13))
+    chosen = np.sort(rng.choice(base.num_offers, count, replace=False))
+    rate = grid_rates(base, DATASETS[rng.integers(len(DATASETS))], float(2 ** rng.uniform(-1, 9)))
+    shape = base.throughput.shape
+    noise = np.exp(rng.normal(0, 0.3, shape[1]) + rng.normal(0, 0.1, shape))
+    made = only_offers(replace(base, throughput=base.throughput * noise, rate=rate), chosen)
+    prices = made.price * np.exp(rng.normal(0, 0.2, count))
+    # Where no chosen GPU serves a bucket within the limits, there is nothing to compare.
+    served = (made.throughput > 0).any(axis=1)
+    return replace(made, price=np.round(prices, 4), rate=np.where(served, made.rate, 0.0))
+
+
+def only_offers(whole: FleetProblem, chosen: Sequence[int] | np.ndarray[Any, Any]) -> FleetProblem:
+    """The problem with some of its offers, each of which must be a pool of its own with one configuration."""
+    chosen = np.asarray(chosen)
+    configs = np.array([int(np.flatnonzero(whole.config_pool == whole.pool_of_offer[k])[0]) for k in chosen])
+    pools = whole.pool_of_offer[chosen]
+    return replace(
+        whole,
+        offer_names=tuple(whole.offer_names[k] for k in chosen),
+        pool_of_offer=np.arange(chosen.size),
+        gpus=whole.gpus[chosen],
+        price=whole.price[chosen],
+        watts=whole.watts[chosen],
+        least=whole.least[chosen],
+        most=whole.most[chosen],
+        reserved=whole.reserved[chosen],
+        availability=whole.availability[pools],
+        spot=whole.spot[pools],
+        config_pool=np.arange(chosen.size),
+        config_model=whole.config_model[configs],
+        config_gpus=whole.config_gpus[configs],
+        throughput=whole.throughput[:, configs],
+        quota_offers=whole.quota_offers[:, chosen],
+    )
+
+
+def six_models(scale: float, shapes: Sequence[str] = tuple(AWS_SHAPES), models: Sequence[int] = range(6)) -> FleetProblem:
+    """Some of the six models on some node shapes, replicas of 1, 2, 4 or 8 GPUs."""
+    offers = [
+        {"name": name, "device": AWS_SHAPES[name][0], "gpus": AWS_SHAPES[name][1],
+         "price_usd_per_hour": aws_prices()[name]}
+        for name in shapes
+    ]  # fmt: skip
+    chosen = [SIX_MODELS[m] for m in models]
+    served = [{"name": name, "model": name} for name, _, _ in chosen]
+    asked = [row for name, rate, dataset in chosen for row in demand(name, scale * rate, size_shares(dataset))]
+    return problem(offers, served, demand=asked)
+
+
+def weekly(service: str, scale: float, markets: Sequence[tuple[str, float]] = (), **more: Any) -> FleetProblem:
+    """A week of an 8B model on single GPUs, on demand and in further markets at a share of the price.
+
+    Spot instances are there 85 % of the time.
+    """
+    shape = scale * week(service)
+    dataset = "azure2023_code" if service == "coding" else "azure2023_conv"
+    offers = []
+    for place, (market, factor) in enumerate([("on_demand", 1.0), *markets]):
+        for name in ("l4", "a10g", "l40s", "rtxpro6000", "a100", "a100-80gb", "h100", "h200"):
+            offer = {"name": f"{name} {market} {place}", "device": GPUS[name], "market": market,
+                     "price_usd_per_hour": round(factor * gpu_prices()[name], 4)}  # fmt: skip
+            offers.append(offer | ({"availability": 0.85} if market == "spot" else {}))
+    asked = [
+        {"model": "8b", "input_tokens": prompt, "output_tokens": output, "hourly": (shape * share).tolist()}
+        for (prompt, output), share in size_shares(dataset).items()
+    ]
+    return problem(offers, [{"name": "8b", "model": LLAMA_8B}], demand=asked, **more)
+
+
+#: Shapes of the large instance: (device as the price list names it, GPUs of the node).
+LARGE_SHAPES = tuple(
+    (gpu, size)
+    for gpu, sizes in {
+        "l4": (1, 2, 4, 8), "a10g": (1, 4, 8), "l40s": (1, 4, 8), "rtxpro6000": (1, 2, 4, 8), "a100": (1, 2, 4, 8),
+        "a100-80gb": (1, 2, 4, 8), "h100": (1, 2, 4, 8), "h200": (8,), "b200": (8,), "mi300x": (8,), "h100-nvl": (1,),
+    }.items()
+    for size in sizes
+)  # fmt: skip
+#: Price of a region over the cheapest one; list prices of one GPU differ about so much.
+REGIONS = {"us-east": 1.0, "us-west": 1.0, "europe": 1.1, "asia": 1.17, "south-america": 1.25}
+
+
+def many_models(num_models: int, seed: int = 0) -> FleetProblem:
+    """Models on thirty node shapes in five regions; each model may run in two or three of them, half of it is capped.
+
+    Models are drawn from nine of 3 to 72 billion parameters; rates are log-uniform in 0.5 .. 64 requests/s.
+    """
+    rng = np.random.default_rng(seed)
+    names = (
+        "meta-llama/Llama-3.2-3B-Instruct", LLAMA_8B, "Qwen/Qwen2.5-7B-Instruct", "google/gemma-2-9b-it",
+        "Qwen/Qwen2.5-14B-Instruct", "microsoft/phi-4", "Qwen/Qwen3-32B", "meta-llama/Llama-3.3-70B-Instruct",
+        "Qwen/Qwen3-30B-A3B",
+    )  # fmt: skip
+    offers = []
+    for region, factor in REGIONS.items():
+        for gpu, size in LARGE_SHAPES:
+            offer: dict[str, Any] = {"name": f"{gpu} x{size} {region}", "device": GPUS[gpu], "gpus": size,
+                     "region": region, "price_usd_per_hour": round(factor * size * gpu_prices()[gpu], 4)}  # fmt: skip
+            if rng.random() < 0.5:
+                offer["max_count"] = int(rng.integers(1, 33))
+            offers.append(offer)
+    models, asked = [], []
+    for place in range(num_models):
+        regions = rng.choice(list(REGIONS), int(rng.integers(2, 4)), replace=False).tolist()
+        models.append({"name": f"m{place}", "model": names[place % len(names)], "regions": regions})
+        dataset = DATASETS[rng.integers(len(DATASETS))]
+        shares = coarse(size_shares(dataset), (250, 1000, 4000, 16000), (250, 2000))
+        asked += demand(f"m{place}", float(2 ** rng.uniform(-1, 6)), shares)
+    return problem(offers, models, demand=asked)

@@ -1,0 +1,1 @@
+"""Parallelism plan search: which workers, and how many of each."""

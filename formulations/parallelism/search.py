@@ -1,0 +1,177 @@
+"""Solve for the workers, name the next best plans, and say what is in the way when there is none."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from formulations.backends.linear import FloatArray, LinearModel, solve_linear_mathopt, solve_linear_pulp
+from formulations.backends.result import SolverResult, as_integer
+from formulations.outcome import Bound, Budget, SearchResult, SolveOptions, Status, Stop
+from formulations.parallelism.milp import BOTH, DECODE, PREFILL, ParallelModel, build
+from formulations.parallelism.pareto import frontier
+from formulations.parallelism.problem import ParallelProblem
+from planner.parallel_plan import Alternative, ParallelPlan, Workers
+
+#: Plans that are told beside the best, and seconds for each.
+RUNNERS_UP, RUNNER_UP_S = 2, 2.0
+
+
+def search(
+    problem: ParallelProblem, options: SolveOptions, budget: Budget, method: str
+) -> SearchResult[ParallelPlan]:
+    """The best counts with the solver's bound; infeasible with what would have to change."""
+    hopeless = _hopeless(problem)
+    if hopeless:
+        return SearchResult(
+            status=Status.INFEASIBLE, stop=Stop.PROOF, plan=None, solver="none", solver_version="-", reasons=hopeless,
+            relaxations=ways_out(problem),
+        )  # fmt: skip
+    started = time.perf_counter()
+    built = build(problem)
+    build_s = time.perf_counter() - started
+    result, values = _solve(built.model, budget, options, method)
+    common = {"solver": result.solver, "solver_version": result.solver_version, "build_s": build_s}
+    if result.status is Status.INFEASIBLE:
+        return SearchResult(
+            status=Status.INFEASIBLE, stop=Stop.PROOF, plan=None, reasons=_short(problem),
+            relaxations=ways_out(problem), **common,
+        )  # type: ignore[arg-type]  # fmt: skip
+    if values is None:
+        return SearchResult(status=Status.UNKNOWN, stop=result.stop, plan=None, **common)  # type: ignore[arg-type]
+    counts = _counts(built, values)
+    if not counts.any():
+        return SearchResult(
+            status=Status.INFEASIBLE, stop=Stop.PROOF, plan=None, reasons=("no worker that keeps the limits fits",),
+            relaxations=ways_out(problem), **common,
+        )  # type: ignore[arg-type]  # fmt: skip
+    runners = _runners_up(problem, counts, budget)
+    plan = plan_of(problem, counts).model_copy(update={"runners_up": runners, "pareto": frontier(problem)})
+    return SearchResult(
+        status=result.status,
+        stop=result.stop,
+        plan=plan,
+        claimed=result.objective,
+        bound=None if result.bound is None else Bound(value=result.bound, name="branch and bound over all counts"),
+        **common,
+    )  # type: ignore[arg-type]
+
+
+def _solve(
+    model: LinearModel, budget: Budget, options: SolveOptions, method: str
+) -> tuple[SolverResult, FloatArray | None]:
+    if method == "cbc":
+        return solve_linear_pulp(model, budget, options)
+    return solve_linear_mathopt(model, budget, options, solver=method)
+
+
+def _counts(built: ParallelModel, values: FloatArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    counts = np.zeros(built.counts.size, dtype=np.int64)
+    inside = built.counts >= 0
+    counts[inside] = [as_integer(value, 1e-5) for value in values[built.counts[inside]]]
+    return counts
+
+
+def served_per_s(problem: ParallelProblem, counts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> float:
+    """Requests/s of mixed workers, and of prefill and decode workers as far as both sides go."""
+    by_role = [float((problem.rate * counts)[problem.role == role].sum()) for role in (BOTH, PREFILL, DECODE)]
+    return by_role[BOTH] + min(by_role[PREFILL], by_role[DECODE])
+
+
+def plan_of(problem: ParallelProblem, counts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> ParallelPlan:
+    """The plan that some counts are."""
+    used = np.flatnonzero(counts)
+    workers = tuple(
+        Workers(**problem.workers[w].model_dump(exclude={"count"}), count=int(counts[w])) for w in used.tolist()
+    )
+    rate = served_per_s(problem, counts)
+    asked = rate if problem.target_per_s is None else min(rate, problem.target_per_s)
+    gpus = int(counts @ problem.gpus)
+    ttft = [one.ttft_s for one in workers if one.role != "decode" and one.ttft_s is not None]
+    tpot = [one.tpot_s for one in workers if one.role != "prefill" and one.tpot_s is not None]
+    return ParallelPlan(
+        workers=workers,
+        num_gpus=gpus,
+        requests_per_s=rate,
+        ttft_s=max(ttft, default=None),
+        tpot_s=max(tpot, default=None),
+        output_tokens_per_s=asked * problem.output_tokens,
+        output_tokens_per_s_per_gpu=asked * problem.output_tokens / gpus,
+    )
+
+
+def _runners_up(
+    problem: ParallelProblem, best: np.ndarray[tuple[int], np.dtype[np.int64]], budget: Budget
+) -> tuple[Alternative, ...]:
+    """The best plans without the worker types that take most GPUs in the chosen one, each left out alone."""
+    found = []
+    order = sorted(np.flatnonzero(best).tolist(), key=lambda w: -best[w] * problem.gpus[w])
+    for left_out in order[:RUNNERS_UP]:
+        limit_s = min(RUNNER_UP_S, budget.remaining_s)
+        if limit_s <= 0:
+            break
+        built = build(problem, without=frozenset({left_out}))
+        result, values = _solve(built.model, Budget(limit_s), SolveOptions(time_limit_s=limit_s), "highs")
+        if values is None:
+            continue
+        counts = _counts(built, values)
+        if not counts.any():
+            continue
+        plan = plan_of(problem, counts)
+        found.append(
+            Alternative(
+                workers=plan.workers,
+                requests_per_s=plan.requests_per_s,
+                num_gpus=plan.num_gpus,
+                why=f"the best without {problem.workers[left_out].name}",
+            )
+        )
+    return tuple(found)
+
+
+def _hopeless(problem: ParallelProblem) -> tuple[str, ...]:
+    """Reasons that need no solver: nothing keeps the limits."""
+    if not problem.workers:
+        return problem.dropped or ("there is no worker to choose from",)
+    roles = set(problem.role[problem.usable & (problem.rate > 0)].tolist())
+    if BOTH in roles or {PREFILL, DECODE} <= roles:
+        return ()
+    missing = "prefill" if DECODE in roles else "decode" if PREFILL in roles else "mixed, prefill or decode"
+    return (f"no {missing} worker keeps the limits", *problem.dropped)
+
+
+def _short(problem: ParallelProblem) -> tuple[str, ...]:
+    return (
+        f"{problem.target_per_s:g} requests/s cannot be served on the {problem.num_gpus} GPUs of the cluster",
+        *problem.dropped,
+    )
+
+
+def ways_out(problem: ParallelProblem) -> tuple[str, ...]:
+    """The smallest change of one limit that gives a plan."""
+    ways = []
+    for limit, name, roles in (
+        (problem.ttft_s, "ttft_s", (BOTH, PREFILL)),
+        (problem.tpot_s, "tpot_s", (BOTH, DECODE)),
+    ):
+        seen = [
+            value
+            for worker, role in zip(problem.workers, problem.role.tolist(), strict=True)
+            if role in roles and (value := worker.ttft_s if name == "ttft_s" else worker.tpot_s) is not None
+        ]
+        if limit is not None and seen and min(seen) > limit:
+            ways.append(f"raise {name} from {limit:g} to {min(seen):.4g}: no worker is faster")
+    if problem.target_per_s is not None and problem.usable.any():
+        most = _most_throughput(problem)
+        if 0 < most < problem.target_per_s:
+            ways.append(f"lower rate_per_s from {problem.target_per_s:g} to {most:.4g}, or add nodes")
+    return tuple(ways) or ("add nodes or GPUs with more memory, relax the SLO, or narrow the weights",)
+
+
+def _most_throughput(problem: ParallelProblem) -> float:
+    free = replace(problem, goal="throughput", target_per_s=None)
+    built = build(free)
+    _, values = _solve(built.model, Budget(RUNNER_UP_S), SolveOptions(time_limit_s=RUNNER_UP_S), "highs")
+    return 0.0 if values is None else served_per_s(free, _counts(built, values))
