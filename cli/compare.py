@@ -1,4 +1,4 @@
-"""`gpuplan compare`: plans side by side, and the moves from one to the next."""
+"""`gpuplan compare`: plans side by side, and what changes from one to the next."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def compare(
 ) -> int:
     """Put plans side by side, and count the moves between them.
 
-    Objective, bound, gap, terms and metrics of each plan, and the replicas that move from each to the next.
+    Objective, bound, gap, terms and metrics of each plan, and what changes from each to the next: replicas of
+    experts that move, instances of a fleet that are added or dropped.
     """
     from cli.solving import print_json
     from planner.errors import OptionError
@@ -33,7 +34,7 @@ def compare(
     if len({document.instance.sha256 for document in documents}) > 1:
         tell("warning: the plans answer different instances; their objectives are not comparable")
     moves = [
-        {"from": one, "to": two, **_moves(before, after)}
+        {"from": one, "to": two, **_changes(before, after)}
         for (one, before), (two, after) in pairwise(zip(plans, documents, strict=True))
     ]
     if as_json:
@@ -45,6 +46,31 @@ def compare(
     else:
         _print(plans, documents, moves)
     return ExitCode.OK
+
+
+def _changes(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
+    """What a change from one plan to the next takes; `why` says why it cannot be told."""
+    if before.problem != after.problem:
+        return {"why": f"one is a plan of {before.problem}, the other of {after.problem}"}
+    return _instances(before, after) if before.problem == "fleet" else _moves(before, after)
+
+
+def _instances(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
+    """Instances to add (+) and to drop (-), by offer; of hourly plans, in the most expensive hour."""
+    from collections import Counter
+
+    counts: list[Counter[str]] = []
+    for document in (before, after):
+        plan: Any = document.plan
+        if plan is None:
+            return {"instances": None, "why": "a document holds no plan"}
+        found = Counter[str]()
+        for row in plan.allocation:
+            found[row.offer] += row.count
+        counts.append(found)
+    one, two = counts
+    changed = {name: two[name] - one[name] for name in {**one, **two} if two[name] != one[name]}
+    return {"instances": changed, "why": None}
 
 
 def _moves(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
@@ -109,8 +135,11 @@ def _print(plans: list[str], documents: list[PlanDocument], moves: list[dict[str
     out = console()
     out.print(table(("", *plans), rows))
     for move in moves:
-        if move["replicas"] is None:
+        if move["why"] is not None:
             text = f"moves cannot be counted: {move['why']}"
+        elif "instances" in move:
+            changed = ", ".join(f"{count:+d} {printable(name)}" for name, count in move["instances"].items())
+            text = changed or "the same instances"
         else:
             size = "" if move["bytes"] is None else f", {format_bytes(move['bytes'])}"
             text = f"{move['replicas']} replicas move{size}"

@@ -116,6 +116,7 @@ def fleet(
     6 a simulated plan misses its limits, 7 bad files.
     """
     from cli import fleet_studies as studies
+    from cli import fleet_traces as traces
     from cli.instances import Flag, fleet_in_force, merge
     from cli.solving import Delivery
     from planner.errors import OptionError
@@ -143,7 +144,7 @@ def fleet(
     if sweep is not None:
         return studies.sweep(source, options, sweep, Delivery(None, as_json, quiet), output)
     if bound_trace:
-        return studies.bound_traces(source, bound_trace, window, as_json, output)
+        return traces.bounds(source, bound_trace, window, as_json, output)
     return studies.plan(source, options, Delivery(output, as_json, quiet), explain, simulate or [])
 
 

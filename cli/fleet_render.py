@@ -14,6 +14,7 @@ from formulations.gpu_fleet.insight import binding, instance_counts
 from formulations.gpu_fleet.problem import FleetProblem
 from planner.fleet_plan import FleetPlan, Insight, Period, Relief
 from planner.plan import PlanDocument
+from planner.units import format_seconds
 
 #: A twelfth of a year of 365 days.
 HOURS_PER_MONTH = 730
@@ -47,6 +48,8 @@ def fleet_answer(document: PlanDocument, problem: FleetProblem) -> Iterable[Part
     yield from _routes(problem, busiest)
     limits = [f"{printable(limit.name)} {number(limit.now)}" for limit in binding(problem, plan)]
     yield "limits", f"reached: {', '.join(limits)}" if limits else "none is reached; demand alone sets the size"
+    for model in problem.model_names:
+        yield from _simulated(full, model)
     if plan.insight is not None:
         yield from _insight(plan.insight)
 
@@ -151,6 +154,19 @@ def _ranges(hours: Sequence[int], most: int = 4) -> str:
     ]
     texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
     return ", ".join(texts[:most]) + (", ..." if len(texts) > most else "")
+
+
+def _simulated(metrics: dict[str, float], model: str) -> Iterator[Part]:
+    """What the requests of a simulated trace met."""
+    kept = metrics.get(f"slo_attainment[{model}]")
+    if kept is None:
+        return
+    text = f"{printable(model)}: {percent(kept)} of requests within the limits"
+    for name in ("ttft", "tpot"):
+        shown = [key for key in metrics if key.startswith(f"{name}_p") and key.endswith(f"[{model}]")]
+        values = [f"{key.split('[')[0].removeprefix(f'{name}_')} {format_seconds(metrics[key])}" for key in shown]
+        text += f"; {name.upper()} {', '.join(values)}" if values else ""
+    yield "simulated", text
 
 
 def _insight(insight: Insight) -> Iterator[Part]:

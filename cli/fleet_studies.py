@@ -1,4 +1,4 @@
-"""What `gpuplan fleet` does with an instance: a plan with its studies, a sweep, the lower bound of a trace."""
+"""What `gpuplan fleet` does with an instance: a plan, explained and simulated where asked, or a sweep."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
+from cli import fleet_traces as traces
 from cli.command import ExitCode
 from cli.instances import Flag, over
 from cli.progress import watched
@@ -23,8 +23,8 @@ from formulations.gpu_fleet.sweep import sweep as solve_points
 from formulations.outcome import SolveOptions
 from formulations.planning import problem_of
 from planner.errors import OptionError
-from planner.fleet_plan import FleetPlan
 from planner.files import SourceText, write_text
+from planner.fleet_plan import FleetPlan
 from planner.plan import FleetDocument
 from planner.units import TIME_UNITS, parse_quantity
 
@@ -37,17 +37,18 @@ BAR = 30
 
 
 def plan(
-    source: SourceText, options: SolveOptions, delivery: Delivery, explain: bool, traces: Sequence[str]
+    source: SourceText, options: SolveOptions, delivery: Delivery, explain: bool, simulate: Sequence[str]
 ) -> ExitCode:
     """One plan, explained and simulated where asked."""
     problem: FleetProblem = problem_of(source)
+    replay_on = traces.simulation(source, simulate) if simulate else None
 
     def finish(document: FleetDocument) -> FleetDocument:
         if document.plan is None:
             return document
         if explain:
             document = _explained(problem, document, options)
-        return document
+        return document if replay_on is None else replay_on(problem, document)
 
     return run_plan(problem, options, delivery, finish)
 
@@ -161,19 +162,9 @@ def _curve(first: str, points: Sequence[Point], heights: Sequence[float | None],
         mix = ", ".join(f"{count} x {printable(name)}" for name, count in point.instances.items())
         bar = "" if height is None else "█" * max(1, round(BAR * height / top))
         tokens = number(point.usd_per_million_output_tokens)
-        rows.append((number(point.value), number(point.usd_per_hour), tokens, percent(point.gap), bar,
+        rows.append((number(point.value), number(point.usd_per_hour), tokens, percent(None if point.gap is None else round(point.gap, 9)), bar,
                      mix or point.status))  # fmt: skip
     shown = table((first, "USD/hour", "USD/M tokens", "gap", f"{label} (longest: {number(top)})", "instances"), rows)
     for column in shown.columns[-2:]:
         column.justify = "left"
     return shown
-
-
-def bound_traces(source: SourceText, traces: Sequence[str], window: str, as_json: bool, output: str | None) -> ExitCode:
-    """Placeholder."""
-    raise OptionError("soon")
-
-
-def printed(value: Any) -> None:
-    """Placeholder."""
-    print_json(value)

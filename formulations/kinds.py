@@ -58,6 +58,7 @@ class Kind(Generic[InstanceT, ProblemT, PlanT]):
 HOMES: Mapping[str, str] = {
     "experts": "formulations.expert_placement.kind",
     "fleet": "formulations.gpu_fleet.kind",
+    "parallel": "formulations.parallelism.kind",
 }
 
 

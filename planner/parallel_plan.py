@@ -14,7 +14,7 @@ Role = Literal["both", "prefill", "decode"]
 class WorkerType(Description):
     """One kind of worker, and what it does alone. Parallel sizes are 1 where a candidate table does not tell them.
 
-    requests_per_s : of one worker in its role; ttft_s : of a prefill or mixed worker; tpot_s : of a decode or mixed one.
+    requests_per_s : of one worker in its role; ttft_s : of prefill and mixed, tpot_s : of decode and mixed workers.
     """
 
     name: str

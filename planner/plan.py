@@ -14,6 +14,7 @@ from planner.descriptions.base import Description, Problem
 from planner.errors import DescriptionError
 from planner.files import read_source, validate
 from planner.fleet_plan import FleetPlan
+from planner.parallel_plan import ParallelPlan
 from planner.workload import IntArray
 
 #: Largest number an id or count may be; what arrays of 64-bit integers hold with room to multiply.
@@ -182,8 +183,19 @@ class FleetDocument(PlanDocument):
     plan: FleetPlan | None = None
 
 
+class ParallelDocument(PlanDocument):
+    """An answered `parallel` instance."""
+
+    problem: Literal["parallel"]
+    plan: ParallelPlan | None = None
+
+
 #: The document of each problem.
-DOCUMENTS: Mapping[str, type[PlanDocument]] = {"experts": ExpertsDocument, "fleet": FleetDocument}
+DOCUMENTS: Mapping[str, type[PlanDocument]] = {
+    "experts": ExpertsDocument,
+    "fleet": FleetDocument,
+    "parallel": ParallelDocument,
+}
 
 
 def read_document(path: str | Path) -> PlanDocument:

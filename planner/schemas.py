@@ -10,14 +10,17 @@ from pydantic import BaseModel
 from planner.cluster import Cluster
 from planner.descriptions.efficiency import Efficiency
 from planner.descriptions.experts import ExpertsInstance
+from planner.descriptions.fleet import FleetInstance
 from planner.errors import OptionError
 from planner.hardware import DeviceKind, Link
-from planner.plan import ExpertsDocument
+from planner.plan import ExpertsDocument, FleetDocument
 
 #: Models by file kind.
 KINDS: Mapping[str, type[BaseModel]] = {
     "experts": ExpertsInstance,
     "plan": ExpertsDocument,
+    "fleet": FleetInstance,
+    "fleet-plan": FleetDocument,
     "cluster": Cluster,
     "device": DeviceKind,
     "link": Link,

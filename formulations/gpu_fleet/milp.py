@@ -108,7 +108,7 @@ class FleetBuilder:
         for period in self.periods:
             load = problem.load(period)
             needed = np.maximum(needed, np.where(np.isfinite(load), load, 0.0).sum(axis=0))
-        replicas = np.ceil(needed / problem.availability[problem.config_pool] - 1e-9)
+        replicas = np.maximum(np.ceil(needed / problem.availability[problem.config_pool] - 1e-9), needed > 0)
         by_pool = np.bincount(
             problem.config_pool, weights=replicas * problem.config_gpus, minlength=len(problem.availability)
         )

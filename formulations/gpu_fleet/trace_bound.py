@@ -13,7 +13,7 @@ import numpy as np
 from formulations.backends.linear import solve_linear_mathopt
 from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.problem import FleetProblem
-from formulations.outcome import Budget, SolveOptions
+from formulations.outcome import Budget, SolveOptions, Status
 
 #: Seconds for one linear program; it takes milliseconds.
 PROGRAM_S = 30.0
@@ -56,4 +56,7 @@ def _relaxed(problem: FleetProblem, period: int) -> float | None:
     model = FleetBuilder(problem, (period,)).build().model
     linear = replace(model, integer=np.zeros_like(model.integer))
     result, _ = solve_linear_mathopt(linear, Budget(PROGRAM_S), SolveOptions(time_limit_s=PROGRAM_S))
-    return None if result.objective is None else float(result.bound if result.bound is not None else result.objective)
+    if result.status is Status.INFEASIBLE:
+        return None
+    # Cut short, a program may have proven nothing; costs are never below 0.
+    return max(0.0, result.bound or 0.0)

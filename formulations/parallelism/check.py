@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from itertools import pairwise
 
 from formulations.parallelism.problem import ParallelProblem
 from planner.cost.verdict import Violation
@@ -63,7 +64,7 @@ def fits(counts: Counter[int], node: int, nodes: int) -> bool:
     small = sorted((size for size in counts if size <= node), reverse=True)
     if free < 0:
         return False
-    chain = all(large % one == 0 for large, one in zip(small, small[1:], strict=False))
+    chain = all(large % one == 0 for large, one in pairwise(small))
     if chain:
         used = 0
         for size in small:

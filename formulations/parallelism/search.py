@@ -12,16 +12,16 @@ from formulations.backends.result import SolverResult, as_integer
 from formulations.outcome import Bound, Budget, SearchResult, SolveOptions, Status, Stop
 from formulations.parallelism.milp import BOTH, DECODE, PREFILL, ParallelModel, build
 from formulations.parallelism.pareto import frontier
-from formulations.parallelism.problem import ParallelProblem
+from formulations.parallelism.problem import IntArray, ParallelProblem
 from planner.parallel_plan import Alternative, ParallelPlan, Workers
 
 #: Plans that are told beside the best, and seconds for each.
 RUNNERS_UP, RUNNER_UP_S = 2, 2.0
+#: Relative difference of two throughputs that are the same.
+SAME = 1e-9
 
 
-def search(
-    problem: ParallelProblem, options: SolveOptions, budget: Budget, method: str
-) -> SearchResult[ParallelPlan]:
+def search(problem: ParallelProblem, options: SolveOptions, budget: Budget, method: str) -> SearchResult[ParallelPlan]:
     """The best counts with the solver's bound; infeasible with what would have to change."""
     hopeless = _hopeless(problem)
     if hopeless:
@@ -33,30 +33,58 @@ def search(
     built = build(problem)
     build_s = time.perf_counter() - started
     result, values = _solve(built.model, budget, options, method)
-    common = {"solver": result.solver, "solver_version": result.solver_version, "build_s": build_s}
     if result.status is Status.INFEASIBLE:
-        return SearchResult(
-            status=Status.INFEASIBLE, stop=Stop.PROOF, plan=None, reasons=_short(problem),
-            relaxations=ways_out(problem), **common,
-        )  # type: ignore[arg-type]  # fmt: skip
+        return _none(problem, result, build_s, _short(problem))
     if values is None:
-        return SearchResult(status=Status.UNKNOWN, stop=result.stop, plan=None, **common)  # type: ignore[arg-type]
+        return _none(problem, result, build_s, ())
     counts = _counts(built, values)
     if not counts.any():
-        return SearchResult(
-            status=Status.INFEASIBLE, stop=Stop.PROOF, plan=None, reasons=("no worker that keeps the limits fits",),
-            relaxations=ways_out(problem), **common,
-        )  # type: ignore[arg-type]  # fmt: skip
+        return _none(problem, replace(result, status=Status.INFEASIBLE, stop=Stop.PROOF), build_s, ("no worker fits",))
+    counts = _fewest_gpus(problem, counts, budget)
     runners = _runners_up(problem, counts, budget)
-    plan = plan_of(problem, counts).model_copy(update={"runners_up": runners, "pareto": frontier(problem)})
     return SearchResult(
         status=result.status,
         stop=result.stop,
-        plan=plan,
+        plan=plan_of(problem, counts).model_copy(update={"runners_up": runners, "pareto": frontier(problem)}),
+        solver=result.solver,
+        solver_version=result.solver_version,
         claimed=result.objective,
         bound=None if result.bound is None else Bound(value=result.bound, name="branch and bound over all counts"),
-        **common,
-    )  # type: ignore[arg-type]
+        build_s=build_s,
+    )
+
+
+def _fewest_gpus(problem: ParallelProblem, counts: IntArray, budget: Budget) -> IntArray:
+    """As much throughput on fewer GPUs, where there are any to spare: the second goal after the first."""
+    limit_s = min(RUNNER_UP_S, budget.remaining_s)
+    served = served_per_s(problem, counts)
+    if problem.goal != "throughput" or limit_s <= 0:
+        return counts
+    lean = replace(problem, goal="gpus", target_per_s=served * (1.0 - SAME))
+    built = build(lean)
+    _, values = _solve(built.model, Budget(limit_s), SolveOptions(time_limit_s=limit_s), "highs")
+    if values is None:
+        return counts
+    fewer = _counts(built, values)
+    same = served_per_s(problem, fewer) >= served * (1.0 - SAME)
+    return fewer if same and fewer @ problem.gpus < counts @ problem.gpus else counts
+
+
+def _none(
+    problem: ParallelProblem, result: SolverResult, build_s: float, reasons: tuple[str, ...]
+) -> SearchResult[ParallelPlan]:
+    """No plan: proven with reasons, or not found in time."""
+    proven = result.status is Status.INFEASIBLE
+    return SearchResult(
+        status=Status.INFEASIBLE if proven else Status.UNKNOWN,
+        stop=Stop.PROOF if proven else result.stop,
+        plan=None,
+        solver=result.solver,
+        solver_version=result.solver_version,
+        build_s=build_s,
+        reasons=reasons,
+        relaxations=ways_out(problem) if proven else (),
+    )
 
 
 def _solve(
@@ -67,20 +95,20 @@ def _solve(
     return solve_linear_mathopt(model, budget, options, solver=method)
 
 
-def _counts(built: ParallelModel, values: FloatArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _counts(built: ParallelModel, values: FloatArray) -> IntArray:
     counts = np.zeros(built.counts.size, dtype=np.int64)
     inside = built.counts >= 0
     counts[inside] = [as_integer(value, 1e-5) for value in values[built.counts[inside]]]
     return counts
 
 
-def served_per_s(problem: ParallelProblem, counts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> float:
+def served_per_s(problem: ParallelProblem, counts: IntArray) -> float:
     """Requests/s of mixed workers, and of prefill and decode workers as far as both sides go."""
     by_role = [float((problem.rate * counts)[problem.role == role].sum()) for role in (BOTH, PREFILL, DECODE)]
     return by_role[BOTH] + min(by_role[PREFILL], by_role[DECODE])
 
 
-def plan_of(problem: ParallelProblem, counts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> ParallelPlan:
+def plan_of(problem: ParallelProblem, counts: IntArray) -> ParallelPlan:
     """The plan that some counts are."""
     used = np.flatnonzero(counts)
     workers = tuple(
@@ -102,9 +130,7 @@ def plan_of(problem: ParallelProblem, counts: np.ndarray[tuple[int], np.dtype[np
     )
 
 
-def _runners_up(
-    problem: ParallelProblem, best: np.ndarray[tuple[int], np.dtype[np.int64]], budget: Budget
-) -> tuple[Alternative, ...]:
+def _runners_up(problem: ParallelProblem, best: IntArray, budget: Budget) -> tuple[Alternative, ...]:
     """The best plans without the worker types that take most GPUs in the chosen one, each left out alone."""
     found = []
     order = sorted(np.flatnonzero(best).tolist(), key=lambda w: -best[w] * problem.gpus[w])
@@ -113,7 +139,7 @@ def _runners_up(
         if limit_s <= 0:
             break
         built = build(problem, without=frozenset({left_out}))
-        result, values = _solve(built.model, Budget(limit_s), SolveOptions(time_limit_s=limit_s), "highs")
+        _, values = _solve(built.model, Budget(limit_s), SolveOptions(time_limit_s=limit_s), "highs")
         if values is None:
             continue
         counts = _counts(built, values)

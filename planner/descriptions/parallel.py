@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, PositiveInt
+from pydantic import Discriminator, Field, FiniteFloat, PositiveInt, Tag
 
 from planner.cluster import Cluster
 from planner.descriptions.base import Description, Problem
@@ -14,6 +14,13 @@ from planner.workload import Slo
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 Name = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
+
+
+def _how_given(value: Any) -> str:
+    return "path" if isinstance(value, str) else "inline"
+
+
+ClusterOrPath = Annotated[Annotated[Name, Tag("path")] | Annotated[Cluster, Tag("inline")], Discriminator(_how_given)]
 
 
 class ServingLoad(Description):
@@ -31,7 +38,7 @@ class ParallelInstance(Description):
     name: Name
     task: Literal["serve"] = "serve"
     model: Annotated[Name | None, Field(description="catalogue name or config.json; not needed with candidates")] = None
-    cluster: Cluster
+    cluster: Annotated[ClusterOrPath, Field(description="path of a cluster file, or the cluster itself")]
     precision: Annotated[Name | None, Field(description="format of the weights; default: the checkpoint's")] = None
     workload: ServingLoad
     slo: Slo = Slo()
@@ -39,9 +46,9 @@ class ParallelInstance(Description):
     disaggregated: Literal["allow", "only", "never"] = "allow"
     objective: Annotated[
         Literal["throughput", "gpus", "cost"] | None,
-        Field(description="most requests/s, fewest GPUs or least cost at the rate; default: throughput, gpus with a rate"),
+        Field(description="most requests/s; or fewest GPUs or least cost at the rate; default: gpus with a rate"),
     ] = None
-    prices_usd_per_gpu_hour: Annotated[dict[Name, UsdPerHour], Field(description="by device")] = {}
+    prices_usd_per_gpu_hour: Annotated[dict[Name, UsdPerHour], Field(default_factory=dict, description="by device")]
     candidates: Annotated[Name | None, Field(description="CSV of workers in place of the cost model")] = None
     margin: Annotated[
         FiniteFloat, Field(ge=0, le=1, description="predictions count so much longer against the limits")

@@ -40,7 +40,7 @@ def read_workers(path: str | Path) -> tuple[WorkerType, ...]:
                 findings.tell(line, f"{worker.name!r} is the name of line {lines[worker.name]} already")
             lines[worker.name] = line
             made.append(worker)
-    findings.stop_if_any()
+    findings.refuse()
     if not made:
         raise DescriptionError.single(path, "has no workers")
     return tuple(made)

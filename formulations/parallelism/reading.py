@@ -1,0 +1,154 @@
+"""From a `parallel` instance to the arrays: workers from the cost model or from a table, those that keep the limits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from formulations.parallelism.candidates import predicted_workers
+from formulations.parallelism.problem import FloatArray, Goal, ParallelProblem
+from planner.cluster import Cluster
+from planner.descriptions.parallel import ParallelInstance
+from planner.errors import DescriptionError, Finding, OptionError
+from planner.files import Loc, SourceText, canonical_json, read_as
+from planner.parallel_plan import WorkerType
+from planner.readers.worker_table import read_workers
+
+ROLES = {"both": 0, "prefill": 1, "decode": 2}
+
+
+def read_problem(instance: ParallelInstance, source: SourceText | None = None) -> ParallelProblem:
+    """Read the files that the instance names and build the arrays. Raises DescriptionError with all problems found."""
+    return _Reading(instance, source).problem()
+
+
+class _Reading:
+    """Builds the arrays and collects findings at the keys that cause them."""
+
+    def __init__(self, instance: ParallelInstance, source: SourceText | None) -> None:
+        self.instance, self.source = instance, source
+        self.base_dir = Path.cwd() if source is None else source.base_dir
+        self.findings: list[Finding] = []
+
+    def problem(self) -> ParallelProblem:
+        instance = self.instance
+        given = instance.cluster
+        cluster = read_as(self.base_dir / given, Cluster) if isinstance(given, str) else given
+        groups = cluster.resolved()
+        names = [group.device.name for group in groups]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            self._find(("cluster",), f"{name} is in two groups of nodes; give one group a kind of node")
+        self._stop_if_wrong()
+        workers, assumptions = self._workers(cluster)
+        device = self._devices(workers, cluster, names)
+        self._stop_if_wrong()
+        if instance.disaggregated != "allow":
+            kept = [
+                index
+                for index, worker in enumerate(workers)
+                if (worker.role == "both") == (instance.disaggregated == "never")
+            ]
+            workers, device = tuple(workers[index] for index in kept), [device[index] for index in kept]
+        usable, dropped = self._limits(workers)
+        target = instance.workload.rate_per_s
+        goal: Goal = instance.objective or ("throughput" if target is None else "gpus")
+        gpus = np.array([worker.num_gpus for worker in workers], dtype=np.int64)
+        return ParallelProblem(
+            name=instance.name,
+            sha256=self._sha256(cluster),
+            workers=workers,
+            usable=usable,
+            role=np.array([ROLES[worker.role] for worker in workers], dtype=np.int64),
+            rate=np.array([worker.requests_per_s for worker in workers], dtype=np.float64),
+            gpus=gpus,
+            device=np.array(device, dtype=np.int64),
+            price=gpus * self._prices(workers),
+            device_names=tuple(names),
+            nodes=np.array([group.count for group in groups], dtype=np.int64),
+            node_gpus=np.array([group.gpus_per_node for group in groups], dtype=np.int64),
+            goal=goal,
+            target_per_s=target if goal != "throughput" else None,
+            input_tokens=instance.workload.input_tokens,
+            output_tokens=instance.workload.output_tokens,
+            ttft_s=instance.slo.ttft_s,
+            tpot_s=instance.slo.tpot_s,
+            max_workers=instance.max_workers,
+            dropped=dropped,
+            assumptions=(*assumptions, *cluster.notes()),
+            source="given" if instance.candidates is not None else "predicted",
+        )
+
+    def _workers(self, cluster: Cluster) -> tuple[tuple[WorkerType, ...], tuple[str, ...]]:
+        if self.instance.candidates is not None:
+            return read_workers(self.base_dir / self.instance.candidates), ("workers as given in the table",)
+        try:
+            return predicted_workers(self.instance, cluster, self.base_dir)
+        except OptionError as error:
+            self._find(("model",), str(error))
+            self._stop_if_wrong()
+            raise
+
+    def _devices(self, workers: tuple[WorkerType, ...], cluster: Cluster, names: list[str]) -> list[int]:
+        """Which group of nodes each worker belongs to; names are read as the catalogue reads them."""
+        found: dict[str, int] = {}
+        for name in dict.fromkeys(worker.device for worker in workers):
+            try:
+                known = cluster.device(name).name
+            except (OptionError, DescriptionError) as error:
+                self._find(("candidates",), f"device {name!r}: {error}")
+                continue
+            if known not in names:
+                self._find(("candidates",), f"device {name!r} is not in the cluster, which has {', '.join(names)}")
+            else:
+                found[name] = names.index(known)
+        return [found.get(worker.device, 0) for worker in workers]
+
+    def _prices(self, workers: tuple[WorkerType, ...]) -> FloatArray:
+        prices = self.instance.prices_usd_per_gpu_hour
+        unpriced = sorted({worker.device for worker in workers} - set(prices))
+        if self.instance.objective == "cost" and unpriced:
+            self._find(("prices_usd_per_gpu_hour",), f"there is no price of {', '.join(unpriced)}")
+            self._stop_if_wrong()
+        return np.array([prices.get(worker.device, 0.0) for worker in workers], dtype=np.float64)
+
+    def _limits(
+        self, workers: tuple[WorkerType, ...]
+    ) -> tuple[np.ndarray[tuple[int], np.dtype[np.bool_]], tuple[str, ...]]:
+        """Workers that keep the SLO, and how many do not and why."""
+        slo, why = self.instance.slo, Counter[str]()
+        # Given tables are taken at their word; predictions are off by some percent.
+        margin = 1.0 + (0.0 if self.instance.candidates is not None else self.instance.margin)
+        usable = np.zeros(len(workers), dtype=np.bool_)
+        for index, worker in enumerate(workers):
+            late = worker.role != "decode" and slo.ttft_s is not None and (worker.ttft_s or 0.0) * margin > slo.ttft_s
+            slow = worker.role != "prefill" and slo.tpot_s is not None and (worker.tpot_s or 0.0) * margin > slo.tpot_s
+            usable[index] = not late and not slow
+            why["ttft_s"] += late
+            why["tpot_s"] += slow
+        limits = {"ttft_s": slo.ttft_s, "tpot_s": slo.tpot_s}
+        dropped = tuple(
+            f"{count} of {len(workers)} workers miss {name} {limits[name]:g}" for name, count in why.items() if count
+        )
+        return usable, dropped
+
+    def _sha256(self, cluster: Cluster) -> str:
+        said = self.instance.model_dump(mode="json", exclude_defaults=True)
+        said["cluster"] = cluster.model_dump(mode="json", exclude_defaults=True)
+        digest = hashlib.sha256(canonical_json(said).encode())
+        for name in (self.instance.candidates, self.instance.model):
+            if name is not None and name.endswith((".csv", ".json")):
+                digest.update((self.base_dir / name).read_bytes())
+        return digest.hexdigest()
+
+    def _find(self, loc: Loc, message: str) -> None:
+        if self.source is None:
+            self.findings.append(Finding("instance", f"{'.'.join(map(str, loc))}: {message}"))
+        else:
+            self.findings.append(self.source.finding(loc, message))
+
+    def _stop_if_wrong(self) -> None:
+        if self.findings:
+            raise DescriptionError(self.findings)

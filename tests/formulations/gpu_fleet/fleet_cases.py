@@ -1,0 +1,208 @@
+"""Small fleets, in few words, and an oracle that tries every count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import Any
+
+import numpy as np
+from scipy.optimize import linprog
+
+from formulations.base import solve
+from formulations.gpu_fleet.formulation import GPU_FLEET
+from formulations.gpu_fleet.problem import FleetProblem
+from formulations.gpu_fleet.reading import read_problem
+from formulations.outcome import Outcome, SolveOptions
+from planner.descriptions.fleet import FleetInstance
+from planner.fleet_plan import FleetPlan
+
+#: Requests of the one size that most cases have.
+SIZE = {"input_tokens": 100, "output_tokens": 50}
+
+
+def offers(**found: float | Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Offers by name: a price, or a price and more."""
+    rows = []
+    for name, given in found.items():
+        said = dict(given) if isinstance(given, Mapping) else {"price": given}
+        rows.append({"name": name, "device": "l4", "price_usd_per_hour": said.pop("price"), **said})
+    return rows
+
+
+def demand(rate: float | list[float], model: str = "m", **size: int) -> dict[str, Any]:
+    """Requests of one size, at a rate or at one for each hour."""
+    key = "hourly" if isinstance(rate, list) else "rate_per_s"
+    return {"model": model, **SIZE, **size, key: rate}
+
+
+def profile(offer: str, rate: float, model: str = "m", gpus: int | None = None, **size: int) -> dict[str, Any]:
+    """Throughput of one size."""
+    return {"offer": offer, "model": model, **SIZE, **size, "max_rate_per_s": rate, "gpus": gpus}
+
+
+def fleet(
+    found: list[dict[str, Any]],
+    asked: float | list[float] | list[dict[str, Any]],
+    served: Mapping[str, float] | list[dict[str, Any]],
+    **limits: Any,
+) -> FleetInstance:
+    """An instance. A rate (or one for each hour) is that of model m; `served` by offer is what it serves of it."""
+    single = not isinstance(asked, list) or not isinstance(asked[0], dict)
+    rows = [demand(asked)] if single else asked  # type: ignore[arg-type]
+    profiles = [profile(*one) for one in served.items()] if isinstance(served, Mapping) else served
+    models = limits.pop("models", [{"name": name} for name in dict.fromkeys(row["model"] for row in rows)])
+    return FleetInstance(
+        **{"name": "case", "offers": found, "models": models, "demand": rows, "profiles": profiles, **limits}
+    )
+
+
+def problem(*arguments: Any, **limits: Any) -> FleetProblem:
+    """The arrays of `fleet(...)`."""
+    return read_problem(fleet(*arguments, **limits))
+
+
+def run(instance: FleetProblem, method: str = "highs", **options: Any) -> Outcome[FleetPlan]:
+    """Solve to the end."""
+    return solve(GPU_FLEET, instance, SolveOptions(**{"method": method, "time_limit_s": 60.0, **options}))
+
+
+def best(instance: FleetProblem, method: str = "highs") -> float:
+    """The proven optimum, USD/hour."""
+    outcome = run(instance, method)
+    assert outcome.status == "optimal", (outcome.status, outcome.reasons)
+    assert outcome.objective is not None
+    return outcome.objective.total
+
+
+def cost(*arguments: Any, **limits: Any) -> float:
+    """The optimum of `fleet(...)`."""
+    return best(problem(*arguments, **limits))
+
+
+def counts(plan: FleetPlan, period: int = 0) -> dict[str, int]:
+    """Instances by offer."""
+    found: dict[str, int] = {}
+    for row in plan.periods[period].allocation:
+        found[row.offer] = found.get(row.offer, 0) + row.count
+    return found
+
+
+def packs(bins: list[int], items: list[int]) -> bool:
+    """Whether items fit into bins, by trying all ways."""
+    if not items:
+        return True
+    first, rest = items[0], items[1:]
+    tried = set()
+    for index, room in enumerate(bins):
+        if room >= first and room not in tried:
+            tried.add(room)
+            if packs(sorted([*bins[:index], room - first, *bins[index + 1 :]], reverse=True), rest):
+                return True
+    return False
+
+
+def brute_force(instance: FleetProblem) -> float:
+    """The cheapest cost over all counts, or inf; periods that no reservation ties, or a single one."""
+    assert not instance.reserved.any() or instance.num_periods == 1
+    return sum(float(share) * _period_cost(instance, period) for period, share in enumerate(instance.share))
+
+
+def _period_cost(instance: FleetProblem, period: int) -> float:
+    load = instance.load(period)
+    need = np.where(np.isfinite(load), load, 0.0).sum(axis=0) / instance.availability[instance.config_pool]
+    most = int(np.ceil(need).sum() + instance.min_replicas.sum() + instance.spare_instances + instance.least.max())
+    if instance.current is not None:
+        most = max(most, int(instance.current.max()))
+    upper = np.minimum(instance.most, most).astype(int)
+    fleets = np.array(
+        list(product(*(range(int(low), top + 1) for low, top in zip(instance.least, upper, strict=True))))
+    )
+    if not len(fleets):
+        return np.inf
+    price = fleets @ instance.price
+    if instance.current is not None:
+        price = price + instance.change_cost * np.abs(fleets - instance.current).sum(axis=1)
+    for index in np.argsort(price, kind="stable"):
+        if _keeps_limits(instance, fleets[index]) and _serves(instance, period, fleets[index]):
+            return float(price[index])
+    return np.inf
+
+
+def _keeps_limits(instance: FleetProblem, fleet: np.ndarray) -> bool:
+    if fleet @ instance.price > instance.budget_usd_per_hour + 1e-9:
+        return False
+    if np.isfinite(instance.max_watts) and fleet @ instance.watts > instance.max_watts + 1e-9:
+        return False
+    if instance.max_changes is not None and np.abs(fleet - instance.current).sum() > instance.max_changes:
+        return False
+    gpus = instance.quota_offers @ (fleet * instance.gpus)
+    return bool((gpus <= instance.quota_gpus + 1e-9).all())
+
+
+def _serves(instance: FleetProblem, period: int, fleet: np.ndarray) -> bool:
+    """Whether some replicas on the fleet serve everything, and after any one loss some of them still do."""
+    for replicas in _replicas(instance, fleet, np.full(instance.num_configs, 10**6)):
+        enough = all(
+            replicas[instance.config_model == model].sum() >= least for model, least in enumerate(instance.min_replicas)
+        )
+        if not enough or not _routes(instance, period, replicas, limited=True):
+            continue
+        losses = np.flatnonzero(fleet) if instance.spare_instances else []
+        if all(
+            any(
+                _routes(instance, period, kept)
+                for kept in _replicas(instance, fleet - np.eye(len(fleet), dtype=int)[k], replicas)
+            )
+            for k in losses
+        ):
+            return True
+    return False
+
+
+def _replicas(instance: FleetProblem, fleet: np.ndarray, most: np.ndarray) -> Iterator[np.ndarray]:
+    """Every replica count that fits on the fleet."""
+    room = [
+        min(
+            int(most[c]),
+            int(
+                (fleet * (instance.gpus // instance.config_gpus[c]))[
+                    instance.pool_of_offer == instance.config_pool[c]
+                ].sum()
+            ),
+        )
+        for c in range(instance.num_configs)
+    ]
+    for chosen in product(*(range(top, -1, -1) for top in room)):
+        replicas = np.array(chosen, dtype=int)
+        fits = True
+        for pool in range(len(instance.availability)):
+            inside = np.flatnonzero(instance.pool_of_offer == pool)
+            bins = [int(instance.gpus[k]) for k in inside for _ in range(int(fleet[k]))]
+            own = instance.config_pool == pool
+            items = np.repeat(instance.config_gpus[own], replicas[own]).tolist()
+            fits = fits and sum(items) <= sum(bins) and packs(sorted(bins, reverse=True), sorted(items, reverse=True))
+        if fits:
+            yield replicas
+
+
+def _routes(instance: FleetProblem, period: int, replicas: np.ndarray, limited: bool = False) -> bool:
+    """Whether shares exist: a linear program."""
+    load = instance.load(period)
+    rate = instance.rate[period]
+    pairs = [(d, c) for d in np.flatnonzero(rate > 0) for c in range(instance.num_configs) if np.isfinite(load[d, c])]
+    asked = np.flatnonzero(rate > 0)
+    equal = np.array([[float(d == b) for d, _ in pairs] for b in asked])
+    if not (equal.sum(axis=1) > 0).all() if len(pairs) else len(asked):
+        return False
+    rows = [[load[d, c] * (c == config) for d, c in pairs] for config in range(instance.num_configs)]
+    limits = (instance.availability[instance.config_pool] * replicas).tolist()
+    if limited and instance.max_spot_share < 1:
+        for model in range(len(instance.model_names)):
+            own = instance.bucket_model == model
+            rows.append([rate[d] * own[d] * instance.spot[instance.config_pool[c]] for d, c in pairs])
+            limits.append(instance.max_spot_share * rate[own].sum())
+    if not len(asked):
+        return True
+    found = linprog(np.zeros(len(pairs)), A_ub=rows, b_ub=limits, A_eq=equal, b_eq=np.ones(len(asked)), bounds=(0, 1))
+    return bool(found.status == 0)
