@@ -1,4 +1,4 @@
-"""Keep the best known plan of every shipped instance: `python -m benchmarks.best_known [--seconds S]`.
+"""Keep the best known plan of every shipped instance: `python -m benchmarks.best_known [--seconds S] [--problem NAME]`.
 
 Writes instances/<problem>/<name>.best.json, a plan document, where a plan is better or a bound higher than what is
 there; the outcome in it says how the plan was found.
@@ -9,23 +9,25 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from formulations import SolveOptions, plan
-from planner import DescriptionError, ExpertsDocument, read_as
+from formulations import SolveOptions, load_problem, plan
+from planner import DescriptionError, read_document
 from planner.errors import OptionError
 from planner.files import to_json, write_text
+from planner.plan import PlanDocument
 
 INSTANCES = Path(__file__).resolve().parents[1] / "instances"
-METHODS = ("local-search", "cp-sat", "milp")
+#: Methods of each problem that find the best plans and bounds.
+METHODS = {"experts": ("local-search", "cp-sat", "milp"), "fleet": ("highs", "scip")}
 
 
-def known(path: Path) -> ExpertsDocument | None:
+def known(path: Path) -> PlanDocument | None:
     try:
-        return read_as(path, ExpertsDocument)
+        return read_document(path)
     except DescriptionError:
         return None
 
 
-def better(fresh: ExpertsDocument, old: ExpertsDocument | None) -> ExpertsDocument | None:
+def better(fresh: PlanDocument, old: PlanDocument | None) -> PlanDocument | None:
     """The document to keep when it differs from `old`: the lower objective, with the higher bound of both."""
     if fresh.outcome.objective is None or fresh.outcome.bound is None:
         return None
@@ -50,10 +52,11 @@ def better(fresh: ExpertsDocument, old: ExpertsDocument | None) -> ExpertsDocume
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.best_known")
     parser.add_argument("--seconds", type=float, default=60.0, help="time limit of each method")
+    parser.add_argument("--problem", choices=METHODS, help="instances of this problem alone")
     options = parser.parse_args()
-    for path in sorted(INSTANCES.glob("*/*.yaml")):
+    for path in sorted(INSTANCES.glob(f"{options.problem or '*'}/*.yaml")):
         target = path.with_suffix(".best.json")
-        for method in METHODS:
+        for method in METHODS[load_problem(path).kind]:
             limits = SolveOptions(time_limit_s=options.seconds, work_limit=5_000_000, method=method)
             if method != "local-search":
                 limits = SolveOptions(time_limit_s=options.seconds, method=method)

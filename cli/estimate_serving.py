@@ -14,7 +14,7 @@ from planner.cost.serving.arrivals import Arrivals, arrivals, evaluate_arrivals
 from planner.cost.serving.coefficients import Coefficients, fitted, key_of
 from planner.cost.serving.economics import economics
 from planner.cost.serving.judge import Load, evaluate_serving
-from planner.cost.serving.memory import DEFAULT_MAX_NUM_BATCHED_TOKENS, DEFAULT_MAX_NUM_SEQS, worker_memory
+from planner.cost.serving.memory import DEFAULT_MAX_NUM_BATCHED_TOKENS, worker_memory
 from planner.cost.serving.notes import widened
 from planner.cost.serving.precision import kv_element_bytes, served
 from planner.cost.serving.predict import ServingModel
@@ -151,7 +151,7 @@ def estimate_serving(flags: ServingFlags) -> Estimate:
     memory = worker_memory(
         worker,
         memory_fraction=flags.memory_fraction,
-        max_num_seqs=flags.max_num_seqs or DEFAULT_MAX_NUM_SEQS,
+        max_num_seqs=flags.max_num_seqs,
         max_num_batched_tokens=batched,
     )
     model = ServingModel([worker], coefficients, memory=[memory], max_num_batched_tokens=batched)

@@ -98,13 +98,13 @@ def _asked(text: str) -> tuple[str, list[float]]:
         raise OptionError(f"--sweep needs a range, as in {what}=1..8 (got {text!r})")
     try:
         units = TIME_UNITS if what in ("ttft", "tpot") else {}
-        sides = [parse_quantity(side, units, f"a value of {what}") for side in (low, high)]
+        first, last = (parse_quantity(side, units, f"a value of {what}") for side in (low, high))
         count = int(num) if num else POINTS
     except ValueError as error:
         raise OptionError(f"--sweep {text}: {error}") from None
     if count > 1_000:
         raise OptionError(f"--sweep takes at most 1000 points, got {count}")
-    return what, grid(*sides, count, geometric=SWEEPS[what][1])
+    return what, grid(first, last, count, SWEEPS[what][1])
 
 
 def _problem_at(source: SourceText, what: str) -> Callable[[float], FleetProblem]:

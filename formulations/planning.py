@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,7 @@ from planner.cost.verdict import Verdict, Violation
 from planner.descriptions.base import Description
 from planner.files import SourceText, read_source
 from planner.plan import BaselineRecord, InstanceReference, OutcomeRecord, PlanDocument
-
-
-def gpuplan_version() -> str:
-    """Version of the installed distribution, or `0+unknown` in a source tree that is not installed."""
-    try:
-        return version("gpuplan")
-    except PackageNotFoundError:
-        return "0+unknown"
+from planner.version import gpuplan_version
 
 
 def load_problem(instance: Description | str | Path, base_dir: Path | None = None) -> Any:

@@ -87,7 +87,8 @@ def chat() -> None:
             "slo: {ttft_s: 5, tpot_s: 0.08, percentile: 90}",
             "headroom: 0.2",
             "offers:",
-            *aws_offers(AWS),
+            # Single H100 are scarce: two can be had.
+            *(line.replace("}", ", max_count: 2}") if "p5.4xlarge" in line else line for line in aws_offers(AWS)),
             "demand:",
             *demand("chat", sizes(400, 180), 40),
         ],

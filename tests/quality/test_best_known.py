@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from formulations import SolveOptions, check_document, load_problem, plan
-from planner import ExpertsDocument, read_as
+from planner import read_document
 
 INSTANCES = Path(__file__).resolve().parents[2] / "instances"
 BEST = sorted(INSTANCES.glob("*/*.best.json"))
@@ -21,7 +21,7 @@ def test_every_instance_has_a_best_known_plan() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", BEST, ids=lambda path: path.name.removesuffix(".best.json"))
 def test_short_search_lies_between_the_best_bound_and_the_baseline(path: Path) -> None:
-    best = read_as(path, ExpertsDocument)
+    best = read_document(path)
     instance = path.with_name(path.name.replace(".best.json", ".yaml"))
     problem = load_problem(instance)
     assert best.instance.sha256 == problem.sha256, "made for another instance: run python -m benchmarks.best_known"
@@ -32,5 +32,7 @@ def test_short_search_lies_between_the_best_bound_and_the_baseline(path: Path) -
     assert best.outcome.bound is not None
     assert short.baseline is not None
     assert best.outcome.bound <= short.outcome.objective * (1 + 1e-9)
-    assert short.outcome.objective <= short.baseline.objective * (1 + 1e-9)
+    if problem.kind == "experts":
+        # The plain rule of a fleet looks at no limit; tests/formulations/gpu_fleet compares where it keeps them.
+        assert short.outcome.objective <= short.baseline.objective * (1 + 1e-9)
     print(f"\n{path.stem}: {short.outcome.objective / best.outcome.objective - 1:.3%} above the best known")

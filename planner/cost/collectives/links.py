@@ -38,6 +38,10 @@ KERNELS = {
 }
 #: log2 of the message sizes that a link's table holds, 256 B to 1 GiB, as measured.
 BYTES_AXIS = np.arange(8.0, 31.0)
+#: A device of an architecture that was never timed takes the fit of the links nearest to this, whatever its own: one
+#: fit for all of them, so that a faster link is never slower for being like another device. Source: NVLink 4 of H100
+#: and H200; modelled.
+STANDARD_BANDWIDTH = 450e9
 #: GPUs of one host that PCIe joins at most; measured up to 8.
 HOST_GPUS = 8
 #: Growth of alpha a doubling beyond the measured groups lies in this range, whatever the last two groups show.
@@ -93,7 +97,7 @@ def link_for(device: DeviceKind, library: str = "nccl", *, graph: bool = True) -
     library : nccl, trtllm, vllm or sglang; the latter three bring an all-reduce of their own, whose table holds their
     own switch to NCCL for large messages; NCCL does the rest, and everything where theirs was not timed.
     Source of an operation: measured, on this device; calibrated, by a related kernel or by link bandwidth from another
-    device of its architecture; datasheet, by bandwidth from the device that is nearest in it.
+    device of its architecture; datasheet, by bandwidth from H100's links, or the nearest to them.
     Beyond the largest group timed (8, or 4 in NVL72) alpha grows as before and transfers with (n-1)/n: modelled.
     Raises OptionError for an unknown library.
     """
@@ -123,7 +127,7 @@ def _link(
             ("datasheet", fits),
         )
         for source, kind in kinds:
-            chosen = _nearest(kind, kernels, bandwidth)
+            chosen = _nearest(kind, kernels, STANDARD_BANDWIDTH if source == "datasheet" else bandwidth)
             if chosen:
                 timed = chosen[0].bandwidth_bytes_per_s == bandwidth and chosen[0].kernel in (kernels[0], "nccl")
                 tables[op] = _table(chosen, bandwidth, domain)

@@ -96,7 +96,7 @@ ADJUSTMENTS: Mapping[str, float] = {
     "overhead": 0.25,
     "prefill": 0.25,
     "prompt": 0.4,
-    "wait_steps": 1.0,
+    "wait_steps": 0.5,
 }
 _OVERHEADS = frozenset({"kernel_overhead", "moe_overhead", "step_overhead", "sequence_overhead"})
 

@@ -87,7 +87,8 @@ def evaluate_serving(model: ServingModel, index: int, load: Load, slo: Slo | Non
         bottleneck=f"{BOTTLENECKS[worst]}: {parts[worst] / sum(parts.values()):.0%} of a token's time",
         assumptions=(
             "closed loop: every sequence that ends is replaced at once",
-            f"cache elements of {worker.kv_element_bytes:g} bytes; experts drawn as by a power law of 1.01",
+            f"cache elements of {8 * worker.kv_element_bytes:g} bits",
+            *(("experts drawn as by a power law of 1.01",) if worker.model.num_moe_layers else ()),
             *worker.model.assumptions,
         ),
     )

@@ -33,8 +33,9 @@ SAMPLER_BYTES_PER_LOGIT: dict[Backend, float] = {"vllm": 38.6, "sglang": 8.0, "t
 #: Bytes of a hidden vector's copies that a layer keeps for each token of a step: input, residual, norm, and twice the
 #: widest of the projections in 16 bits. Source: torch memory of one decoder layer; modelled.
 HIDDEN_COPIES = 6.0
-#: Sequences that vLLM's sampler is profiled with on GPUs of 70 GiB and more. Source: vLLM 0.10+ defaults; documented.
-DEFAULT_MAX_NUM_SEQS = 1024
+#: Sequences that vLLM's sampler is profiled with on GPUs of 70 GiB and more, and on smaller ones. Source: vLLM 0.10+
+#: defaults; documented.
+DEFAULT_MAX_NUM_SEQS, SMALL_MAX_NUM_SEQS, SMALL_GPU_BYTES = 1024, 256, 70 * GIB
 #: Tokens of a step. Source: default of all three engines on these GPUs; documented.
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 8192
 #: CUDA context, NCCL buffers and workspaces: with one GPU, and what a group adds. Source: memory_measured.csv
@@ -76,13 +77,15 @@ def worker_memory(
     worker: ServingWorker,
     *,
     memory_fraction: float | None = None,
-    max_num_seqs: int = DEFAULT_MAX_NUM_SEQS,
+    max_num_seqs: int | None = None,
     max_num_batched_tokens: int = DEFAULT_MAX_NUM_BATCHED_TOKENS,
 ) -> WorkerMemory:
-    """Memory of one GPU of a worker by its engine's own rule."""
+    """Memory of one GPU of a worker by its engine's own rule; `max_num_seqs` None is the engine's default."""
     device, backend = worker.device, worker.backend
     # Cards report 0.99 to 1.07 of the decimal gigabytes that they are sold by.
     usable = device.usable_memory_bytes or device.memory_bytes
+    if max_num_seqs is None:
+        max_num_seqs = DEFAULT_MAX_NUM_SEQS if usable >= SMALL_GPU_BYTES else SMALL_MAX_NUM_SEQS
     weights = weight_bytes(worker)
     activations = activation_bytes(worker, max_num_seqs, max_num_batched_tokens)
     group = worker.num_gpus > 1

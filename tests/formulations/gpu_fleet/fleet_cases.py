@@ -206,3 +206,55 @@ def _routes(instance: FleetProblem, period: int, replicas: np.ndarray, limited: 
         return True
     found = linprog(np.zeros(len(pairs)), A_ub=rows, b_ub=limits, A_eq=equal, b_eq=np.ones(len(asked)), bounds=(0, 1))
     return bool(found.status == 0)
+
+
+def random_problem(seed: int, **more: Any) -> FleetProblem:
+    """At most 3 offers, 2 models, 3 sizes and 2 periods, with a few of all the limits; a third of them infeasible."""
+    rng = np.random.default_rng(seed)
+    num_offers, num_models = int(rng.integers(1, 4)), int(rng.integers(1, 3))
+    shapes = rng.choice([1, 1, 2, 4], num_offers)
+    rows = []
+    for k, gpus in enumerate(shapes.tolist()):
+        row: dict[str, Any] = {"name": f"o{k}", "device": "l4", "gpus": gpus, "watts": int(rng.integers(1, 5)) * 100}
+        row["price_usd_per_hour"] = round(float(gpus * rng.uniform(0.5, 2.0)), 2)
+        if rng.random() < 0.3:
+            row["max_count"] = int(rng.integers(0, 4))
+        if rng.random() < 0.1:
+            row["min_count"] = min(1, row.get("max_count", 1))
+        if rng.random() < 0.3:
+            row |= {"market": "spot", "availability": float(rng.choice([0.5, 0.8, 1.0]))}
+        rows.append(row)
+    models = [{"name": f"m{m}", "min_replicas": int(rng.random() < 0.2)} for m in range(num_models)]
+    sizes = [(m, 100 * (s + 1)) for m in range(num_models) for s in range(2 - m * int(rng.random() < 0.5))]
+    periods = int(rng.integers(1, 3)) if rng.random() < 0.4 else 1
+    asked, served = [], []
+    for m, tokens in sizes:
+        rates = np.round(rng.uniform(0.0, 1.2, periods), 2) + 0.05
+        size = {"input_tokens": tokens, "output_tokens": 10}
+        asked.append({**demand(rates.tolist() if periods > 1 else float(rates[0]), f"m{m}"), **size})
+        for k, gpus in enumerate(shapes.tolist()):
+            for used in sorted({1, gpus}):
+                if rng.random() < 0.75:
+                    rate = round(float(used ** rng.uniform(0.8, 1.2) * rng.uniform(0.3, 1.5)), 2)
+                    served.append({**profile(f"o{k}", rate * (rng.random() < 0.9), f"m{m}", used), **size})
+    for size, row in zip(sizes, asked, strict=True):
+        if not any(one["model"] == row["model"] and one["input_tokens"] == size[1] for one in served):
+            served.append({**profile("o0", 1.0, row["model"], 1), "input_tokens": size[1], "output_tokens": 10})
+    limits: dict[str, Any] = {}
+    if rng.random() < 0.3:
+        limits["headroom"] = 0.2
+    if rng.random() < 0.3:
+        limits["spare_instances"] = 1
+    if rng.random() < 0.2:
+        limits["budget_usd_per_hour"] = round(float(rng.uniform(2, 8)), 1)
+    if rng.random() < 0.2:
+        limits["max_watts"] = int(rng.integers(3, 12)) * 100
+    if rng.random() < 0.3:
+        limits["max_spot_share"] = float(rng.choice([0.0, 0.5]))
+    if rng.random() < 0.2:
+        limits["quotas"] = [{"name": "q", "offers": ["o0"], "max_gpus": int(rng.integers(0, 6))}]
+    if periods == 1 and rng.random() < 0.3:
+        limits["current"] = {"o0": int(rng.integers(0, 3))}
+        limits |= {"max_changes": int(rng.integers(1, 5))} if rng.random() < 0.5 else {"change_cost_usd_per_hour": 0.4}
+    given = {"name": "random", "offers": rows, "models": models, "demand": asked, "profiles": served}
+    return read_problem(FleetInstance(**{**given, **limits, **more}))
