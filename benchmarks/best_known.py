@@ -17,7 +17,7 @@ from planner.plan import PlanDocument
 
 INSTANCES = Path(__file__).resolve().parents[1] / "instances"
 #: Methods of each problem that find the best plans and bounds.
-METHODS = {"experts": ("local-search", "cp-sat", "milp"), "fleet": ("highs", "scip")}
+METHODS = {"experts": ("local-search", "cp-sat", "milp"), "fleet": ("highs", "scip"), "parallel": ("highs", "scip")}
 
 
 def known(path: Path) -> PlanDocument | None:
@@ -35,14 +35,16 @@ def better(fresh: PlanDocument, old: PlanDocument | None) -> PlanDocument | None
         return fresh
     assert old.outcome.objective is not None
     assert old.outcome.bound is not None
-    best = fresh if fresh.outcome.objective < old.outcome.objective * (1 - 1e-9) else old
+    # Objectives and bounds may be negative: throughput is.
+    slack = 1e-9 * abs(old.outcome.objective)
+    best = fresh if fresh.outcome.objective < old.outcome.objective - slack else old
     other = old if best is fresh else fresh
     assert best.outcome.bound is not None
     assert other.outcome.bound is not None
-    if other.outcome.bound <= best.outcome.bound * (1 + 1e-9):
+    if other.outcome.bound <= best.outcome.bound + slack:
         return best if best is fresh else None
     assert best.outcome.objective is not None
-    gap = max(0.0, (best.outcome.objective - other.outcome.bound) / best.outcome.objective)
+    gap = max(0.0, (best.outcome.objective - other.outcome.bound) / abs(best.outcome.objective))
     # The plan stands on the other run's bound; `optimal` only when they meet.
     status = "optimal" if gap <= 1e-6 else best.outcome.status
     changes = {"bound": other.outcome.bound, "bound_name": other.outcome.bound_name, "gap": gap, "status": status}

@@ -44,6 +44,11 @@ SIX_MODELS = (
     ("meta-llama/Llama-3.3-70B-Instruct", 0.5, "sharegpt_8k"),
     ("mistralai/Mixtral-8x7B-Instruct-v0.1", 0.5, "mixed_80sharegpt_20arxiv"),
 )
+#: Single GPUs of one GCP region, by instance type.
+GCP_GPUS = {
+    "g2-standard-4": "l4", "g4-standard-48": "rtx_pro_6000_server", "a2-highgpu-1g": "a100_40gb",
+    "a2-ultragpu-1g": "a100", "a3-highgpu-1g": "h100",
+}  # fmt: skip
 SLO = {"ttft_s": 5.0, "tpot_s": 0.1}
 
 
@@ -67,10 +72,20 @@ def gpu_prices() -> dict[str, float]:
 @cache
 def aws_prices() -> dict[str, float]:
     """On-demand USD/hour of instances in us-east-1."""
+    return _instances("aws", "us-east-1")
+
+
+@cache
+def gcp_prices() -> dict[str, float]:
+    """On-demand USD/hour of instances in us-central1."""
+    return _instances("gcp", "us-central1")
+
+
+def _instances(provider: str, region: str) -> dict[str, float]:
     return {
         row["instance_type"]: float(row["usd_per_hour"])
         for row in _rows("gpu_prices.csv")
-        if (row["provider"], row["region"], row["market"]) == ("aws", "us-east-1", "on_demand")
+        if (row["provider"], row["region"], row["market"]) == (provider, region, "on_demand")
     }
 
 
@@ -199,9 +214,9 @@ def weekly(service: str, scale: float, markets: Sequence[tuple[str, float]] = ()
     dataset = "azure2023_code" if service == "coding" else "azure2023_conv"
     offers = []
     for place, (market, factor) in enumerate([("on_demand", 1.0), *markets]):
-        for name in ("l4", "a10g", "l40s", "rtxpro6000", "a100", "a100-80gb", "h100", "h200"):
-            offer = {"name": f"{name} {market} {place}", "device": GPUS[name], "market": market,
-                     "price_usd_per_hour": round(factor * gpu_prices()[name], 4)}  # fmt: skip
+        for name, device in GCP_GPUS.items():
+            offer = {"name": f"{name} {market} {place}", "device": device, "market": market,
+                     "price_usd_per_hour": round(factor * gcp_prices()[name], 4)}  # fmt: skip
             offers.append(offer | ({"availability": 0.85} if market == "spot" else {}))
     asked = [
         {"model": "8b", "input_tokens": prompt, "output_tokens": output, "hourly": (shape * share).tolist()}

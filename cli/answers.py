@@ -8,9 +8,10 @@ from typing import Any
 from rich.table import Table
 
 from cli.fleet_render import fleet_answer
-from cli.render import number, percent, printable, ratio, table
+from cli.parallel_render import parallel_answer
+from cli.render import number, percent, ratio
 from planner.plan import PlanDocument
-from planner.units import format_bytes, format_seconds
+from planner.units import format_bytes
 
 
 def experts(document: PlanDocument, problem: Any) -> Iterable[tuple[str, str]]:
@@ -42,38 +43,10 @@ def experts(document: PlanDocument, problem: Any) -> Iterable[tuple[str, str]]:
         yield "moves", f"{len(plan.moves)} replicas{size}, in {steps} steps" if plan.moves else "none"
 
 
-def parallel(document: PlanDocument, problem: Any) -> Iterable[tuple[str, str] | Table]:
-    """Throughput, latency, the workers and what comes next."""
-    plan: Any = document.plan
-    yield "serves", f"{number(plan.requests_per_s)} requests/s, {number(plan.output_tokens_per_s)} output tokens/s"
-    yield "per GPU", f"{number(plan.output_tokens_per_s_per_gpu)} output tokens/s on {plan.num_gpus} GPUs"
-    for name in ("ttft_s", "tpot_s"):
-        value, limit = getattr(plan, name), getattr(problem, name)
-        if value is not None:
-            told = "" if limit is None else f", limit {format_seconds(limit)}"
-            yield name.removesuffix("_s").upper(), f"{format_seconds(value)}{told}"
-    rows = [
-        (
-            f"{one.count} x {printable(one.name)}",
-            one.role,
-            str(one.num_gpus),
-            number(one.requests_per_s),
-            "-" if one.ttft_s is None else format_seconds(one.ttft_s),
-            "-" if one.tpot_s is None else format_seconds(one.tpot_s),
-        )
-        for one in plan.workers
-    ]
-    yield table(("workers", "role", "GPUs each", "requests/s each", "TTFT", "TPOT"), rows)
-    for other in plan.runners_up:
-        names = ", ".join(f"{one.count} x {one.name}" for one in other.workers)
-        told = f"{number(other.requests_per_s)} requests/s on {other.num_gpus} GPUs: {names}"
-        yield "runner-up", printable(f"{other.why}: {told}")
-
-
 ANSWERS: Mapping[str, Callable[[PlanDocument, Any], Iterable[tuple[str, str] | Table]]] = {
     "experts": experts,
     "fleet": fleet_answer,
-    "parallel": parallel,
+    "parallel": parallel_answer,
 }
 
 

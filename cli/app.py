@@ -14,9 +14,10 @@ from cli.compare import compare
 from cli.estimate import estimate
 from cli.experts import experts
 from cli.export import ExportCommand, export
-from cli.imports import imports
 from cli.fleet import fleet
-from cli.options import ExpertsCommand, FleetCommand, SolveCommand
+from cli.imports import imports
+from cli.options import ExpertsCommand, FleetCommand, ParallelCommand, SolveCommand
+from cli.parallel import parallel
 from cli.plan import plan
 
 # Help is plain text: it starts faster than rich's panels and reads the same in a pipe.
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command(cls=SolveCommand)(plan)
 app.command(cls=ExpertsCommand)(experts)
 app.command(cls=FleetCommand)(fleet)
+app.command(cls=ParallelCommand)(parallel)
 app.command(cls=Command)(check)
 app.command(cls=Command)(compare)
 app.command(cls=Command)(estimate)

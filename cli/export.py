@@ -15,7 +15,10 @@ def formats() -> Mapping[str, str]:
     """Export formats by name."""
     from planner.writers import WRITERS
 
-    return {name: writer.summary for name, writer in WRITERS.items()}
+    return {
+        name: "; ".join(f"{problem}: {writer.summary}" for problem, writer in by_problem.items())
+        for name, by_problem in WRITERS.items()
+    }
 
 
 def _complete_format(incomplete: str) -> list[tuple[str, str]]:

@@ -60,9 +60,7 @@ def fleet(
     ] = None,
     budget: Annotated[str | None, _flag("most USD in any hour", LIMITS, "$/h")] = None,
     max_watts: Annotated[str | None, _flag("most power in any hour, such as 20kW", LIMITS, "W")] = None,
-    spare: Annotated[
-        int | None, _flag("1: survive the loss of any one instance, by re-routing", LIMITS, "0|1")
-    ] = None,
+    spare: Annotated[int | None, _flag("1: survive the loss of any one instance, by re-routing", LIMITS, "0|1")] = None,
     max_spot_share: Annotated[
         float | None, _flag("most of each model's requests on spot, such as 0.5", LIMITS, "X")
     ] = None,
@@ -70,11 +68,15 @@ def fleet(
         str | None, _flag("fleet in force: a plan document, or a file of `offer: count`", CHANGE, "PLAN.json")
     ] = None,
     max_changes: Annotated[int | None, _flag("most instances added or dropped", CHANGE, "N")] = None,
-    change_cost: Annotated[
-        float | None, _flag("price of one instance added or dropped, USD/hour", CHANGE, "$")
-    ] = None,
+    change_cost: Annotated[float | None, _flag("price of one instance added or dropped, USD/hour", CHANGE, "$")] = None,
     explain: Annotated[
-        bool, _flag("also: what one unit more of each limit saves, and the plan without its main offer", STUDIES)
+        bool,
+        _flag(
+            "also: what one unit more of each limit saves, and the plan without its main offer",
+            STUDIES,
+            None,
+            "--explain",
+        ),
     ] = False,
     sweep: Annotated[
         str | None,

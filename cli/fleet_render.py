@@ -154,9 +154,7 @@ def _market(problem: FleetProblem, offer: int) -> str:
 
 def _ranges(hours: Sequence[int], most: int = 4) -> str:
     """[0, 1, 2, 7] -> '0-2, 7'; the first few ranges."""
-    runs = [
-        [hour for _, hour in group] for _, group in groupby(enumerate(hours), lambda pair: pair[1] - pair[0])
-    ]
+    runs = [[hour for _, hour in group] for _, group in groupby(enumerate(hours), lambda pair: pair[1] - pair[0])]
     texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
     return ", ".join(texts[:most]) + (", ..." if len(texts) > most else "")
 

@@ -115,6 +115,10 @@ def _problem_at(source: SourceText, what: str) -> Callable[[float], FleetProblem
         return lambda value: _problem(source, ("headroom",), value)
     if isinstance(source.value, dict) and source.value.get("profiles"):
         raise OptionError(f"{what} cannot be swept: the profiles give the throughput at one limit")
+    models = source.value.get("models") if isinstance(source.value, dict) else None
+    own = [str(one.get("name")) for one in models or () if isinstance(one, dict) and one.get("slo")]
+    if own:
+        raise OptionError(f"{what} cannot be swept: {', '.join(own)} has limits of its own in the instance")
     return lambda value: _problem(source, ("slo", f"{what}_s"), value)
 
 
@@ -161,9 +165,8 @@ def _curve(first: str, points: Sequence[Point], heights: Sequence[float | None],
     for point, height in zip(points, heights, strict=True):
         mix = ", ".join(f"{count} x {printable(name)}" for name, count in point.instances.items())
         bar = "" if height is None else "█" * max(1, round(BAR * height / top))
-        tokens = number(point.usd_per_million_output_tokens)
-        rows.append((number(point.value), number(point.usd_per_hour), tokens, percent(None if point.gap is None else round(point.gap, 9)), bar,
-                     mix or point.status))  # fmt: skip
+        cost, tokens = number(point.usd_per_hour), number(point.usd_per_million_output_tokens)
+        rows.append((number(point.value), cost, tokens, percent(point.gap), bar, mix or point.status))
     shown = table((first, "USD/hour", "USD/M tokens", "gap", f"{label} (longest: {number(top)})", "instances"), rows)
     for column in shown.columns[-2:]:
         column.justify = "left"

@@ -47,6 +47,12 @@ class FleetCommand(Command):
     listing = ("Methods", lambda: _kind("fleet").formulation.methods)
 
 
+class ParallelCommand(Command):
+    """A command that searches serving workers."""
+
+    listing = ("Methods", lambda: _kind("parallel").formulation.methods)
+
+
 def _kind(name: str) -> Kind[Any, Any, Any]:
     from formulations.kinds import kind
 

@@ -58,8 +58,8 @@ def number(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """0.0123 -> '1.23%'."""
-    return "-" if value is None else f"{100 * value:.3g}%"
+    """0.0123 -> '1.23%'; what is left of a subtraction, below 1e-12, is 0."""
+    return "-" if value is None else f"{100 * round(value, 12):.3g}%"
 
 
 def quantity(name: str, value: float, unit: str = "") -> str:

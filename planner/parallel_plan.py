@@ -57,8 +57,25 @@ class ParetoWorkers(Description):
     tpot_s: FiniteFloat | None
 
 
-class ParallelPlan(Description):
-    """The workers, and what they do together: the worst TTFT and TPOT among those that are used."""
+class Served(Description):
+    """What the workers run, for launch commands: None where the instance does not say.
+
+    model, precision : as in the instance; quantization : the format that the checkpoint's weights have to be converted
+    to, None where they are served as stored; kv_cache_dtype : fp8, or None for the engine's own choice.
+    """
+
+    model: str | None = None
+    precision: str | None = None
+    quantization: str | None = None
+    kv_cache_dtype: Literal["fp8"] | None = None
+    backend: Literal["vllm", "sglang", "trtllm"] | None = None
+
+
+class ParallelPlan(Served):
+    """The workers, and what they do together: the worst TTFT and TPOT among those that are used.
+
+    input_tokens, output_tokens : of a request; gpus_per_node : by device.
+    """
 
     workers: tuple[Workers, ...]
     num_gpus: PositiveInt
@@ -67,5 +84,8 @@ class ParallelPlan(Description):
     tpot_s: FiniteFloat | None
     output_tokens_per_s: FiniteFloat
     output_tokens_per_s_per_gpu: FiniteFloat
+    input_tokens: PositiveInt | None = None
+    output_tokens: PositiveInt | None = None
+    gpus_per_node: dict[str, PositiveInt] = Field(default_factory=dict)
     pareto: tuple[ParetoWorkers, ...] = ()
     runners_up: tuple[Alternative, ...] = ()

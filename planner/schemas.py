@@ -11,9 +11,10 @@ from planner.cluster import Cluster
 from planner.descriptions.efficiency import Efficiency
 from planner.descriptions.experts import ExpertsInstance
 from planner.descriptions.fleet import FleetInstance
+from planner.descriptions.parallel import ParallelInstance
 from planner.errors import OptionError
 from planner.hardware import DeviceKind, Link
-from planner.plan import ExpertsDocument, FleetDocument
+from planner.plan import ExpertsDocument, FleetDocument, ParallelDocument
 
 #: Models by file kind.
 KINDS: Mapping[str, type[BaseModel]] = {
@@ -21,6 +22,8 @@ KINDS: Mapping[str, type[BaseModel]] = {
     "plan": ExpertsDocument,
     "fleet": FleetInstance,
     "fleet-plan": FleetDocument,
+    "parallel": ParallelInstance,
+    "parallel-plan": ParallelDocument,
     "cluster": Cluster,
     "device": DeviceKind,
     "link": Link,

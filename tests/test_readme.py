@@ -26,6 +26,17 @@ def folder(tmp_path: Path) -> Path:
         "Qwen/Qwen3-32B,h100_sxm,vllm,2,1024,512,64,400,28\n"
         "Qwen/Qwen3-32B,h100_sxm,vllm,4,1024,512,16,150,13\n"
     )
+    (tmp_path / "FLEET.yaml").write_text(
+        "problem: fleet\nname: readme\nmodels: [{name: m}]\n"
+        "offers:\n  - {name: a, device: l4, price_usd_per_hour: 1, max_count: 3}\n"
+        "  - {name: b, device: h100_sxm, price_usd_per_hour: 4}\n"
+        "demand: [{model: m, input_tokens: 100, output_tokens: 100, rate_per_s: 10}]\n"
+        "profiles:\n  - {offer: a, model: m, input_tokens: 100, output_tokens: 100, max_rate_per_s: 2}\n"
+        "  - {offer: b, model: m, input_tokens: 100, output_tokens: 100, max_rate_per_s: 6}\n"
+    )
+    (tmp_path / "requests.csv").write_text(
+        "t_s,input_tokens,output_tokens\n" + "".join(f"{i * 0.5},{100 + i},{50 + i}\n" for i in range(200))
+    )
     np.save(tmp_path / "trace.npy", rng.integers(0, 64, (200, 2, 1)))
     (tmp_path / "INSTANCE.yaml").write_text(
         "problem: experts\nname: readme\nnum_gpus: 4\nnum_slots: 72\nloads: [{file: a.json}, {file: b.json}]\n"

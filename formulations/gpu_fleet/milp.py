@@ -37,7 +37,7 @@ import numpy.typing as npt
 
 from formulations.backends.linear import IntArray as Columns
 from formulations.backends.linear import LinearBuilder, LinearModel
-from formulations.gpu_fleet.problem import FleetProblem, FloatArray
+from formulations.gpu_fleet.problem import BoolArray, FleetProblem, FloatArray
 
 #: Row within a family, column, value.
 Entries = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
@@ -69,6 +69,24 @@ class FleetModel:
     columns: tuple[PeriodColumns, ...]
 
 
+def needless_configs(problem: FleetProblem) -> BoolArray:
+    """Configurations whose every replica is as well replaced by smaller ones on the same GPUs, [C].
+
+    A replica of r x g GPUs is, where r replicas of g GPUs serve at least as much of every bucket. No limit speaks
+    against it: instances stay as they are, replicas only become more.
+    """
+    found = np.zeros(problem.num_configs, dtype=np.bool_)
+    asked = problem.throughput[(problem.rate > 0).any(axis=0)]
+    for config in range(problem.num_configs):
+        same = (problem.config_pool == problem.config_pool[config]) & (
+            problem.config_model == problem.config_model[config]
+        )
+        smaller = np.flatnonzero(same & (problem.config_gpus < problem.config_gpus[config]))
+        times = problem.config_gpus[config] // problem.config_gpus[smaller]
+        found[config] = (asked[:, config, None] <= asked[:, smaller] * times).all(axis=0).any()
+    return found
+
+
 class FleetBuilder:
     """Builds the rows of some periods; `relaxed` names a family whose limits get a priced slack (see `explain`)."""
 
@@ -77,6 +95,7 @@ class FleetBuilder:
         self.builder = LinearBuilder()
         self.slack: Columns = np.zeros(0, dtype=np.int64)
         self.share = problem.share[list(periods)] / problem.share[list(periods)].sum()
+        self.needless = needless_configs(problem)
         self.most = self._most_useful()
 
     def build(self) -> FleetModel:
@@ -120,7 +139,7 @@ class FleetBuilder:
 
     def _period(self, period: int, y: Columns) -> PeriodColumns:
         problem, builder = self.problem, self.builder
-        load = problem.load(period)
+        load = np.where(self.needless, np.inf, problem.load(period))
         z = builder.variables((problem.num_configs,), upper=self._replica_bound(), integer=True)
         bucket, config = np.nonzero(np.isfinite(load) & (problem.rate[period] > 0)[:, None])
         x = builder.variables((bucket.size,))
@@ -137,7 +156,8 @@ class FleetBuilder:
             for offer in np.flatnonzero(self.most > 0).tolist():
                 kept = builder.variables((problem.num_configs,), upper=self._replica_bound(), integer=True)
                 routed = builder.variables((bucket.size,))
-                builder.rows(-np.inf, 0.0, (kept[:, None], 1.0), (z[:, None], -1.0))
+                every = np.arange(kept.size)
+                builder.sparse_rows(np.full(kept.size, -np.inf), 0.0, (every, kept, 1.0), (every, z, -1.0))
                 self._serve(period, bucket, routed)
                 self._capacity(load, bucket, config, routed, kept)
                 self._packing(kept, y, (offer, int(used[offer])))
@@ -169,6 +189,19 @@ class FleetBuilder:
         self.builder.sparse_rows(
             np.full(every.size, -np.inf), 0.0, (config, x, load[bucket, config]), (every, z, -there)
         )
+        import os
+        mode = os.environ.get("LINK", "0")
+        if mode == "full":
+            weak = np.flatnonzero(load[bucket, config] < there[config])
+            builder = self.builder
+            builder.sparse_rows(np.full(weak.size, -np.inf), 0.0, (np.arange(weak.size), x[weak], 1.0), (np.arange(weak.size), z[config[weak]], -1.0))
+        if mode == "agg":
+            small = np.where(np.isfinite(load), load, 0.0).sum(axis=0) 
+            cheapest = np.where(np.isfinite(load), load * (self.problem.config_gpus*1.0), np.inf).min(axis=1)
+            cheapest = np.where(np.isfinite(cheapest), cheapest, 0)
+            tot = np.bincount(self.problem.bucket_model, weights=cheapest)
+            w = cheapest / np.maximum(tot[self.problem.bucket_model], 1e-12)
+            self.builder.sparse_rows(np.full(every.size, -np.inf), 0.0, (config, x, w[bucket]), (every, z, -1.0))
         small = np.flatnonzero(load[bucket, config] < SMALL_LOAD)
         if small.size:
             self.builder.rows(-np.inf, 0.0, (x[small][:, None], 1.0), (z[config[small]][:, None], -1.0))

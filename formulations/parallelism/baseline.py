@@ -5,8 +5,11 @@ Replica sizes are 1, 2, 4, 8, 16, 24, ... 128 GPUs, and a replica is repeated as
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
+from formulations.parallelism.check import fits
 from formulations.parallelism.milp import BOTH, DECODE, PREFILL
 from formulations.parallelism.problem import IntArray, ParallelProblem
 from formulations.parallelism.search import plan_of, served_per_s
@@ -32,9 +35,24 @@ def best_uniform(problem: ParallelProblem) -> ParallelPlan | None:
             "gpus": float(counts @ problem.gpus),
             "cost": float(counts @ problem.price),
         }[problem.goal]
-        if best is None or worth < best[0]:
+        if (best is None or worth < best[0]) and _allowed(problem, counts):
             best = worth, counts
     return None if best is None else plan_of(problem, best[1])
+
+
+def _allowed(problem: ParallelProblem, counts: IntArray) -> bool:
+    """No more workers than may be, and all of them fit onto the nodes: the rule itself knows of neither."""
+    if problem.max_workers is not None and counts.sum() > problem.max_workers:
+        return False
+    used = np.flatnonzero(counts).tolist()
+    for device in {int(problem.device[w]) for w in used}:
+        sizes = Counter[int]()
+        for w in used:
+            if problem.device[w] == device:
+                sizes[int(problem.gpus[w])] += int(counts[w])
+        if not fits(sizes, int(problem.node_gpus[device]), int(problem.nodes[device])):
+            return False
+    return True
 
 
 def _aggregated(problem: ParallelProblem) -> list[IntArray]:

@@ -8,18 +8,16 @@ within each type's role: a batch that is no faster a request and no better in la
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from formulations.parallelism.pareto import undominated
 from formulations.parallelism.problem import FloatArray
-from planner import catalog
 from planner.cluster import Cluster, Nodes
 from planner.cost.serving.precision import WEIGHT_FORMATS, kv_element_bytes, served
 from planner.cost.serving.predict import ServingModel, ServingPlans, ServingPrediction
 from planner.cost.serving.worker import ServingWorker
 from planner.descriptions.parallel import ParallelInstance
+from planner.engines import unsupported
 from planner.errors import DescriptionError, OptionError
 from planner.model.spec import ModelSpec
 from planner.parallel_plan import Role, WorkerType
@@ -32,37 +30,50 @@ PREFILL_UTILISATION = 0.90
 #: Of decode likewise. Source: AIConfigurator, 0.92; modelled.
 DECODE_UTILISATION = 0.92
 
+#: Network of one GPU on a single node without one: 400 Gbit/s. Source: ConnectX-7 datasheet; datasheet.
+DEFAULT_KV_BANDWIDTH = 50e9
+
+
+class DoesNotFit(OptionError):
+    """The model fits at no split of the cluster."""
+
 
 def predicted_workers(
-    instance: ParallelInstance, cluster: Cluster, base_dir: Path
+    instance: ParallelInstance, cluster: Cluster, spec: ModelSpec
 ) -> tuple[tuple[WorkerType, ...], tuple[str, ...]]:
     """Worker types with their predicted rates and latencies, and what was assumed.
 
-    Raises OptionError for an unknown model or precision, or where the model fits nowhere.
+    Raises OptionError for an unknown precision, DoesNotFit where the model fits nowhere.
     """
-    name = str(instance.model)
-    spec = catalog.model(base_dir / name if name.endswith(".json") else name)
     precision = instance.precision or ""
     if precision and precision not in WEIGHT_FORMATS:
         raise OptionError(f"unknown precision {precision!r}; known: {', '.join(sorted(WEIGHT_FORMATS))}")
     model = served(spec, precision, precision)
     shapes = [worker for nodes in cluster.resolved() for worker in legal_workers(instance, model, nodes)]
-    compiled = []
+    compiled, refused = [], f"{model.name} cannot be split over the GPUs of this cluster"
     for worker in shapes:
         try:
             compiled.append(ServingModel([worker]))
-        except (OptionError, DescriptionError):
-            continue
+        except (OptionError, DescriptionError) as error:
+            refused = str(error)
     kept = [one for one in compiled if one.memory[0].cache_capacity_bytes > 0]
     if not kept:
-        raise OptionError(_too_large(model, compiled))
+        raise DoesNotFit(_too_large(model, compiled) if compiled else refused)
     made: list[WorkerType] = []
+    given = instance.kv_bandwidth_bytes_per_s
+    network = {
+        nodes.device.name: given or nodes.nic_bandwidth_bytes_per_s or DEFAULT_KV_BANDWIDTH
+        for nodes in cluster.resolved()
+    }
     for one in kept:
-        made += _types(instance, one)
+        made += _types(instance, one, network[one.workers[0].device.name])
+    priced = len(made)
+    made = [one for one in made if unsupported(instance.backend, one) is None]
     if not made:
-        raise OptionError("no worker holds even one sequence of this length; shorten it or use larger GPUs")
+        raise DoesNotFit("no worker holds even one sequence of this length; shorten it or use larger GPUs")
     notes = (
         f"{len(kept)} worker shapes, {len(made)} worker types after dropping dominated batches",
+        f"{priced - len(made)} more that {instance.backend} cannot run are left out",
         f"prefill and decode workers run at {PREFILL_UTILISATION:.0%} and {DECODE_UTILISATION:.0%} of their rate",
     )
     return tuple(made), notes
@@ -103,8 +114,6 @@ def legal_workers(instance: ParallelInstance, model: ModelSpec, nodes: Nodes) ->
 
 
 def _too_large(model: ModelSpec, compiled: list[ServingModel]) -> str:
-    if not compiled:
-        return f"{model.name} cannot be split over the GPUs of this cluster"
     least = min(compiled, key=lambda one: one.memory[0].fixed_bytes)
     memory, worker = least.memory[0], least.workers[0]
     return (
@@ -113,7 +122,7 @@ def _too_large(model: ModelSpec, compiled: list[ServingModel]) -> str:
     )
 
 
-def _types(instance: ParallelInstance, model: ServingModel) -> list[WorkerType]:
+def _types(instance: ParallelInstance, model: ServingModel, kv_bandwidth_bytes_per_s: float) -> list[WorkerType]:
     worker, load = model.workers[0], instance.workload
     plans = ServingPlans.of(0, BATCHES * worker.data_parallel_size, load.input_tokens, load.output_tokens)
     found = model.predict(plans)
@@ -123,7 +132,7 @@ def _types(instance: ParallelInstance, model: ServingModel) -> list[WorkerType]:
         made += _mixed(worker, plans, found, runs)
     if instance.disaggregated != "never":
         made += _decoding(worker, plans, found, runs)
-        made += _prefilling(instance, model, plans)
+        made += _prefilling(instance, model, kv_bandwidth_bytes_per_s)
     return made
 
 
@@ -157,7 +166,7 @@ def _decoding(
     ]
 
 
-def _prefilling(instance: ParallelInstance, model: ServingModel, plans: ServingPlans) -> list[WorkerType]:
+def _prefilling(instance: ParallelInstance, model: ServingModel, kv_bandwidth_bytes_per_s: float) -> list[WorkerType]:
     """One prompt after another on every attention rank; the cache goes to the decode worker over the network."""
     worker = model.workers[0]
     one = ServingPlans.of(0, worker.data_parallel_size, instance.workload.input_tokens, 1)
@@ -165,23 +174,16 @@ def _prefilling(instance: ParallelInstance, model: ServingModel, plans: ServingP
     first = model.predict(one)
     if first.admitted_sequences[0] < worker.data_parallel_size:
         return []
-    rate = PREFILL_UTILISATION * worker.data_parallel_size * worker.pipeline_parallel_size / alone
+    # Stages work on different prompts, so that a rank begins one as often as a stage takes.
+    service = alone / worker.pipeline_parallel_size
+    rate = PREFILL_UTILISATION * worker.data_parallel_size / service
     # A queue at this load: half a service for each prompt in front, M/D/1.
     load = PREFILL_UTILISATION
-    wait = alone * load / (2.0 * (1.0 - load))
-    moved = _transfer_s(instance, model, one)
+    wait = service * load / (2.0 * (1.0 - load))
+    # The prompt's cache goes to another worker, all GPUs of a rank sending at once.
+    size: FloatArray = model.table("cache_bytes", one.worker, one.input_tokens)
+    moved = float(size[0]) / kv_bandwidth_bytes_per_s
     return [_type(worker, "prefill", 1, rate, float(first.ttft_s[0]) + wait + moved, None)]
-
-
-def _transfer_s(instance: ParallelInstance, model: ServingModel, plans: ServingPlans) -> float:
-    """The prompt's cache to another worker, all GPUs of a rank sending at once."""
-    bandwidth = instance.kv_bandwidth_bytes_per_s or DEFAULT_KV_BANDWIDTH
-    size: FloatArray = model.table("cache_bytes", plans.worker, plans.input_tokens)
-    return float(size[0]) / bandwidth
-
-
-#: Network of one GPU where the instance names none: 400 Gbit/s. Source: ConnectX-7 datasheet; datasheet.
-DEFAULT_KV_BANDWIDTH = 50e9
 
 
 def _type(

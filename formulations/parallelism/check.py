@@ -44,11 +44,28 @@ def check(problem: ParallelProblem, plan: ParallelPlan) -> list[Violation]:
             message = f"workers of {sorted(counts)} GPUs do not fit on {nodes} nodes of {node} {name}"
             found.append(_broken("packing", name, message, float(need), float(node * nodes)))
     served = rates["both"] + min(rates["prefill"], rates["decode"])
-    if abs(served - plan.requests_per_s) > ROUNDING * max(1.0, served):
-        message = f"the workers serve {served:.6g} requests/s, the plan says {plan.requests_per_s:.6g}"
-        found.append(_broken("requests_per_s", "plan", message, plan.requests_per_s, served))
-    if gpus != plan.num_gpus:
-        found.append(_broken("num_gpus", "plan", f"{gpus} GPUs, the plan says {plan.num_gpus}", plan.num_gpus, gpus))
+    asked = served if problem.target_per_s is None else min(served, problem.target_per_s)
+    ttft = [one.ttft_s for one in plan.workers if one.role != "decode" and one.ttft_s is not None]
+    tpot = [one.tpot_s for one in plan.workers if one.role != "prefill" and one.tpot_s is not None]
+    sums = {
+        "requests_per_s": served,
+        "num_gpus": gpus,
+        "ttft_s": max(ttft, default=None),
+        "tpot_s": max(tpot, default=None),
+        "output_tokens_per_s": asked * problem.output_tokens,
+        "output_tokens_per_s_per_gpu": asked * problem.output_tokens / max(gpus, 1),
+    }
+    for field, value in sums.items():
+        found += _claimed(field, value, getattr(plan, field))
+    repeated = {
+        **problem.served.model_dump(),
+        "input_tokens": problem.input_tokens,
+        "output_tokens": problem.output_tokens,
+        "gpus_per_node": dict(zip(problem.device_names, problem.node_gpus.tolist(), strict=True)),
+    }
+    for field, said in repeated.items():
+        if getattr(plan, field) != said:
+            found.append(_broken(field, "plan", f"{field} is {getattr(plan, field)!r}, the instance says {said!r}"))
     if problem.target_per_s is not None and served < problem.target_per_s * (1 - ROUNDING):
         message = f"{served:.6g} requests/s are served, {problem.target_per_s:g} are asked"
         found.append(_broken("rate", "plan", message, served, problem.target_per_s))
@@ -56,6 +73,16 @@ def check(problem: ParallelProblem, plan: ParallelPlan) -> list[Violation]:
     if problem.max_workers is not None and count > problem.max_workers:
         found.append(_broken("max_workers", "plan", f"{count} workers", float(count), float(problem.max_workers)))
     return found
+
+
+def _claimed(field: str, value: float | None, said: float | None) -> list[Violation]:
+    """A sum of the plan that is not what its workers add up to."""
+    if value is None or said is None:
+        return [] if value is said else [_broken(field, "plan", f"{field} is {value}, the plan says {said}")]
+    if abs(value - said) <= ROUNDING * max(abs(value), abs(said)):
+        return []
+    message = f"{field} of the workers is {value:.6g}, the plan says {said:.6g}"
+    return [_broken(field, "plan", message, said, value)]
 
 
 def fits(counts: Counter[int], node: int, nodes: int) -> bool:
@@ -76,34 +103,33 @@ def fits(counts: Counter[int], node: int, nodes: int) -> bool:
 
 
 def _search(left: tuple[tuple[int, int], ...], node: int, free: int) -> bool:
-    """Fill node after node with the largest worker that is left, then every way for the rest; remembers failures."""
-    failed: set[tuple[tuple[int, ...], int]] = set()
+    """Fill node after node, each with the largest worker that is left and every way of the rest, fullest first."""
     sizes = [size for size, _ in left]
 
-    def place(remaining: tuple[int, ...], nodes: int) -> bool:
-        if not any(remaining):
-            return True
-        need = sum(size * count for size, count in zip(sizes, remaining, strict=True))
-        if need > nodes * node or (remaining, nodes) in failed:
-            return False
-        first = next(index for index, count in enumerate(remaining) if count)
-        opened = tuple(count - (index == first) for index, count in enumerate(remaining))
-        if any(place(after, nodes - 1) for after in fill(opened, first, node - sizes[first])):
-            return True
-        failed.add((remaining, nodes))
-        return False
-
     def fill(remaining: tuple[int, ...], start: int, room: int) -> list[tuple[int, ...]]:
-        """What is left after filling one node, fullest first."""
+        """What is left after filling one node with no room for one more: moving a worker forward never hurts."""
         if start == len(sizes):
-            return [remaining]
+            least = min((size for size, count in zip(sizes, remaining, strict=True) if count), default=room + 1)
+            return [remaining] if least > room else []
         ways = []
         for count in range(min(remaining[start], room // sizes[start]), -1, -1):
             after = tuple(c - count * (i == start) for i, c in enumerate(remaining))
             ways += fill(after, start + 1, room - count * sizes[start])
         return ways
 
-    return place(tuple(count for _, count in left), free)
+    stack, seen = [(tuple(count for _, count in left), free)], set[tuple[tuple[int, ...], int]]()
+    while stack:
+        remaining, nodes = stack.pop()
+        if not any(remaining):
+            return True
+        need = sum(size * count for size, count in zip(sizes, remaining, strict=True))
+        if need > nodes * node or (remaining, nodes) in seen:
+            continue
+        seen.add((remaining, nodes))
+        first = next(index for index, count in enumerate(remaining) if count)
+        opened = tuple(count - (index == first) for index, count in enumerate(remaining))
+        stack += [(after, nodes - 1) for after in reversed(fill(opened, first, node - sizes[first]))]
+    return False
 
 
 def _broken(

@@ -37,6 +37,8 @@ from formulations.backends.linear import LinearBuilder, LinearModel
 from formulations.parallelism.problem import ParallelProblem
 
 BOTH, PREFILL, DECODE = 0, 1, 2
+#: What the target, or the fastest worker, is in the rows of rates.
+ROW_SCALE = 100.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,13 +61,16 @@ def build(problem: ParallelProblem, *, without: frozenset[int] = frozenset()) ->
     n = builder.variables((kept.size,), upper=_most(problem, kept), cost=cost, integer=True)
     counts[kept] = n
     (flow,) = builder.variables((1,), upper=np.inf, cost=-1.0 if throughput else 0.0).tolist()
+    # Solvers keep rows to 1e-6, whatever the rates are: a hundredth of the target is their unit here.
+    unit = (problem.target_per_s or float(rate.max(initial=0.0)) or 1.0) / ROW_SCALE
     for side in (PREFILL, DECODE):
         of_side = role == side
-        builder.sparse_rows([-np.inf], 0.0, (0, flow, 1.0), (np.zeros(of_side.sum()), n[of_side], -rate[of_side]))
+        made = (np.zeros(of_side.sum()), n[of_side], -rate[of_side] / unit)
+        builder.sparse_rows([-np.inf], 0.0, (0, flow, 1.0 / unit), made)
     if problem.target_per_s is not None:
         mixed = role == BOTH
-        entries = ((0, flow, 1.0), (np.zeros(mixed.sum()), n[mixed], rate[mixed]))
-        builder.sparse_rows([problem.target_per_s], np.inf, *entries)
+        entries = ((0, flow, 1.0 / unit), (np.zeros(mixed.sum()), n[mixed], rate[mixed] / unit))
+        builder.sparse_rows([ROW_SCALE], np.inf, *entries)
     for device in range(len(problem.device_names)):
         _pack(builder, problem, device, kept, n)
     if problem.max_workers is not None:

@@ -8,13 +8,13 @@ Data    rate[w]     requests/s of one worker in its role
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from planner.parallel_plan import WorkerType
+from planner.parallel_plan import Served, WorkerType
 from planner.workload import read_only
 
 FloatArray = npt.NDArray[np.float64]
@@ -30,6 +30,8 @@ class ParallelProblem:
 
     workers : all worker types; usable : those that keep the limits, [W]; role : 0 both, 1 prefill, 2 decode, [W].
     limits : why the others do not, by number. target_per_s : requests/s to serve, None for as many as can be.
+    served : what the workers run; nothing but exports reads it.
+    relaxations : what would help where no worker fits at all.
     """
 
     kind: ClassVar[str] = "parallel"
@@ -54,12 +56,14 @@ class ParallelProblem:
     tpot_s: float | None = None
     max_workers: int | None = None
     dropped: tuple[str, ...] = ()
+    relaxations: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
     source: Literal["given", "predicted"] = "given"
+    served: Served = field(default_factory=Served)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for one in fields(self):
+            value = getattr(self, one.name)
             if isinstance(value, np.ndarray):
                 read_only(value)
 

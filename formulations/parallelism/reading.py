@@ -8,13 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from formulations.parallelism.candidates import predicted_workers
+from formulations.parallelism.candidates import DoesNotFit, predicted_workers
+from formulations.parallelism.fitting import ways_to_fit
 from formulations.parallelism.problem import FloatArray, Goal, ParallelProblem
+from planner import catalog
 from planner.cluster import Cluster
+from planner.cost.serving.precision import WEIGHT_FORMATS, kv_element_bytes, served
 from planner.descriptions.parallel import ParallelInstance
 from planner.errors import DescriptionError, Finding, OptionError
 from planner.files import Loc, SourceText, canonical_json, read_as
-from planner.parallel_plan import WorkerType
+from planner.model.spec import ModelSpec
+from planner.parallel_plan import Served, WorkerType
 from planner.readers.worker_table import read_workers
 
 ROLES = {"both": 0, "prefill": 1, "decode": 2}
@@ -32,6 +36,10 @@ class _Reading:
         self.instance, self.source = instance, source
         self.base_dir = Path.cwd() if source is None else source.base_dir
         self.findings: list[Finding] = []
+        #: Why no worker fits, and what would help.
+        self.unfit: tuple[str, ...] = ()
+        self.relaxations: tuple[str, ...] = ()
+        self.served = Served(model=instance.model, precision=instance.precision, backend=instance.backend)
 
     def problem(self) -> ParallelProblem:
         instance = self.instance
@@ -65,7 +73,7 @@ class _Reading:
             rate=np.array([worker.requests_per_s for worker in workers], dtype=np.float64),
             gpus=gpus,
             device=np.array(device, dtype=np.int64),
-            price=gpus * self._prices(workers),
+            price=gpus * self._prices(cluster, names)[device],
             device_names=tuple(names),
             nodes=np.array([group.count for group in groups], dtype=np.int64),
             node_gpus=np.array([group.gpus_per_node for group in groups], dtype=np.int64),
@@ -76,20 +84,47 @@ class _Reading:
             ttft_s=instance.slo.ttft_s,
             tpot_s=instance.slo.tpot_s,
             max_workers=instance.max_workers,
-            dropped=dropped,
+            dropped=(*self.unfit, *dropped),
+            relaxations=self.relaxations,
             assumptions=(*assumptions, *cluster.notes()),
             source="given" if instance.candidates is not None else "predicted",
+            served=self.served,
         )
 
     def _workers(self, cluster: Cluster) -> tuple[tuple[WorkerType, ...], tuple[str, ...]]:
         if self.instance.candidates is not None:
+            if "backend" not in self.instance.model_fields_set:
+                self.served = self.served.model_copy(update={"backend": None})
             return read_workers(self.base_dir / self.instance.candidates), ("workers as given in the table",)
+        spec = self._model()
         try:
-            return predicted_workers(self.instance, cluster, self.base_dir)
+            return predicted_workers(self.instance, cluster, spec)
+        except DoesNotFit as error:
+            self.unfit, self.relaxations = (str(error),), ways_to_fit(self.instance, cluster, spec)
+            return (), ()
+        except OptionError as error:
+            self._find(("precision",), str(error))
+            self._stop_if_wrong()
+            raise
+
+    def _model(self) -> ModelSpec:
+        """The model as it is stored; notes the formats that it is served in."""
+        name, precision = str(self.instance.model), self.instance.precision
+        try:
+            spec = catalog.model(self.base_dir / name if name.endswith(".json") else name)
         except OptionError as error:
             self._find(("model",), str(error))
             self._stop_if_wrong()
             raise
+        if precision is None or precision in WEIGHT_FORMATS:
+            model = served(spec, precision or "", precision or "")
+            narrow = kv_element_bytes(model, self.instance.backend) == 1.0
+            formats = {
+                "quantization": WEIGHT_FORMATS[precision].name if precision and model is not spec else None,
+                "kv_cache_dtype": "fp8" if narrow else None,
+            }
+            self.served = self.served.model_copy(update=formats)
+        return spec
 
     def _devices(self, workers: tuple[WorkerType, ...], cluster: Cluster, names: list[str]) -> list[int]:
         """Which group of nodes each worker belongs to; names are read as the catalogue reads them."""
@@ -106,13 +141,19 @@ class _Reading:
                 found[name] = names.index(known)
         return [found.get(worker.device, 0) for worker in workers]
 
-    def _prices(self, workers: tuple[WorkerType, ...]) -> FloatArray:
-        prices = self.instance.prices_usd_per_gpu_hour
-        unpriced = sorted({worker.device for worker in workers} - set(prices))
-        if self.instance.objective == "cost" and unpriced:
+    def _prices(self, cluster: Cluster, names: list[str]) -> FloatArray:
+        """USD/hour of a GPU of each group of nodes; 0 for an unknown price where none is asked."""
+        prices: dict[str, float] = {}
+        for given, price in self.instance.prices_usd_per_gpu_hour.items():
+            try:
+                prices[cluster.device(given).name] = price
+            except OptionError as error:
+                self._find(("prices_usd_per_gpu_hour", given), str(error))
+        unpriced = sorted(set(names) - set(prices))
+        if self.instance.objective == "cost" and unpriced and not self.findings:
             self._find(("prices_usd_per_gpu_hour",), f"there is no price of {', '.join(unpriced)}")
-            self._stop_if_wrong()
-        return np.array([prices.get(worker.device, 0.0) for worker in workers], dtype=np.float64)
+        self._stop_if_wrong()
+        return np.array([prices.get(name, 0.0) for name in names], dtype=np.float64)
 
     def _limits(
         self, workers: tuple[WorkerType, ...]
@@ -138,8 +179,9 @@ class _Reading:
         said = self.instance.model_dump(mode="json", exclude_defaults=True)
         said["cluster"] = cluster.model_dump(mode="json", exclude_defaults=True)
         digest = hashlib.sha256(canonical_json(said).encode())
-        for name in (self.instance.candidates, self.instance.model):
-            if name is not None and name.endswith((".csv", ".json")):
+        model = self.instance.model if str(self.instance.model).endswith(".json") else None
+        for name in (self.instance.candidates, model):
+            if name is not None:
                 digest.update((self.base_dir / name).read_bytes())
         return digest.hexdigest()
 

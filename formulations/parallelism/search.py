@@ -127,6 +127,10 @@ def plan_of(problem: ParallelProblem, counts: IntArray) -> ParallelPlan:
         tpot_s=max(tpot, default=None),
         output_tokens_per_s=asked * problem.output_tokens,
         output_tokens_per_s_per_gpu=asked * problem.output_tokens / gpus,
+        **problem.served.model_dump(),
+        input_tokens=problem.input_tokens,
+        output_tokens=problem.output_tokens,
+        gpus_per_node=dict(zip(problem.device_names, problem.node_gpus.tolist(), strict=True)),
     )
 
 
@@ -177,7 +181,7 @@ def _short(problem: ParallelProblem) -> tuple[str, ...]:
 
 def ways_out(problem: ParallelProblem) -> tuple[str, ...]:
     """The smallest change of one limit that gives a plan."""
-    ways = []
+    ways = list(problem.relaxations)
     for limit, name, roles in (
         (problem.ttft_s, "ttft_s", (BOTH, PREFILL)),
         (problem.tpot_s, "tpot_s", (BOTH, DECODE)),

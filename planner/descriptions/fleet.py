@@ -124,8 +124,8 @@ class FleetInstance(Description):
     spare_instances: Annotated[
         Literal[0, 1], Field(description="1: the loss of any one instance is survived, by re-routing")
     ] = 0
-    budget_usd_per_hour: NonNegative | None = None
-    max_watts: NonNegative | None = None
+    budget_usd_per_hour: UsdPerHour | None = None
+    max_watts: Watts | None = None
     max_spot_share: Annotated[Share | None, Field(description="of each model's requests, on spot instances")] = None
     quotas: tuple[Quota, ...] = ()
     current: Annotated[dict[Name, Count] | None, Field(description="instances in force, by offer")] = None

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from planner.errors import DescriptionError
 from planner.parallel_plan import WorkerType
 from planner.readers.csv_table import Findings, read_csv_table
 
@@ -41,8 +40,6 @@ def read_workers(path: str | Path) -> tuple[WorkerType, ...]:
             lines[worker.name] = line
             made.append(worker)
     findings.refuse()
-    if not made:
-        raise DescriptionError.single(path, "has no workers")
     return tuple(made)
 
 

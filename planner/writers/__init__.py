@@ -15,10 +15,9 @@ __all__ = ["WRITERS", "Writer", "export"]
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """One export format: what it is, the problem whose plans it holds, and what writes the file."""
+    """One export format of one problem's plans: what it is, and what writes the file."""
 
     summary: str
-    problem: str
     write: Callable[[Any, str], None]
 
 
@@ -31,13 +30,23 @@ def _module(name: str) -> Callable[[Any, str], None]:
     return write
 
 
-WRITERS: Mapping[str, Writer] = {
-    "exflow-csv": Writer("ExFlow solution CSV (Expert,Node)", "experts", _module("exflow")),
-    "moves": Writer("ordered expert moves from the current placement, CSV or JSON", "experts", _module("moves")),
-    "sglang": Writer("SGLang --init-expert-location JSON and its launch flags", "experts", _module("sglang")),
-    "trtllm": Writer("TensorRT-LLM moe_load_balancer.yaml", "experts", _module("trtllm")),
-    "vllm": Writer("none: vLLM 0.33 reads no expert map; says what is possible", "experts", _module("vllm")),
-    "vllm-ascend": Writer("vLLM Ascend expert map JSON and its launch flags", "experts", _module("vllm_ascend")),
+#: Writers by format, and in it by the problem whose plans they hold.
+WRITERS: Mapping[str, Mapping[str, Writer]] = {
+    "exflow-csv": {"experts": Writer("ExFlow solution CSV (Expert,Node)", _module("exflow"))},
+    "moves": {"experts": Writer("ordered expert moves from the current placement, CSV or JSON", _module("moves"))},
+    "sglang": {
+        "experts": Writer("SGLang --init-expert-location JSON and its launch flags", _module("sglang")),
+        "parallel": Writer("sglang.launch_server commands, a shell script", _module("sglang_serve")),
+    },
+    "trtllm": {
+        "experts": Writer("TensorRT-LLM moe_load_balancer.yaml", _module("trtllm")),
+        "parallel": Writer("trtllm-serve commands and their YAML, a shell script", _module("trtllm_serve")),
+    },
+    "vllm": {
+        "experts": Writer("none: vLLM 0.33 reads no expert map; says what is possible", _module("vllm")),
+        "parallel": Writer("vllm serve commands, a shell script", _module("vllm_serve")),
+    },
+    "vllm-ascend": {"experts": Writer("vLLM Ascend expert map JSON and its launch flags", _module("vllm_ascend"))},
 }
 
 
@@ -46,11 +55,12 @@ def export(document: PlanDocument, to: str, path: str) -> None:
 
     Raises OptionError (unknown format, unusable path) and ExportError (no plan that fits the format).
     """
-    writer = WRITERS.get(to)
-    if writer is None:
+    by_problem = WRITERS.get(to)
+    if by_problem is None:
         raise OptionError(f"unknown export format {to!r}; known: {', '.join(sorted(WRITERS))}")
-    if writer.problem != document.problem:
-        raise ExportError(f"{to} holds plans of {writer.problem!r}, this is a plan of {document.problem!r}")
+    writer = by_problem.get(document.problem)
+    if writer is None:
+        raise ExportError(f"{to} holds plans of {' or '.join(by_problem)}, this is a plan of {document.problem}")
     if document.plan is None:
         raise ExportError(f"the document holds no plan (status {document.outcome.status})")
     writer.write(document, path)

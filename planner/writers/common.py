@@ -9,7 +9,7 @@ from pathlib import Path
 
 from planner.errors import ExportError
 from planner.files import write_atomically, write_text
-from planner.plan import ExpertPlacement, ExpertsDocument
+from planner.plan import ExpertPlacement, ExpertsDocument, PlanDocument
 
 
 def checked_plan(document: ExpertsDocument) -> ExpertPlacement:
@@ -41,7 +41,7 @@ def device_slots(plan: ExpertPlacement, row: Sequence[int]) -> list[list[int]]:
     return [list(row[start : start + per_gpu]) for start in range(0, plan.num_slots, per_gpu)]
 
 
-def comments(document: ExpertsDocument, to: str, path: str, *more: str) -> str:
+def comments(document: PlanDocument, to: str, path: str, *more: str) -> str:
     """Comment lines: version, instance, hash, command, and more. A line break in a name ends no comment."""
     lines = (
         f"made by gpuplan {document.gpuplan_version}",

@@ -141,7 +141,9 @@ def test_offers_and_demand_from_their_files(gpuplan: Invoke, folder: Path) -> No
 def test_mistakes_in_files_of_flags_have_their_place(gpuplan: Invoke, folder: Path) -> None:
     (folder / "fleet.json").write_text(json.dumps(FLEET))
     (folder / "offers.yaml").write_text("offers:\n  - name: small\n    device: l4\n    price_usd_per_hour: €3/h\n")
-    (folder / "demand.yaml").write_text("demand:\n  - {model: chat, input_tokens: 100, output_tokens: 0, rate_per_s: 1}\n")
+    (folder / "demand.yaml").write_text(
+        "demand:\n  - {model: chat, input_tokens: 100, output_tokens: 0, rate_per_s: 1}\n"
+    )
     result = gpuplan("fleet", "fleet.json", "--offers", "offers.yaml", "--demand", "demand.yaml")
     assert result.exit_code == 7
     assert "offers.yaml:4:" in result.stderr

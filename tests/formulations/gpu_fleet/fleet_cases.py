@@ -142,48 +142,50 @@ def _keeps_limits(instance: FleetProblem, fleet: np.ndarray) -> bool:
 
 def _serves(instance: FleetProblem, period: int, fleet: np.ndarray) -> bool:
     """Whether some replicas on the fleet serve everything, and after any one loss some of them still do."""
-    for replicas in _replicas(instance, fleet, np.full(instance.num_configs, 10**6)):
+    load = instance.load(period)
+    need = np.where(np.isfinite(load), load, 0.0).sum(axis=0) / instance.availability[instance.config_pool]
+    useful = np.ceil(need).astype(int) + instance.min_replicas[instance.config_model]
+    losses = [fleet - one for one in np.eye(len(fleet), dtype=int)[np.flatnonzero(fleet)]]
+    left = losses if instance.spare_instances else []
+    if not _routes(instance, period, _room(instance, fleet, useful), limited=True):
+        return False
+    if not all(_routes(instance, period, _room(instance, fewer, useful)) for fewer in left):
+        return False
+    for replicas in _replicas(instance, fleet, useful):
         enough = all(
             replicas[instance.config_model == model].sum() >= least for model, least in enumerate(instance.min_replicas)
         )
         if not enough or not _routes(instance, period, replicas, limited=True):
             continue
-        losses = np.flatnonzero(fleet) if instance.spare_instances else []
-        if all(
-            any(
-                _routes(instance, period, kept)
-                for kept in _replicas(instance, fleet - np.eye(len(fleet), dtype=int)[k], replicas)
-            )
-            for k in losses
-        ):
+        if all(any(_routes(instance, period, kept) for kept in _replicas(instance, fewer, replicas)) for fewer in left):
             return True
     return False
 
 
+def _room(instance: FleetProblem, fleet: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """Replicas of each configuration that fit alone."""
+    inside = instance.pool_of_offer[None] == instance.config_pool[:, None]
+    fits = (inside * fleet * (instance.gpus[None] // instance.config_gpus[:, None])).sum(axis=1)
+    return np.minimum(fits, most)
+
+
 def _replicas(instance: FleetProblem, fleet: np.ndarray, most: np.ndarray) -> Iterator[np.ndarray]:
-    """Every replica count that fits on the fleet."""
-    room = [
-        min(
-            int(most[c]),
-            int(
-                (fleet * (instance.gpus // instance.config_gpus[c]))[
-                    instance.pool_of_offer == instance.config_pool[c]
-                ].sum()
-            ),
-        )
-        for c in range(instance.num_configs)
-    ]
-    for chosen in product(*(range(top, -1, -1) for top in room)):
+    """Every replica count that fits on the fleet and cannot be raised: more is never worse."""
+    found: list[np.ndarray] = []
+    for chosen in product(*(range(top, -1, -1) for top in _room(instance, fleet, most).tolist())):
         replicas = np.array(chosen, dtype=int)
-        fits = True
-        for pool in range(len(instance.availability)):
-            inside = np.flatnonzero(instance.pool_of_offer == pool)
-            bins = [int(instance.gpus[k]) for k in inside for _ in range(int(fleet[k]))]
-            own = instance.config_pool == pool
-            items = np.repeat(instance.config_gpus[own], replicas[own]).tolist()
-            fits = fits and sum(items) <= sum(bins) and packs(sorted(bins, reverse=True), sorted(items, reverse=True))
-        if fits:
+        if any((replicas <= one).all() for one in found):
+            continue
+        if all(_fits(instance, fleet, replicas, pool) for pool in range(len(instance.availability))):
+            found.append(replicas)
             yield replicas
+
+
+def _fits(instance: FleetProblem, fleet: np.ndarray, replicas: np.ndarray, pool: int) -> bool:
+    bins = [int(instance.gpus[k]) for k in np.flatnonzero(instance.pool_of_offer == pool) for _ in range(int(fleet[k]))]
+    own = instance.config_pool == pool
+    items = np.repeat(instance.config_gpus[own], replicas[own]).tolist()
+    return sum(items) <= sum(bins) and packs(sorted(bins, reverse=True), sorted(items, reverse=True))
 
 
 def _routes(instance: FleetProblem, period: int, replicas: np.ndarray, limited: bool = False) -> bool:

@@ -12,7 +12,7 @@ from formulations.gpu_fleet.problem import FleetProblem
 
 METHODS = tuple(GPU_FLEET.methods)
 #: HiGHS 1.12 (OR-Tools 9.15) loses the optimum in its presolve (rule 12, aggregator) and calls another one proven.
-WRONG_IN_HIGHS: tuple[int, ...] = ()
+WRONG_IN_HIGHS = (32, 51)
 SEEDS = range(60)
 
 

@@ -203,13 +203,24 @@ def test_every_hour_has_its_own_fleet() -> None:
     assert [row.count for row in plan.allocation] == [3]
 
 
-def test_surviving_a_loss_changes_the_mix() -> None:
-    """10/s: one big ($5, 10/s) beats four small ($1.5, 2.5/s). One more of each kind: two big 10, five small 7.5."""
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param("highs", marks=pytest.mark.xfail(strict=True, reason="HiGHS presolve (aggregator) says 11")),
+        "scip",
+        "cbc",
+    ],
+)
+def test_surviving_a_loss_changes_the_mix(method: str) -> None:
+    """10/s: one big ($5, 10/s) beats four small ($1.5, 2.5/s). With one to lose: two big 10, five small 7.5."""
     rows, served = offers(big=5.0, small=1.5), {"big": 10.0, "small": 2.5}
     total, plan = solved(rows, 10.0, served)
     assert (total, counts(plan)) == (pytest.approx(5.0), {"big": 1})
-    total, plan = solved(rows, 10.0, served, spare_instances=1)
-    assert (total, counts(plan)) == (pytest.approx(7.5), {"small": 5})
+    outcome = run(problem(rows, 10.0, served, spare_instances=1), method)
+    plan = outcome.plan
+    assert outcome.objective is not None
+    assert plan is not None
+    assert (outcome.objective.total, counts(plan)) == (pytest.approx(7.5), {"small": 5})
     (survival,) = plan.periods[0].survival
     assert survival.lost_offer == "small"
     assert [row.count for row in survival.replicas] == [4]
@@ -292,7 +303,7 @@ def test_costs_of_a_million() -> None:
 
 
 def test_the_baseline_is_the_best_single_offer() -> None:
-    """11/s: two big for 10, or eight small for 8; of big alone at most one is there, which the rule does not look at."""
+    """11/s: two big for 10, or eight small for 8. That three of them can be had, the rule does not look at."""
     from formulations.gpu_fleet.baseline import best_single_offer
 
     rows = offers(big=5.0, small={"price": 1.0, "max_count": 3})

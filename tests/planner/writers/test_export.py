@@ -15,6 +15,7 @@ from planner.writers import WRITERS, export
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 PLAN = document(with_moves(placement()))
 LP_PLAN = document(placement(split="lp"))
+SERVING_MODULES = [f"planner.writers.{to}_serve" for to in ("sglang", "trtllm", "vllm")]
 MODULES = {"exflow-csv": "exflow", "vllm-ascend": "vllm_ascend"}
 
 
@@ -67,7 +68,7 @@ def test_a_document_without_a_plan_is_refused(to: str) -> None:
 
 def test_a_plan_of_another_problem_is_refused() -> None:
     other = PLAN.model_copy(update={"problem": "pods"})
-    with pytest.raises(ExportError, match="sglang holds plans of 'experts', this is a plan of 'pods'"):
+    with pytest.raises(ExportError, match="sglang holds plans of experts or parallel, this is a plan of pods"):
         export(other, "sglang", "map.json")
 
 
@@ -129,6 +130,6 @@ def test_names_cannot_leave_their_comment() -> None:
 
 
 def test_formats_are_imported_on_use() -> None:
-    modules = [f"planner.writers.{MODULES.get(to, to)}" for to in WRITERS]
+    modules = [f"planner.writers.{MODULES.get(to, to)}" for to in WRITERS] + SERVING_MODULES
     code = f"import sys, planner.writers; print([m for m in {modules} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -1,0 +1,187 @@
+"""`gpuplan parallel`: which workers serve a model, and how many, from flags or an instance with flags over it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import (
+    GapOption,
+    JsonOption,
+    MethodOption,
+    OutputOption,
+    QuietOption,
+    SeedOption,
+    ThreadsOption,
+    TimeLimitOption,
+    WorkLimitOption,
+    solve_options,
+)
+
+if TYPE_CHECKING:
+    from cli.instances import Flag
+    from planner.files import Loc
+
+WHAT, LOAD, GOAL = "Model and cluster", "Requests and limits", "Goal and choices"
+
+
+class Engine(StrEnum):
+    """Serving engine."""
+
+    VLLM = "vllm"
+    SGLANG = "sglang"
+    TRTLLM = "trtllm"
+
+
+class Disaggregated(StrEnum):
+    """Whether prefill and decode may, must or must not have workers of their own."""
+
+    ALLOW = "allow"
+    ONLY = "only"
+    NEVER = "never"
+
+
+class GoalName(StrEnum):
+    """What is best."""
+
+    THROUGHPUT = "throughput"
+    GPUS = "gpus"
+    COST = "cost"
+
+
+def _flag(help: str, panel: str, metavar: str | None = None, *names: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
+    return option
+
+
+def parallel(
+    instance: Annotated[
+        str | None,
+        typer.Argument(metavar="INSTANCE", help="instance file that the flags override; - is standard input"),
+    ] = None,
+    name: Annotated[str | None, _flag("name of the instance", WHAT, "TEXT")] = None,
+    model: Annotated[str | None, _flag("catalogue name, or path of a config.json", WHAT, "NAME|config.json")] = None,
+    precision: Annotated[
+        str | None, _flag("of the weights: bf16, fp8, fp8_block, nvfp4, ...; default: the checkpoint's", WHAT, "NAME")
+    ] = None,
+    backend: Annotated[Engine | None, _flag("serving engine; default: vllm", WHAT)] = None,
+    cluster: Annotated[str | None, _flag("a cluster file", WHAT, "CLUSTER.yaml")] = None,
+    device: Annotated[str | None, _flag("or a kind of GPU", WHAT, "NAME")] = None,
+    nodes: Annotated[int | None, _flag("nodes of --device; default: 1", WHAT, "N")] = None,
+    gpus_per_node: Annotated[int | None, _flag("GPUs of each; default: the scale-up domain", WHAT, "N")] = None,
+    input_tokens: Annotated[int | None, _flag("of each prompt", LOAD, "N")] = None,
+    output_tokens: Annotated[int | None, _flag("of each answer", LOAD, "N")] = None,
+    rate: Annotated[float | None, _flag("requests a second to serve; default: as many as can be", LOAD, "R")] = None,
+    ttft: Annotated[str | None, _flag("most time to the first token, such as 2s", LOAD, "S", "--ttft")] = None,
+    tpot: Annotated[str | None, _flag("most time of each next token, such as 30ms", LOAD, "S", "--tpot")] = None,
+    margin: Annotated[
+        float | None, _flag("predictions count so much longer against the limits; default: 0.05", LOAD, "X")
+    ] = None,
+    objective: Annotated[GoalName | None, _flag("default: throughput, or with --rate the fewest GPUs", GOAL)] = None,
+    price: Annotated[
+        list[str] | None, _flag("USD/hour of one GPU, such as h100_sxm=2.5; repeatable", GOAL, "DEVICE=USD")
+    ] = None,
+    disaggregated: Annotated[
+        Disaggregated | None, _flag("separate workers for prefill and decode; default: allow", GOAL)
+    ] = None,
+    candidates: Annotated[
+        str | None, _flag("workers to choose from, measured or predicted elsewhere", GOAL, "WORKERS.csv")
+    ] = None,
+    max_workers: Annotated[int | None, _flag("most workers in all", GOAL, "N")] = None,
+    output: OutputOption = None,
+    time_limit: TimeLimitOption = 30.0,
+    work_limit: WorkLimitOption = None,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    gap: GapOption = None,
+    method: MethodOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> int:
+    """Choose the workers that serve a model: role, GPU kind, parallel sizes, batch, and how many of each.
+
+    The instance comes from flags, or from a file that the flags override. Exact over all counts of every worker that
+    the cost model, or the table of --candidates, has.
+
+    Exit codes: 0 a plan, 2 usage, 3 proven infeasible, 4 short of the asked gap, 5 no plan found, 7 bad files.
+    """
+    from cli.instances import Flag, beside, merge
+    from cli.solving import Delivery, run_plan
+    from formulations.planning import problem_of
+
+    options = solve_options("parallel", time_limit, work_limit, seed, threads, gap, method)
+    delivery = Delivery(output, as_json, quiet)
+    if instance is None and name is None:
+        name = _default_name(model, candidates)
+    flags = {
+        ("name",): Flag("--name", name),
+        ("model",): Flag("--model", beside(instance, model) if model and model.endswith(".json") else model),
+        ("precision",): Flag("--precision", precision),
+        ("backend",): Flag("--backend", backend),
+        ("cluster",): _cluster(instance, cluster, device, nodes, gpus_per_node),
+        ("workload", "input_tokens"): Flag("--input-tokens", input_tokens),
+        ("workload", "output_tokens"): Flag("--output-tokens", output_tokens),
+        ("workload", "rate_per_s"): Flag("--rate", rate),
+        ("margin",): Flag("--margin", margin),
+        ("objective",): Flag("--objective", objective),
+        ("disaggregated",): Flag("--disaggregated", disaggregated),
+        ("candidates",): Flag("--candidates", beside(instance, candidates)),
+        ("max_workers",): Flag("--max-workers", max_workers),
+        **_quantities(ttft, tpot, price or []),
+    }
+    return run_plan(problem_of(merge(instance, flags, problem="parallel")), options, delivery)
+
+
+def _default_name(model: str | None, candidates: str | None) -> str:
+    from pathlib import PurePath
+
+    path = PurePath(model or candidates or "parallel")
+    # Every checkpoint's configuration has the same name; its folder's tells them apart.
+    return (path.parent.name if path.name == "config.json" else path.stem if path.suffix == ".csv" else path.name) or (
+        "parallel"
+    )
+
+
+def _cluster(
+    instance: str | None, cluster: str | None, device: str | None, nodes: int | None, gpus_per_node: int | None
+) -> Flag:
+    """The cluster of the flags: a file, or equal nodes of one device."""
+    from cli.instances import Flag, beside
+    from planner.errors import OptionError
+
+    if cluster is not None and device is not None:
+        raise OptionError("choose one of --cluster and --device")
+    if device is None:
+        if nodes is not None or gpus_per_node is not None:
+            raise OptionError("--nodes and --gpus-per-node go with --device")
+        return Flag("--cluster" if cluster else "--cluster or --device", beside(instance, cluster))
+    sizes = {"count": nodes, "gpus_per_node": gpus_per_node}
+    return Flag("--device", {"nodes": [{"device": device} | {k: v for k, v in sizes.items() if v is not None}]})
+
+
+def _quantities(ttft: str | None, tpot: str | None, prices: list[str]) -> dict[Loc, Flag]:
+    """Flags with units, in SI; DescriptionError with all that cannot be read."""
+    from cli.flags import FlagReader
+    from cli.instances import Flag
+    from planner.units import PRICE_UNITS, TIME_UNITS, parse_quantity
+
+    reader = FlagReader()
+
+    def read(flag: str, text: str | None, units: Any, what: str) -> Flag:
+        return Flag(flag, None if text is None else reader.take(flag, lambda: parse_quantity(text, units, what)))
+
+    found: dict[Loc, Flag] = {
+        ("slo", "ttft_s"): read("--ttft", ttft, TIME_UNITS, "a time in seconds"),
+        ("slo", "tpot_s"): read("--tpot", tpot, TIME_UNITS, "a time in seconds"),
+    }
+    for text in prices:
+        device, equals, amount = text.partition("=")
+        if not (device and equals):
+            reader.tell("--price", f"is {text!r}, but must be DEVICE=USD, such as h100_sxm=2.5")
+            continue
+        units = {**PRICE_UNITS, "$": 1.0}
+        found["prices_usd_per_gpu_hour", device] = read("--price", amount, units, "a price in USD per hour")
+    reader.refuse()
+    return found

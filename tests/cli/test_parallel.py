@@ -1,0 +1,298 @@
+"""`gpuplan parallel`: flags over files, exit codes, what is printed, exports, and bad input."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+import cli.solving
+
+Invoke = Callable[..., Result]
+
+#: By hand, 6 GPUs in nodes of 3: 3 x mixed serve 3/s; 3 x p and 1 x d (3 GPUs) serve 6/s.
+WORKERS = """\
+name,role,device,num_gpus,requests_per_s,ttft_s,tpot_s,tp
+mixed,both,h100_sxm,2,1.5,0.5,0.02,2
+p,prefill,h100_sxm,1,2,1.0,,1
+d,decode,h100_sxm,3,6,,0.025,3
+late,both,h100_sxm,1,9,8.0,0.02,1
+"""
+INSTANCE: dict[str, Any] = {
+    "problem": "parallel",
+    "name": "by hand",
+    "cluster": {"nodes": [{"device": "h100_sxm", "count": 2, "gpus_per_node": 3}]},
+    "candidates": "workers.csv",
+    "workload": {"input_tokens": 3000, "output_tokens": 500},
+    "slo": {"ttft_s": 2, "tpot_s": 0.03},
+}
+SMALL = ["--model", "Qwen/Qwen3-8B", "--device", "h100", "--gpus-per-node", "4"]
+SMALL += ["--input-tokens", "1000", "--output-tokens", "200"]
+
+
+@pytest.fixture
+def given(folder: Path) -> Path:
+    (folder / "workers.csv").write_text(WORKERS)
+    (folder / "given.json").write_text(json.dumps(INSTANCE))
+    return folder
+
+
+def counts(result: Result) -> dict[str, int]:
+    assert result.exit_code == 0, result.output
+    return {one["name"]: one["count"] for one in json.loads(result.stdout)["plan"]["workers"]}
+
+
+def test_a_table_is_solved_exactly(gpuplan: Invoke, given: Path) -> None:
+    result = gpuplan("parallel", "given.json", "--json")
+    assert counts(result) == {"p": 3, "d": 1}
+    document = json.loads(result.stdout)
+    assert document["plan"]["requests_per_s"] == pytest.approx(6)
+    assert document["plan"]["output_tokens_per_s"] == pytest.approx(3000)
+    assert (document["plan"]["ttft_s"], document["plan"]["tpot_s"]) == (1.0, 0.025)
+    assert document["outcome"]["status"] == "optimal"
+    assert {one["name"] for one in document["plan"]["pareto"]} == {"mixed", "p", "d"}
+    assert json.loads(gpuplan("plan", "given.json", "--json").stdout)["plan"] == document["plan"]
+
+
+def test_flags_alone_make_the_same_instance(gpuplan: Invoke, given: Path) -> None:
+    flags = ["--name", "by hand", "--candidates", "workers.csv", "--device", "h100_sxm", "--nodes", "2"]
+    flags += ["--gpus-per-node", "3", "--input-tokens", "3000", "--output-tokens", "500", "--ttft", "2s"]
+    result = gpuplan("parallel", *flags, "--tpot", "30ms", "--json")
+    assert counts(result) == {"p": 3, "d": 1}
+    other = json.loads(gpuplan("plan", "given.json", "--json").stdout)
+    assert json.loads(result.stdout)["instance"] == other["instance"]
+
+
+def test_flags_win_over_the_file(gpuplan: Invoke, given: Path) -> None:
+    assert counts(gpuplan("parallel", "given.json", "--disaggregated", "never", "--json")) == {"mixed": 2}
+    assert counts(gpuplan("parallel", "given.json", "--ttft", "9", "--json")) == {"late": 6}
+    assert counts(gpuplan("parallel", "given.json", "--max-workers", "2", "--json")) == {"mixed": 2}
+    one_node = json.dumps({"nodes": [{"device": "h100_sxm", "gpus_per_node": 3}]})
+    (given / "one.json").write_text(one_node)
+    assert counts(gpuplan("parallel", "given.json", "--cluster", "one.json", "--json")) == {"mixed": 1}
+
+
+def test_a_table_of_the_flag_is_in_the_working_folder(gpuplan: Invoke, given: Path) -> None:
+    (given / "away").mkdir()
+    (given / "away" / "given.json").write_text(json.dumps(INSTANCE))
+    (given / "mine.csv").write_text(WORKERS.replace("p,prefill,h100_sxm,1,2,", "p,prefill,h100_sxm,1,1,"))
+    result = gpuplan("parallel", "away/given.json", "--candidates", "mine.csv", "--json")
+    assert json.loads(result.stdout)["plan"]["requests_per_s"] == pytest.approx(3)
+    assert gpuplan("parallel", "away/given.json").exit_code == 7, "the file's own table is beside the file"
+
+
+def test_a_rate_takes_the_fewest_gpus_or_the_least_cost(gpuplan: Invoke, given: Path) -> None:
+    """3 requests/s: 2 mixed are 4 GPUs, 2 p and 1 d are 5; a price of 2 USD makes that 8 USD/hour."""
+    result = gpuplan("parallel", "given.json", "--rate", "3", "--json")
+    assert counts(result) == {"mixed": 2}
+    assert json.loads(result.stdout)["outcome"]["objective"] == 4
+    cost = ["--rate", "3", "--objective", "cost", "--price", "h100=$2"]
+    result = gpuplan("parallel", "given.json", *cost, "--json")
+    assert json.loads(result.stdout)["outcome"]["objective"] == pytest.approx(8)
+    text = gpuplan("parallel", "given.json", *cost).stdout
+    assert "3 requests/s asked" in text
+    assert "8 USD/hour, 1.48148 USD per million output tokens" in text, "8 / 3600 / 1500 * 1e6"
+
+
+def test_the_answer_says_what_was_chosen_from_what(gpuplan: Invoke, given: Path) -> None:
+    text = gpuplan("parallel", "given.json").stdout
+    assert "6 requests/s; 3000 output tokens/s" in text
+    assert "3 x p" in text
+    assert "limit 2 s" in text
+    frontier = text[text.index("Pareto frontier") : text.index("runner-up")]
+    assert "p *" in frontier
+    assert "mixed *" not in frontier
+    assert "the best without p: -3 requests/s (-50%), 3 requests/s on 4 GPUs: 2 x mixed" in text
+    assert "all 6 h100_sxm are used; 1 of 4 workers miss ttft_s 2" in text
+    assert "best uniform replicas" in text
+    assert "gpuplan estimate" not in text, "the workers were not predicted"
+
+
+def test_predictions_can_be_looked_into(gpuplan: Invoke, folder: Path) -> None:
+    """The command under a mixed worker gives the very numbers of the plan."""
+    result = gpuplan("parallel", *SMALL, "--tpot", "20ms", "--disaggregated", "never", "-o", "plan.json")
+    assert result.exit_code == 0, result.output
+    plan = json.loads((folder / "plan.json").read_text())["plan"]
+    assert (plan["model"], plan["backend"], plan["gpus_per_node"]) == ("Qwen/Qwen3-8B", "vllm", {"h100_sxm": 4})
+    lines = [line.split("look into")[1] for line in result.stdout.splitlines() if "look into" in line]
+    assert len(lines) == len(plan["workers"])
+    for line, worker in zip(lines, plan["workers"], strict=True):
+        program, *argv = shlex.split(line, comments=True)
+        assert program == "gpuplan"
+        metrics = json.loads(gpuplan(*argv, "--json").stdout)["verdict"]["metrics"]
+        values = {one["name"]: one["value"] for one in metrics}
+        assert values["tpot_s"] == pytest.approx(worker["tpot_s"])
+        assert values["ttft_s"] == pytest.approx(worker["ttft_s"])
+
+
+def test_limits_hold_with_the_margin(gpuplan: Invoke, folder: Path) -> None:
+    plain = json.loads(gpuplan("parallel", *SMALL, "--tpot", "12ms", "--margin", "0", "--json").stdout)["plan"]
+    wide = json.loads(gpuplan("parallel", *SMALL, "--tpot", "12ms", "--margin", "0.5", "--json").stdout)["plan"]
+    assert 0.008 < plain["tpot_s"] <= 0.012
+    assert wide["tpot_s"] <= 0.008
+    assert wide["requests_per_s"] < plain["requests_per_s"]
+
+
+@pytest.mark.parametrize("to", ["vllm", "sglang", "trtllm"])
+def test_a_plan_becomes_a_script(gpuplan: Invoke, folder: Path, to: str) -> None:
+    assert gpuplan("parallel", *SMALL, "--backend", to, "-o", "plan.json", "--quiet").exit_code == 0
+    result = gpuplan("export", "plan.json", "--to", to, "-o", "serve.sh")
+    assert result.exit_code == 0, result.output
+    text = (folder / "serve.sh").read_text()
+    assert "Qwen/Qwen3-8B" in text
+    others = {"vllm", "sglang", "trtllm"} - {to}
+    for other in others:
+        refused = gpuplan("export", "plan.json", "--to", other, "-o", "no.sh")
+        assert refused.exit_code == 2
+        assert f"made for {to}, not {other}" in refused.stderr
+    assert gpuplan("export", "plan.json", "--to", "moves", "-o", "no.csv").exit_code == 2
+    assert gpuplan("check", "plan.json").exit_code == 0
+
+
+def test_a_table_without_sizes_has_no_script(gpuplan: Invoke, given: Path) -> None:
+    (given / "workers.csv").write_text("\n".join(line.rpartition(",")[0] for line in WORKERS.splitlines()))
+    assert gpuplan("parallel", "given.json", "--model", "mine", "-o", "plan.json", "--quiet").exit_code == 0
+    refused = gpuplan("export", "plan.json", "--to", "vllm", "-o", "no.sh")
+    assert refused.exit_code == 2
+    assert "d: tp x pp x dp is 1, but it has 3 GPUs" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--ttft", "100ms"], ["no mixed, prefill or decode worker keeps", "raise ttft_s from 0.1 to 0.5"]),
+        (["--tpot", "1ms"], ["raise tpot_s from 0.001 to 0.02: no worker is faster"]),
+        (["--rate", "100"], ["100 requests/s cannot be served on the 6 GPUs", "lower rate_per_s from 100 to 6"]),
+    ],
+)
+def test_what_cannot_be_is_proven_with_ways_out(
+    gpuplan: Invoke, given: Path, flags: list[str], expected: list[str]
+) -> None:
+    if "--ttft" in flags:
+        # Decode workers alone keep any limit on the first token.
+        (given / "workers.csv").write_text("".join(WORKERS.splitlines(True)[:3] + WORKERS.splitlines(True)[4:]))
+    result = gpuplan("parallel", "given.json", *flags)
+    assert result.exit_code == 3, result.output
+    for text in expected:
+        assert text in result.stdout
+
+
+def test_a_model_that_fits_nowhere_says_what_it_needs(gpuplan: Invoke, folder: Path) -> None:
+    """70 billion weights of 2 bytes are 141 GB: 2 H100 hold it; one holds 4 bits, and at 8 bits nothing but weights."""
+    flags = ["--model", "meta-llama/Llama-3.3-70B-Instruct", "--device", "h100", "--gpus-per-node", "1"]
+    result = gpuplan("parallel", *flags, "--input-tokens", "1000", "--output-tokens", "200")
+    assert result.exit_code == 3, result.output
+    assert "fits at no split" in result.stdout
+    assert "2 x h100_sxm in nodes of 1 hold it" in result.stdout
+    assert "precision int4 fits on this cluster" in result.stdout
+    again = gpuplan("parallel", *flags, "--nodes", "2", "--input-tokens", "1000", "--output-tokens", "200")
+    assert again.exit_code == 0, "what it said is so"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--device", "h100", "--cluster", "c.yaml"], "choose one of --cluster and --device"),
+        (["--nodes", "2"], "--nodes and --gpus-per-node go with --device"),
+        (["--backend", "other"], "is not one of"),
+        (["--disaggregated", "maybe"], "is not one of"),
+        (["--objective", "joules"], "is not one of"),
+        (["--method", "cp-sat"], "parallel has no method 'cp-sat'"),
+        (["--time-limit", "-1"], "time"),
+    ],
+)
+def test_usage(gpuplan: Invoke, given: Path, flags: list[str], expected: str) -> None:
+    result = gpuplan("parallel", "given.json", *flags)
+    assert result.exit_code == 2
+    assert expected in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--ttft", "2 parsecs"], "--ttft"),
+        (["--ttft", "0"], "--ttft"),
+        (["--rate", "0"], "--rate"),
+        (["--rate", "nan"], "--rate"),
+        (["--margin", "-1"], "--margin"),
+        (["--max-workers", "0"], "--max-workers"),
+        (["--input-tokens", "0"], "--input-tokens"),
+        (["--price", "h100"], "--price"),
+        (["--price", "h100=-2"], "--price"),
+        (["--price", "nosuch=2"], "nosuch"),
+        (["--objective", "cost", "--rate", "1"], "cost needs prices_usd_per_gpu_hour"),
+        (["--objective", "gpus"], "gpus needs workload.rate_per_s"),
+        (["--device", "nosuch"], "--device"),
+        (["--device", "h100", "--nodes", "0"], "--device"),
+        (["--device", "l40s"], "is not in the cluster"),
+        (["--cluster", "none.yaml"], "none.yaml"),
+        (["--candidates", "none.csv"], "none.csv"),
+    ],
+)
+def test_bad_values_are_told_where_they_are(gpuplan: Invoke, given: Path, flags: list[str], expected: str) -> None:
+    result = gpuplan("parallel", "given.json", *flags)
+    assert result.exit_code == 7, result.output
+    assert expected in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([*SMALL, "--precision", "fp3"], "unknown precision 'fp3'"),
+        (["--model", "nosuch", *SMALL[2:]], "the catalogue has no model 'nosuch'"),
+        (["--model", "none/config.json", *SMALL[2:]], "none/config.json"),
+        (SMALL[2:], "is required, or candidates"),
+        (SMALL[:2], "--cluster or --device"),
+    ],
+)
+def test_bad_models_are_told(gpuplan: Invoke, folder: Path, flags: list[str], expected: str) -> None:
+    result = gpuplan("parallel", *flags)
+    assert result.exit_code == 7, result.output
+    assert expected in result.stderr
+
+
+def test_all_rows_of_a_bad_table_are_told_with_their_lines(gpuplan: Invoke, given: Path) -> None:
+    (given / "workers.csv").write_text(WORKERS.replace("p,prefill", "p,fast").replace(",3,6,", ",0,6,"))
+    result = gpuplan("parallel", "given.json")
+    assert result.exit_code == 7
+    assert "workers.csv:3" in result.stderr
+    assert "workers.csv:4" in result.stderr
+    (given / "workers.csv").write_text(WORKERS.replace("tpot_s", "itl_s"))
+    result = gpuplan("parallel", "given.json")
+    assert result.exit_code == 7
+    assert "tpot_s" in result.stderr
+
+
+def test_stopped_short_of_the_gap_and_without_a_plan(
+    gpuplan: Invoke, given: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solve = cli.solving.plan
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        document = solve(*arguments, **options)
+        changes = {"status": "feasible", "stop": "time_limit", "gap": 0.5}
+        return document.model_copy(update={"outcome": document.outcome.model_copy(update=changes)})
+
+    monkeypatch.setattr(cli.solving, "plan", stopped)
+    assert gpuplan("parallel", "given.json", "--gap", "0.01", "--quiet").exit_code == 4
+    assert gpuplan("parallel", "given.json", "--quiet").exit_code == 0
+
+    def nothing(*arguments: Any, **options: Any) -> Any:
+        document = stopped(*arguments, **options)
+        changes = {"status": "unknown", "objective": None, "gap": None}
+        outcome = document.outcome.model_copy(update=changes)
+        return document.model_copy(update={"outcome": outcome, "plan": None, "verdict": None})
+
+    monkeypatch.setattr(cli.solving, "plan", nothing)
+    assert gpuplan("parallel", "given.json", "--quiet").exit_code == 5
+
+
+def test_schemas(gpuplan: Invoke, folder: Path) -> None:
+    assert "disaggregated" in json.loads(gpuplan("schema", "parallel").stdout)["properties"]
+    assert "plan" in json.loads(gpuplan("schema", "parallel-plan").stdout)["properties"]
