@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from formulations import SolveOptions, load_problem, plan
+from formulations import SolveOptions, check_document, load_problem, plan
+from formulations.kinds import Problem
 from planner import DescriptionError, read_document
 from planner.errors import OptionError
 from planner.files import to_json, write_text
@@ -20,10 +21,12 @@ INSTANCES = Path(__file__).resolve().parents[1] / "instances"
 METHODS = {"experts": ("local-search", "cp-sat", "milp"), "fleet": ("highs", "scip"), "parallel": ("highs", "scip")}
 
 
-def known(path: Path) -> PlanDocument | None:
+def known(path: Path, problem: Problem) -> PlanDocument | None:
+    """The stored plan; None where there is none, or where it no longer holds: predictions of workers change."""
     try:
-        return read_document(path)
-    except DescriptionError:
+        document = read_document(path)
+        return document if check_document(document, problem).feasible else None
+    except (DescriptionError, OptionError):
         return None
 
 
@@ -58,17 +61,18 @@ def main() -> None:
     options = parser.parse_args()
     for path in sorted(INSTANCES.glob(f"{options.problem or '*'}/*.yaml")):
         target = path.with_suffix(".best.json")
-        for method in METHODS[load_problem(path).kind]:
+        problem = load_problem(path)
+        for method in METHODS[problem.kind]:
             limits = SolveOptions(time_limit_s=options.seconds, work_limit=5_000_000, method=method)
             if method != "local-search":
                 limits = SolveOptions(time_limit_s=options.seconds, method=method)
             try:
-                fresh = plan(path, options=limits)
+                fresh = plan(problem, options=limits)
             except OptionError as refused:
                 print(f"{path.stem:24} {method:14} {refused}")
                 continue
             outcome = fresh.outcome
-            kept = better(fresh, known(target))
+            kept = better(fresh, known(target, problem))
             print(f"{path.stem:24} {method:14} {outcome.objective} bound {outcome.bound} {'kept' if kept else ''}")
             if kept is not None:
                 write_text(target, to_json(kept))

@@ -33,7 +33,8 @@ AWS_SHAPES = {
     "g6.xlarge": ("l4", 1), "g6.12xlarge": ("l4", 4), "g6.48xlarge": ("l4", 8),
     "g6e.xlarge": ("l40s", 1), "g6e.12xlarge": ("l40s", 4), "g6e.48xlarge": ("l40s", 8),
     "p4d.24xlarge": ("a100_40gb", 8), "p4de.24xlarge": ("a100", 8),
-    "p5.4xlarge": ("h100", 1), "p5.48xlarge": ("h100", 8), "p5en.48xlarge": ("h200", 8), "p6-b200.48xlarge": ("b200", 8),
+    "p5.4xlarge": ("h100", 1), "p5.48xlarge": ("h100", 8), "p5en.48xlarge": ("h200", 8),
+    "p6-b200.48xlarge": ("b200", 8),
 }  # fmt: skip
 #: Six models that a platform serves beside one another, with requests/s at scale 1 and where their sizes come from.
 SIX_MODELS = (
@@ -192,7 +193,9 @@ def only_offers(whole: FleetProblem, chosen: Sequence[int] | np.ndarray[Any, Any
     )
 
 
-def six_models(scale: float, shapes: Sequence[str] = tuple(AWS_SHAPES), models: Sequence[int] = range(6)) -> FleetProblem:
+def six_models(
+    scale: float, shapes: Sequence[str] = tuple(AWS_SHAPES), models: Sequence[int] = range(6)
+) -> FleetProblem:
     """Some of the six models on some node shapes, replicas of 1, 2, 4 or 8 GPUs."""
     offers = [
         {"name": name, "device": AWS_SHAPES[name][0], "gpus": AWS_SHAPES[name][1],

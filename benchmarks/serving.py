@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import cost_model_serving as accuracy
 from benchmarks.common import Row, data_folder, main
-from benchmarks.silicon import held_out, silicon
+from benchmarks.cost_model_serving import choices
 from formulations import SolveOptions
 from formulations.base import solve
 from formulations.parallelism.baseline import best_uniform
@@ -46,11 +45,11 @@ def aic_grid(short: bool) -> Iterator[Row]:
     gains: dict[int, list[float]] = defaultdict(list)
     solve_s: list[float] = []
     below = unproven = neither = ours_only = 0
-    tables = list(_tables().values())
-    for workers in tables[:: 8 if short else 1]:
+    every_table = list(tables().values())
+    for workers in every_table[:: 8 if short else 1]:
         for ttft_s, tpot_s in LIMITS:
             for gpus in CLUSTERS:
-                problem = _pool(workers, gpus, ttft_s, tpot_s)
+                problem = pool(workers, gpus, ttft_s, tpot_s)
                 found = solve(PARALLELISM, problem, SolveOptions(time_limit_s=30.0))
                 rule = best_uniform(problem)
                 solve_s.append(found.build_s + found.solve_s)
@@ -79,20 +78,24 @@ def aic_grid(short: bool) -> Iterator[Row]:
     yield Row(case, "solve, longest", max(solve_s), 1.0, "target", "s", "lower")
 
 
-def _tables() -> Mapping[tuple[str, ...], list[WorkerType]]:
+def tables() -> Mapping[tuple[str, ...], list[WorkerType]]:
     """Worker types of each model, device, engine and lengths, from rows that fit into memory."""
-    tables: dict[tuple[str, ...], list[WorkerType]] = defaultdict(list)
+    found: dict[tuple[str, ...], list[WorkerType]] = defaultdict(list)
     with gzip.open(
         data_folder("inference") / "aic_predictions_grid.csv.gz", "rt", encoding="utf-8", newline=""
     ) as file:
         for row in csv.DictReader(file):
             if row["oom"] == "0" and row["kv_oom"] == "0":
-                tables[tuple(row[name] for name in TABLE)] += _workers(row)
-    return tables
+                found[tuple(row[name] for name in TABLE)] += _workers(row)
+    return found
 
 
 def _workers(row: Mapping[str, str]) -> Iterator[WorkerType]:
-    """What a row is in each role, as the peer defines it: prompts one by one, and decoding without idle time."""
+    """What a row is in each role, by the peer's factors on its rates.
+
+    The grid has aggregated runs only: a decode worker's time per token is that of its row, so prompts slow it down that
+    it would not have, and gains of disaggregation are smaller here than in the peer's own search.
+    """
     gpus, ranks, batch, output = (int(row[name]) for name in ("gpus", "dp", "batch_per_dp_rank", "osl"))
     ttft_s, tpot_s = float(row["ttft_ms"]) / 1e3, float(row["tpot_ms"]) / 1e3
     shape = "-".join(row[name] for name in ("tp", "pp", "dp", "moe_tp", "moe_ep"))
@@ -115,7 +118,7 @@ def _workers(row: Mapping[str, str]) -> Iterator[WorkerType]:
         yield WorkerType(name=f"prefill {shape}", role="prefill", requests_per_s=rate, ttft_s=late_s, **common)
 
 
-def _pool(workers: list[WorkerType], gpus: int, ttft_s: float, tpot_s: float) -> ParallelProblem:
+def pool(workers: list[WorkerType], gpus: int, ttft_s: float, tpot_s: float) -> ParallelProblem:
     """A table on one pool of GPUs: nodes of one GPU each, of which a worker takes as many as it needs."""
     late = np.array([one.ttft_s is not None and one.ttft_s > ttft_s for one in workers])
     slow = np.array([one.tpot_s is not None and one.tpot_s > tpot_s for one in workers])
@@ -140,31 +143,6 @@ def _pool(workers: list[WorkerType], gpus: int, ttft_s: float, tpot_s: float) ->
         ttft_s=ttft_s,
         tpot_s=tpot_s,
     )
-
-
-#: Predictions count so much longer against a limit: the default of an instance.
-MARGIN = 0.05
-
-
-def measured(short: bool) -> Iterator[Row]:
-    """Highest measured tokens/s/GPU under a TPOT limit, chosen from held-out predictions with a margin, and without."""
-    data = silicon()
-    ours, _ = held_out("family")
-    peer = accuracy._peer("tpot")
-    answered = np.isfinite(peer)
-    size = np.array([worker.num_gpus for worker in data.runs.model.workers])[data.runs.plans.worker]
-    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for index in np.flatnonzero(data.clean & answered).tolist():
-        groups[data.group[index]].append(index)
-    members, rate = list(groups.values()), data.runs.plans.concurrency / size
-    for margin in (MARGIN, 0.0):
-        # A common factor on all predictions is a margin: it moves them against the limit, not against each other.
-        found, theirs = (
-            accuracy._choice(members, rate, (1 + margin) * values, data.runs.tpot_s) for values in (ours, peer)
-        )
-        case, name = f"{int(found[2])} choices, margin {margin:.0%}", f"{accuracy.PEER}, same margin"
-        yield Row(case, "regret, mean", 100 * found[0], 100 * theirs[0], name, "%", "lower")
-        yield Row(case, "limits broken by over 5 %", found[1], theirs[1], name, "count", "lower")
 
 
 #: Model, device, nodes of 8, weights, target in seconds.
@@ -254,7 +232,7 @@ def published(short: bool) -> Iterator[Row]:
 
 CASES: dict[str, Callable[[bool], Iterable[Row]]] = {
     "aic_grid": aic_grid,
-    "measured": measured,
+    "measured": choices,
     "end_to_end": end_to_end,
     "published": published,
 }

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from planner.plan import PlanDocument
 
 
+#: Plans that are counts: what is counted, the plan's rows of it, and what names a row.
+COUNTED = {"fleet": ("instances", "allocation", "offer"), "parallel": ("workers", "workers", "name")}
+
+
 def compare(
     plans: Annotated[list[str], typer.Argument(metavar="PLAN.json", help="two or more plan documents")],
     as_json: JsonOption = False,
@@ -22,7 +26,7 @@ def compare(
     """Put plans side by side, and count the moves between them.
 
     Objective, bound, gap, terms and metrics of each plan, and what changes from each to the next: replicas of
-    experts that move, instances of a fleet that are added or dropped.
+    experts that move, instances of a fleet or serving workers that are added or dropped.
     """
     from cli.solving import print_json
     from planner.errors import OptionError
@@ -52,25 +56,27 @@ def _changes(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
     """What a change from one plan to the next takes; `why` says why it cannot be told."""
     if before.problem != after.problem:
         return {"why": f"one is a plan of {before.problem}, the other of {after.problem}"}
-    return _instances(before, after) if before.problem == "fleet" else _moves(before, after)
+    return _counts(before, after) if before.problem in COUNTED else _moves(before, after)
 
 
-def _instances(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
-    """Instances to add (+) and to drop (-), by offer; of hourly plans, in the most expensive hour."""
+def _counts(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
+    """Instances or workers to add (+) and to drop (-), by name; of hourly plans, in the most expensive hour."""
     from collections import Counter
+
+    what, rows, label = COUNTED[before.problem]
 
     counts: list[Counter[str]] = []
     for document in (before, after):
         plan: Any = document.plan
         if plan is None:
-            return {"instances": None, "why": "a document holds no plan"}
+            return {what: None, "why": "a document holds no plan"}
         found = Counter[str]()
-        for row in plan.allocation:
-            found[row.offer] += row.count
+        for row in getattr(plan, rows):
+            found[getattr(row, label)] += row.count
         counts.append(found)
     one, two = counts
     changed = {name: two[name] - one[name] for name in {**one, **two} if two[name] != one[name]}
-    return {"instances": changed, "why": None}
+    return {what: changed, "why": None}
 
 
 def _moves(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
@@ -137,9 +143,9 @@ def _print(plans: list[str], documents: list[PlanDocument], moves: list[dict[str
     for move in moves:
         if move["why"] is not None:
             text = f"moves cannot be counted: {move['why']}"
-        elif "instances" in move:
-            changed = ", ".join(f"{count:+d} {printable(name)}" for name, count in move["instances"].items())
-            text = changed or "the same instances"
+        elif what := next((name for name, *_ in COUNTED.values() if name in move), None):
+            changed = ", ".join(f"{count:+d} {printable(name)}" for name, count in move[what].items())
+            text = changed or f"the same {what}"
         else:
             size = "" if move["bytes"] is None else f", {format_bytes(move['bytes'])}"
             text = f"{move['replicas']} replicas move{size}"

@@ -121,6 +121,7 @@ def parallel(
         ("precision",): Flag("--precision", precision),
         ("backend",): Flag("--backend", backend),
         ("cluster",): _cluster(instance, cluster, device, nodes, gpus_per_node),
+        ("workload",): Flag("--input-tokens and --output-tokens"),
         ("workload", "input_tokens"): Flag("--input-tokens", input_tokens),
         ("workload", "output_tokens"): Flag("--output-tokens", output_tokens),
         ("workload", "rate_per_s"): Flag("--rate", rate),

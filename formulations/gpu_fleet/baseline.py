@@ -48,8 +48,5 @@ def best_single_offer(problem: FleetProblem) -> FleetPlan | None:
                 one.instances[offer] += instances
                 one.replicas[config] += replicas
                 one.shares[asked, config] = 1.0
-    try:
-        return plan_of(problem, dict(enumerate(counts)))
-    except ValueError:
-        # Two models whose replicas do not pack together into the pool as counted apart.
-        return None
+    # Each model's replicas fit onto its own instances, so together they fit onto all: packing by counting is additive.
+    return plan_of(problem, dict(enumerate(counts)))

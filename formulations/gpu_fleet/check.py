@@ -246,10 +246,10 @@ def _told(problem: FleetProblem, plan: FleetPlan, counts: FloatArray) -> Iterato
             yield _broken("cost", "fleet", message, told, value)
     if all((plan.allocation, plan.assignment) != (one.allocation, one.assignment) for one in plan.periods):
         yield _broken("summary", "fleet", "allocation and assignment of the plan are those of no period")
-    if problem.current is not None:
-        added = dict(zip(problem.offer_names, (counts[0] - problem.current).tolist(), strict=True))
-        if {name: n for name, n in added.items() if n} != (plan.changes or {}):
-            yield _broken("changes", "fleet", f"changes {plan.changes} are told, which are not those of the counts")
+    added = counts[0] - (counts[0] if problem.current is None else problem.current)
+    changes = {name: n for name, n in zip(problem.offer_names, added.tolist(), strict=True) if n}
+    if changes != (plan.changes or {}):
+        yield _broken("changes", "fleet", f"changes {plan.changes} are told, which are not those of the counts")
 
 
 def _broken(

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from formulations.gpu_fleet import melange
 from formulations.gpu_fleet.baseline import best_single_offer
 from formulations.gpu_fleet.check import check
 from formulations.gpu_fleet.problem import FleetProblem
@@ -27,6 +28,10 @@ class GpuFleet:
         "highs": "MILP with continuous routing shares, HiGHS (default)",
         "scip": "the same model, SCIP",
         "cbc": "the same model, CBC",
+        "melange-1": "Mélange's model, one slice a bucket, SCIP",
+        "melange-4": "Mélange's model, 4 slices a bucket, SCIP",
+        "melange-8": "Mélange's model, 8 slices a bucket, SCIP",
+        "cp-sat": "16 slices a bucket, CP-SAT: a cross-check",
     }
     one_thread: ClassVar[frozenset[str]] = frozenset({"highs"})
 
@@ -36,7 +41,10 @@ class GpuFleet:
         """Solve with the asked backend. A hint is refused: no backend here takes one."""
         if hint is not None:
             raise OptionError("fleet methods take no start plan; `current` prices changes from one")
-        return search(problem, options, budget, options.method or next(iter(self.methods)))
+        method = options.method or next(iter(self.methods))
+        if method in melange.SLICES:
+            return melange.search(problem, options, budget, method)
+        return search(problem, options, budget, method)
 
     def check(self, problem: FleetProblem, plan: FleetPlan) -> list[Violation]:
         """Every broken rule."""

@@ -27,7 +27,7 @@ from formulations.gpu_fleet.explain import explain
 from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
 from formulations.gpu_fleet.packing import plan_of
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
-from formulations.gpu_fleet.relaxation import relax
+from formulations.gpu_fleet.relaxation import Relaxation, relax
 from formulations.gpu_fleet.search import counts_of
 from formulations.gpu_fleet.slices_cpsat import solve_whole
 from formulations.outcome import Bound, Budget, SearchResult, SolveOptions, Status, Stop
@@ -47,26 +47,36 @@ def search(problem: FleetProblem, options: SolveOptions, budget: Budget, method:
     build_s = budget.elapsed_s
     relaxed = relax(built.model, BOUND_SHARE * budget.remaining_s)
     sliced = slice_shares(built, SLICES[method])
-    solve = solve_whole if method == "cp-sat" else solve_linear_mathopt
-    result, values = solve(sliced, budget, options)
-    said = {"solver": result.solver, "solver_version": result.solver_version, "build_s": build_s}
+    if method == "cp-sat":
+        result, values = solve_whole(sliced, budget, options)
+    else:
+        # Where S = 1, the presolve of HiGHS (ortools 9.15, SciPy 1.17) loses cheap plans: it calls ones "optimal" that
+        # cost up to 28 times as much. SCIP agrees with CBC on the model as written.
+        result, values = solve_linear_mathopt(sliced, budget, options, solver="scip")
+    status, stop, plan = Status.UNKNOWN, result.stop, None
+    reasons: tuple[str, ...] = ()
+    relaxations: tuple[str, ...] = ()
+    if result.status in (Status.OPTIMAL, Status.INFEASIBLE):
+        # A proof for slices is none for shares.
+        stop = Stop.HEURISTIC
     if relaxed is False:
-        reasons, relaxations = explain(problem, (0,), budget)
-        return SearchResult(
-            status=Status.INFEASIBLE, stop=Stop.PROOF, plan=None, reasons=reasons, relaxations=relaxations, **said
-        )
-    bound = None if relaxed is None else Bound(value=relaxed.objective, name="linear relaxation, continuous shares")
-    proven = result.status in (Status.OPTIMAL, Status.INFEASIBLE)
-    stop = Stop.HEURISTIC if proven else result.stop
-    if values is None:
-        return SearchResult(status=Status.UNKNOWN, stop=stop, plan=None, bound=bound, **said)
-    values[built.columns[0].x] /= SLICES[method]
-    plan = plan_of(problem, {0: counts_of(problem, built.columns[0], values)})
-    return SearchResult(status=Status.FEASIBLE, stop=stop, plan=plan, bound=bound, **said)
+        status, stop = Status.INFEASIBLE, Stop.PROOF
+        reasons, relaxations = explain(problem, [(0,)], budget)
+    elif values is not None:
+        status = Status.FEASIBLE
+        values[built.columns[0].x] /= SLICES[method]
+        plan = plan_of(problem, {0: counts_of(problem, built.columns[0], values)})
+    bound = None
+    if isinstance(relaxed, Relaxation):
+        bound = Bound(value=relaxed.objective, name="linear relaxation, continuous shares")
+    return SearchResult(
+        status=status, stop=stop, plan=plan, solver=result.solver, solver_version=result.solver_version, bound=bound,
+        build_s=build_s, reasons=reasons, relaxations=relaxations,
+    )  # fmt: skip
 
 
 def refuse(problem: FleetProblem, method: str) -> None:
-    """Raise OptionError for an instance with more than Mélange's model has: one constant demand, a GPU for one model."""
+    """Raise OptionError for what Mélange's model has not: it has one constant demand and gives a GPU to one model."""
     shared = np.bincount(problem.config_pool, minlength=len(problem.availability)).max() > 1
     found = [
         text

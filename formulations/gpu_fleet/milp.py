@@ -7,9 +7,10 @@ Variables, in each period t (left out below)
     z[c]     replicas of a configuration, integer
     x[d, c]  share of a bucket's requests on a configuration, continuous, only where throughput allows
 
-minimise  sum_t share[t] sum_k price[k] y[k]  +  change cost x (instances added or dropped)
+Objective
+    minimise  sum_t share[t] sum_k price[k] y[k]  +  change cost x (instances added or dropped)
 
-subject to
+Constraints
     serve     sum_c x[d, c] = 1                                                    every bucket with a demand
     capacity  sum_d L[d, c] x[d, c] <= availability[pool] z[c]                     every configuration
     running   x[d, c] <= z[c]    where L[d, c] is so small that a solver would take z = 0 for enough
@@ -189,19 +190,6 @@ class FleetBuilder:
         self.builder.sparse_rows(
             np.full(every.size, -np.inf), 0.0, (config, x, load[bucket, config]), (every, z, -there)
         )
-        import os
-        mode = os.environ.get("LINK", "0")
-        if mode == "full":
-            weak = np.flatnonzero(load[bucket, config] < there[config])
-            builder = self.builder
-            builder.sparse_rows(np.full(weak.size, -np.inf), 0.0, (np.arange(weak.size), x[weak], 1.0), (np.arange(weak.size), z[config[weak]], -1.0))
-        if mode == "agg":
-            small = np.where(np.isfinite(load), load, 0.0).sum(axis=0) 
-            cheapest = np.where(np.isfinite(load), load * (self.problem.config_gpus*1.0), np.inf).min(axis=1)
-            cheapest = np.where(np.isfinite(cheapest), cheapest, 0)
-            tot = np.bincount(self.problem.bucket_model, weights=cheapest)
-            w = cheapest / np.maximum(tot[self.problem.bucket_model], 1e-12)
-            self.builder.sparse_rows(np.full(every.size, -np.inf), 0.0, (config, x, w[bucket]), (every, z, -1.0))
         small = np.flatnonzero(load[bucket, config] < SMALL_LOAD)
         if small.size:
             self.builder.rows(-np.inf, 0.0, (x[small][:, None], 1.0), (z[config[small]][:, None], -1.0))

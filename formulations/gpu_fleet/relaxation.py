@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -22,18 +23,16 @@ class Relaxation:
     duals: FloatArray
 
 
-def relax(model: LinearModel, time_limit_s: float) -> Relaxation | None | bool:
+def relax(model: LinearModel, time_limit_s: float) -> Relaxation | Literal[False] | None:
     """The linear relaxation, by SciPy's HiGHS; False where it has no solution, None when time is up."""
     from scipy.optimize import linprog
-    from scipy.sparse import csr_matrix
+    from scipy.sparse import csr_matrix, vstack
 
     shape = model.row_lower.size, model.num_variables
     matrix = csr_matrix((model.value, (model.row, model.column)), shape=shape)
     equal = model.row_lower == model.row_upper
     upper = np.isfinite(model.row_upper) & ~equal
     lower = np.isfinite(model.row_lower) & ~equal
-    from scipy.sparse import vstack
-
     result = linprog(
         model.cost,
         A_ub=vstack([matrix[upper], -matrix[lower]]),

@@ -63,7 +63,7 @@ def search(problem: FleetProblem, options: SolveOptions, budget: Budget, method:
                 solver_version=result.solver_version, build_s=build_s,
             )  # fmt: skip
         for columns, period in zip(built.columns, group, strict=True):
-            counts[period] = _counts(problem, columns, values)
+            counts[period] = counts_of(problem, columns, values)
         budget.report(incumbent=_sum(results, weights, "objective"), bound=_sum(results, weights, "bound"))
     return _result(problem, results, weights, counts, build_s)
 
@@ -99,7 +99,9 @@ def _sum(results: list[SolverResult], weights: list[float], what: str) -> float 
     return float(np.dot(values, weights))
 
 
-def _counts(problem: FleetProblem, columns: PeriodColumns, values: FloatArray) -> Counts:
+def counts_of(problem: FleetProblem, columns: PeriodColumns, values: FloatArray) -> Counts:
+    """The decisions of one period in a solution of the model. Raises SolverError for a count that is not whole."""
+
     def whole(where: IntArray) -> IntArray:
         return np.array([as_integer(value, WHOLE) for value in values[where]], dtype=np.int64)
 

@@ -17,9 +17,7 @@ ROW_UNITS = 1e8
 COST_UNITS = 1e7
 
 
-def solve_whole(
-    model: LinearModel, budget: Budget, options: SolveOptions
-) -> tuple[SolverResult, FloatArray | None]:
+def solve_whole(model: LinearModel, budget: Budget, options: SolveOptions) -> tuple[SolverResult, FloatArray | None]:
     """Solve with CP-SAT; the values are [num_variables], or None. Every variable must be integer and bounded."""
     if not (model.integer.all() and np.isfinite(model.lower).all() and np.isfinite(model.upper).all()):
         raise ValueError("CP-SAT takes bounded integers alone")

@@ -8,10 +8,11 @@ Variables
             sizes that fits into a node, so that packing is exact for any sizes
     f       requests/s that go through prefill and decode workers, continuous
 
-maximise    served = sum_{both} rate n + f            (throughput)
-or minimise gpus n  or  price n  with  served >= target
+Objective
+    maximise    served = sum_{both} rate n + f            (throughput)
+    or minimise gpus n  or  price n  with  served >= target
 
-subject to
+Constraints
     prefill   f <= sum_{prefill} rate n
     decode    f <= sum_{decode} rate n
     packing   sum_{w of size s on d} n <= sum_q pattern[q, s] u[d, q]        sizes up to a node

@@ -30,6 +30,7 @@ class ParallelProblem:
 
     workers : all worker types; usable : those that keep the limits, [W]; role : 0 both, 1 prefill, 2 decode, [W].
     limits : why the others do not, by number. target_per_s : requests/s to serve, None for as many as can be.
+    margin : latencies count so much longer against the limits, as a share.
     served : what the workers run; nothing but exports reads it.
     relaxations : what would help where no worker fits at all.
     """
@@ -54,6 +55,7 @@ class ParallelProblem:
     output_tokens: int
     ttft_s: float | None = None
     tpot_s: float | None = None
+    margin: float = 0.0
     max_workers: int | None = None
     dropped: tuple[str, ...] = ()
     relaxations: tuple[str, ...] = ()

@@ -83,10 +83,11 @@ class _Reading:
             output_tokens=instance.workload.output_tokens,
             ttft_s=instance.slo.ttft_s,
             tpot_s=instance.slo.tpot_s,
+            margin=self._margin,
             max_workers=instance.max_workers,
             dropped=(*self.unfit, *dropped),
             relaxations=self.relaxations,
-            assumptions=(*assumptions, *cluster.notes()),
+            assumptions=(*assumptions, *self._unjudged(), *cluster.notes()),
             source="given" if instance.candidates is not None else "predicted",
             served=self.served,
         )
@@ -141,6 +142,13 @@ class _Reading:
                 found[name] = names.index(known)
         return [found.get(worker.device, 0) for worker in workers]
 
+    def _unjudged(self) -> tuple[str, ...]:
+        percentile, rate = self.instance.slo.percentile, self.instance.workload.rate_per_s
+        unjudged = [] if percentile is None else [f"limits are held by means: percentile {percentile:g} is not judged"]
+        if self.instance.objective == "throughput" and rate is not None:
+            unjudged.append(f"throughput is asked, so the rate of {rate:g} requests/s is not")
+        return tuple(unjudged)
+
     def _prices(self, cluster: Cluster, names: list[str]) -> FloatArray:
         """USD/hour of a GPU of each group of nodes; 0 for an unknown price where none is asked."""
         prices: dict[str, float] = {}
@@ -155,13 +163,17 @@ class _Reading:
         self._stop_if_wrong()
         return np.array([prices.get(name, 0.0) for name in names], dtype=np.float64)
 
+    @property
+    def _margin(self) -> float:
+        """Given tables are taken at their word; predictions are off by some percent."""
+        return 0.0 if self.instance.candidates is not None else self.instance.margin
+
     def _limits(
         self, workers: tuple[WorkerType, ...]
     ) -> tuple[np.ndarray[tuple[int], np.dtype[np.bool_]], tuple[str, ...]]:
         """Workers that keep the SLO, and how many do not and why."""
         slo, why = self.instance.slo, Counter[str]()
-        # Given tables are taken at their word; predictions are off by some percent.
-        margin = 1.0 + (0.0 if self.instance.candidates is not None else self.instance.margin)
+        margin = 1.0 + self._margin
         usable = np.zeros(len(workers), dtype=np.bool_)
         for index, worker in enumerate(workers):
             late = worker.role != "decode" and slo.ttft_s is not None and (worker.ttft_s or 0.0) * margin > slo.ttft_s

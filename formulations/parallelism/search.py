@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from math import ceil, floor, log10
 
 import numpy as np
 
@@ -38,7 +40,7 @@ def search(problem: ParallelProblem, options: SolveOptions, budget: Budget, meth
     if values is None:
         return _none(problem, result, build_s, ())
     counts = _counts(built, values)
-    if not counts.any():
+    if served_per_s(problem, counts) <= 0:
         return _none(problem, replace(result, status=Status.INFEASIBLE, stop=Stop.PROOF), build_s, ("no worker fits",))
     counts = _fewest_gpus(problem, counts, budget)
     runners = _runners_up(problem, counts, budget)
@@ -147,7 +149,7 @@ def _runners_up(problem: ParallelProblem, best: IntArray, budget: Budget) -> tup
         if values is None:
             continue
         counts = _counts(built, values)
-        if not counts.any():
+        if served_per_s(problem, counts) <= 0:
             continue
         plan = plan_of(problem, counts)
         found.append(
@@ -180,24 +182,47 @@ def _short(problem: ParallelProblem) -> tuple[str, ...]:
 
 
 def ways_out(problem: ParallelProblem) -> tuple[str, ...]:
-    """The smallest change of one limit that gives a plan."""
-    ways = list(problem.relaxations)
-    for limit, name, roles in (
-        (problem.ttft_s, "ttft_s", (BOTH, PREFILL)),
-        (problem.tpot_s, "tpot_s", (BOTH, DECODE)),
-    ):
-        seen = [
-            value
-            for worker, role in zip(problem.workers, problem.role.tolist(), strict=True)
-            if role in roles and (value := worker.ttft_s if name == "ttft_s" else worker.tpot_s) is not None
-        ]
-        if limit is not None and seen and min(seen) > limit:
-            ways.append(f"raise {name} from {limit:g} to {min(seen):.4g}: no worker is faster")
+    """The smallest change of one limit that gives a plan, or of both where one alone does not."""
+    ways = [*problem.relaxations, *_looser(problem)]
     if problem.target_per_s is not None and problem.usable.any():
         most = _most_throughput(problem)
         if 0 < most < problem.target_per_s:
-            ways.append(f"lower rate_per_s from {problem.target_per_s:g} to {most:.4g}, or add nodes")
+            ways.append(f"lower rate_per_s from {problem.target_per_s:g} to {_rounded(most, floor):.4g}, or add nodes")
     return tuple(ways) or ("add nodes or GPUs with more memory, relax the SLO, or narrow the weights",)
+
+
+def _looser(problem: ParallelProblem) -> list[str]:
+    """Limits at which some mixed worker, or a prefill and a decode worker, keep them; none where some do already."""
+    loose, good = 1.0 + problem.margin, problem.rate > 0
+    ttft, tpot = (
+        loose * np.array([getattr(one, name) or 0.0 for one in problem.workers]) for name in ("ttft_s", "tpot_s")
+    )
+    limits = problem.ttft_s or np.inf, problem.tpot_s or np.inf
+    both, prefill, decode = (np.flatnonzero(good & (problem.role == role)) for role in (BOTH, PREFILL, DECODE))
+    # TTFT and TPOT of each mixed worker, and of the fastest prefill worker beside the fastest decode worker.
+    pairs = list(zip(ttft[both].tolist(), tpot[both].tolist(), strict=True))
+    if prefill.size and decode.size:
+        pairs.append((float(ttft[prefill].min()), float(tpot[decode].min())))
+    if not pairs or any(one[0] <= limits[0] and one[1] <= limits[1] for one in pairs):
+        return []
+    ways = []
+    for side, name in enumerate(("ttft_s", "tpot_s")):
+        least = min((one[side] for one in pairs if one[1 - side] <= limits[1 - side]), default=None)
+        if least is not None:
+            ways.append(f"raise {name} from {limits[side]:g} to {_rounded(least, ceil):.4g}: no worker is faster")
+    if not ways:
+        near = min(pairs, key=lambda one: max(one[0] / limits[0], one[1] / limits[1]))
+        told = (
+            f"{name} to {_rounded(value, ceil):.4g}" for name, value in zip(("ttft_s", "tpot_s"), near, strict=True)
+        )
+        ways.append(f"raise {' and '.join(told)}: no worker keeps either limit")
+    return ways
+
+
+def _rounded(value: float, way: Callable[[float], int]) -> float:
+    """Four digits, up or down, so that the value that is told works."""
+    scale = 10.0 ** (3 - floor(log10(value)))
+    return way(value * scale) / scale
 
 
 def _most_throughput(problem: ParallelProblem) -> float:

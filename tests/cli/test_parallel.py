@@ -130,6 +130,17 @@ def test_predictions_can_be_looked_into(gpuplan: Invoke, folder: Path) -> None:
         assert values["ttft_s"] == pytest.approx(worker["ttft_s"])
 
 
+def test_the_search_leaves_out_what_the_engine_cannot_run(gpuplan: Invoke, folder: Path) -> None:
+    """vLLM's pairs have no pipeline stages; SGLang's may, so that it has the more to choose from."""
+    only = [*SMALL, "--disaggregated", "only", "--json"]
+    documents = {to: json.loads(gpuplan("parallel", *only, "--backend", to).stdout) for to in ("vllm", "sglang")}
+    notes = {to: " ".join(document["verdict"]["assumptions"]) for to, document in documents.items()}
+    assert "0 more that sglang cannot run" in notes["sglang"]
+    assert " 0 more that vllm" not in notes["vllm"]
+    plan = documents["vllm"]["plan"]
+    assert not [one["name"] for one in (*plan["workers"], *plan["pareto"]) if "-pp" in one["name"]]
+
+
 def test_limits_hold_with_the_margin(gpuplan: Invoke, folder: Path) -> None:
     plain = json.loads(gpuplan("parallel", *SMALL, "--tpot", "12ms", "--margin", "0", "--json").stdout)["plan"]
     wide = json.loads(gpuplan("parallel", *SMALL, "--tpot", "12ms", "--margin", "0.5", "--json").stdout)["plan"]
@@ -248,7 +259,9 @@ def test_bad_values_are_told_where_they_are(gpuplan: Invoke, given: Path, flags:
         (["--model", "nosuch", *SMALL[2:]], "the catalogue has no model 'nosuch'"),
         (["--model", "none/config.json", *SMALL[2:]], "none/config.json"),
         (SMALL[2:], "is required, or candidates"),
-        (SMALL[:2], "--cluster or --device"),
+        (SMALL[:2], "--cluster or --device: is required"),
+        (SMALL[:6], "--input-tokens and --output-tokens: is required"),
+        (SMALL[:8], "--output-tokens: is required"),
     ],
 )
 def test_bad_models_are_told(gpuplan: Invoke, folder: Path, flags: list[str], expected: str) -> None:
@@ -291,6 +304,29 @@ def test_stopped_short_of_the_gap_and_without_a_plan(
 
     monkeypatch.setattr(cli.solving, "plan", nothing)
     assert gpuplan("parallel", "given.json", "--quiet").exit_code == 5
+
+
+def test_a_rate_beside_throughput_is_said_not_to_count(gpuplan: Invoke, given: Path) -> None:
+    result = gpuplan("parallel", "given.json", "--rate", "1", "--objective", "throughput")
+    assert "6 requests/s;" in result.stdout
+    assert "throughput is asked, so the rate of 1 requests/s is not" in result.stdout
+
+
+def test_a_percentile_is_said_not_to_be_judged(gpuplan: Invoke, given: Path) -> None:
+    slow = INSTANCE | {"slo": {"ttft_s": 2, "percentile": 99}}
+    (given / "given.json").write_text(json.dumps(slow))
+    assert "limits are held by means: percentile 99 is not judged" in gpuplan("parallel", "given.json").stdout
+
+
+def test_plans_are_compared_by_their_workers(gpuplan: Invoke, given: Path) -> None:
+    gpuplan("parallel", "given.json", "-o", "one.json", "--quiet")
+    gpuplan("parallel", "given.json", "--disaggregated", "never", "-o", "two.json", "--quiet")
+    result = gpuplan("compare", "one.json", "two.json")
+    assert result.exit_code == 0, result.output
+    assert "one.json -> two.json: -3 p, -1 d, +2 mixed" in result.stdout
+    moves = json.loads(gpuplan("compare", "one.json", "two.json", "--json").stdout)["moves"]
+    assert moves[0]["workers"] == {"p": -3, "d": -1, "mixed": 2}
+    assert "the same workers" in gpuplan("compare", "one.json", "one.json").stdout
 
 
 def test_schemas(gpuplan: Invoke, folder: Path) -> None:

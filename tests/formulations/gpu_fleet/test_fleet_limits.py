@@ -13,7 +13,7 @@ from formulations.gpu_fleet.problem import FleetProblem
 from formulations.outcome import Progress, SolveOptions, Status, Stop
 from planner.errors import OptionError
 
-METHODS = tuple(GPU_FLEET.methods)
+METHODS = ("highs", "scip", "cbc")
 
 
 def large(seed: int = 0, hours: int = 1, num_sizes: int = 20, num_offers: int = 10) -> FleetProblem:

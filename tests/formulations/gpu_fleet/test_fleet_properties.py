@@ -177,3 +177,15 @@ def test_sizes_that_nobody_asks_for_do_not_matter() -> None:
     assert outcome.plan is not None
     assert counts(outcome.plan) == {"a": 3}
     assert {row.input_tokens for row in outcome.plan.assignment} == {100}
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS)
+def test_the_baseline_breaks_nothing_but_limits(seed: int) -> None:
+    """It serves everything, with replicas that fit."""
+    made = random_problem(seed)
+    plan = best_single_offer(made)
+    if plan is not None:
+        allowed = {"count", "budget", "watts", "max_spot_share", "max_changes", "spare_instances"}
+        rules = {one.rule for one in check(made, plan)}
+        assert {rule for rule in rules if not rule.startswith("quota")} <= allowed

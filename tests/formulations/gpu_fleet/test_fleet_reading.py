@@ -123,7 +123,7 @@ BAD: dict[str, tuple[list[tuple[str, str]], str]] = {
                             "current: max_changes and change_cost_usd_per_hour need a current fleet"),
     "a current fleet of what is not there": ([("name: chat", "name: chat\ncurrent: {x: 1}")],
                                              "3:1: current: no offer is named 'x'"),
-    "watts of a board that nobody knows": ([("device: l4", "device: mine"), ("name: chat", "name: chat\nmax_watts: 1kW")],
+    "watts of a board that nobody knows": ([("device: l4", "device: mine"), ("models:", "max_watts: 1kW\nmodels:")],
                                            "offers.0.device: the power of 'mine' is not known"),
     "neither profiles nor a model": ([(PROFILES, "slo: {tpot_s: 0.1}\n")],
                                      "7:5: models.0: m has neither profiles nor a `model`"),

@@ -137,9 +137,9 @@ def test_a_region_that_a_model_may_not_run_in() -> None:
 
 
 def test_narrower_weights_serve_more_where_memory_is_short() -> None:
-    found = {"small": {"device": "l4"}}
+    found, slo = {"small": {"device": "l4"}}, {"ttft_s": 10, "tpot_s": 0.2}
     wide, narrow = (
-        rates(made(found, [{"name": "m", "model": EIGHT, **precision}]))[0, 1]
+        rates(made(found, [{"name": "m", "model": EIGHT, **precision}], slo=slo))[0, 1]
         for precision in ({}, {"precision": "fp8"})
     )
     assert (narrow > wide).all()
