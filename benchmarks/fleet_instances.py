@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from benchmarks.common import data_folder
+from formulations.base import solve
+from formulations.gpu_fleet.formulation import GPU_FLEET
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
 from formulations.gpu_fleet.reading import read_problem
+from formulations.outcome import SolveOptions
 from planner.descriptions.fleet import FleetInstance
 
 #: Sizes of Mélange's grid (tyler-griggs/melange-release): 10 inputs, 6 outputs.
@@ -268,3 +271,115 @@ def many_models(num_models: int, seed: int = 0) -> FleetProblem:
         shares = coarse(size_shares(dataset), (250, 1000, 4000, 16000), (250, 2000))
         asked += demand(f"m{place}", float(2 ** rng.uniform(-1, 6)), shares)
     return problem(offers, models, demand=asked)
+
+
+def capped(free: FleetProblem) -> FleetProblem:
+    """The problem with a third of its cheapest plan's best offer, and of each next one: caps that bind everywhere.
+
+    Each offer may serve a quarter of the demand alone, but for the largest two, which are not capped.
+    """
+    load = free.load(0)
+    alone = np.where(np.isfinite(load), load, 0.0).sum(axis=0)
+    caps = np.ceil(alone[[int(np.flatnonzero(free.config_pool == pool)[0]) for pool in free.pool_of_offer]] / 4)
+    dearest = np.argsort(free.price)[-2:]
+    caps[dearest] = np.inf
+    return replace(free, most=caps)
+
+
+def smooth_rates(base: FleetProblem, rate: float) -> FloatArray:
+    """Requests/s of every bucket with log-normal sizes, medians 500 in and 150 out, [1, D]."""
+    weight = np.exp(
+        -((np.log(base.input_tokens / 500)) ** 2) / (2 * 1.3**2)
+        - (np.log(base.output_tokens / 150)) ** 2 / (2 * 1.0**2)
+    )
+    weight = np.where((base.throughput > 0).any(axis=1), weight, 0.0)
+    return np.asarray(rate * weight / weight.sum())[None, :]
+
+
+def published_examples() -> dict[str, FleetProblem]:
+    """The two toy inputs in the Mélange repository: config/example.json @ebba701 and main.py @b5e6eb5."""
+    given = {
+        "example.json": (30.0, ((0.2, 0.1), (0.5, 0.2)), ((2, 1), (5, 2)), ((20, 20), (40, 20))),
+        "main.py": (16.0, ((0.25, 0.5), (0.25, 0.25)), ((5, 1), (10, 5)), ((20, 2), (50, 20))),
+    }
+    return {name: _published(*parts) for name, parts in given.items()}
+
+
+def _published(rate: float, share: Any, a10g: Any, a100: Any) -> FleetProblem:
+    offers = [{"name": "A10G", "device": "a10g", "price_usd_per_hour": 1.01},
+              {"name": "A100", "device": "a100", "price_usd_per_hour": 3.67}]  # fmt: skip
+    asked, profiles = [], []
+    for i, j in np.ndindex(2, 2):
+        size = {"model": "m", "input_tokens": i + 1, "output_tokens": j + 1}
+        asked.append(size | {"rate_per_s": rate * share[i][j]})
+        profiles += [size | {"offer": "A10G", "max_rate_per_s": a10g[i][j]},
+                     size | {"offer": "A100", "max_rate_per_s": a100[i][j]}]  # fmt: skip
+    return problem(offers, [{"name": "m"}], demand=asked, profiles=profiles)
+
+
+def busiest(hourly: FleetProblem) -> FleetProblem:
+    """The hour with the most requests, as a constant demand."""
+    at = int(np.argmax(hourly.rate.sum(axis=1)))
+    return replace(hourly, rate=hourly.rate[[at]], share=np.ones(1), hours=((0,),))
+
+
+#: USD/hour at which the paper's single-type counts were inferred (README of the data).
+PAPER_PRICES = {"L4": 0.70, "A10G": 1.01, "A100": 3.67, "H100": 7.5164}
+
+
+@dataclass(frozen=True, slots=True)
+class PaperRow:
+    """One rate of one figure: GPUs of each single type, and what Mélange's mix costs."""
+
+    counts: Mapping[str, int]
+    rate: float
+    usd_per_hour: float
+
+    @property
+    def single_usd_per_hour(self) -> list[float]:
+        return [count * PAPER_PRICES[gpu] for gpu, count in self.counts.items()]
+
+
+def paper_rows() -> list[PaperRow]:
+    """Rows of the digitised figures whose counts could be inferred."""
+    groups: dict[tuple[str, str, str], list[dict[str, str]]] = defaultdict(list)
+    for row in _rows("melange_paper_cost_ratios.csv"):
+        if row["inferred_gpu_count"] and row["inferred_melange_usd_per_hour"]:
+            groups[row["dataset"], row["tpot_slo_ms"], row["rate_req_s"]].append(row)
+    return [
+        PaperRow(
+            {row["single_gpu_type"]: int(row["inferred_gpu_count"]) for row in group},
+            float(key[2]),
+            float(group[0]["inferred_melange_usd_per_hour"]),
+        )
+        for key, group in groups.items()
+    ]
+
+
+def nearest_mix(usd_per_hour: float) -> float:
+    """The sum of the paper's prices that is nearest to a cost: whether any mix of whole GPUs costs that at all."""
+    sums = {0.0}
+    for price in PAPER_PRICES.values():
+        most = int(usd_per_hour // price) + 1
+        sums = {round(total + n * price, 4) for total in sums for n in range(most + 1) if total <= usd_per_hour}
+    return min(sums, key=lambda total: abs(total - usd_per_hour))
+
+
+def fluid_cost(row: PaperRow) -> float:
+    """Cheapest fleet if all requests were of one average size, at the highest throughput that the counts allow.
+
+    n GPUs that just suffice serve at least rate / n each and fewer than rate / (n - 1): the upper end is taken, so no
+    plan for one average size is cheaper. Mixing by size is what this leaves out.
+    """
+    offers = [
+        {"name": gpu, "device": gpu, "price_usd_per_hour": price} for gpu, price in PAPER_PRICES.items()
+        if gpu in row.counts
+    ]  # fmt: skip
+    size = {"model": "m", "input_tokens": 1, "output_tokens": 1}
+    profiles = [
+        size | {"offer": gpu, "max_rate_per_s": row.rate / max(count - 1, 0.5)} for gpu, count in row.counts.items()
+    ]
+    made = problem(offers, [{"name": "m"}], demand=[size | {"rate_per_s": row.rate}], profiles=profiles)
+    objective = solve(GPU_FLEET, made, SolveOptions(time_limit_s=5.0)).objective
+    assert objective is not None
+    return objective.total

@@ -64,6 +64,9 @@ def fleet(
     max_spot_share: Annotated[
         float | None, _flag("most of each model's requests on spot, such as 0.5", LIMITS, "X")
     ] = None,
+    calibration: Annotated[
+        str | None, _flag("your own measurements, from `gpuplan calibrate`", LIMITS, "efficiency.yaml")
+    ] = None,
     current: Annotated[
         str | None, _flag("fleet in force: a plan document, or a file of `offer: count`", CHANGE, "PLAN.json")
     ] = None,
@@ -119,7 +122,7 @@ def fleet(
     """
     from cli import fleet_studies as studies
     from cli import fleet_traces as traces
-    from cli.instances import Flag, fleet_in_force, merge
+    from cli.instances import Flag, beside, fleet_in_force, merge
     from cli.solving import Delivery
     from planner.errors import OptionError
 
@@ -135,6 +138,7 @@ def fleet(
         ("spare_instances",): Flag("--spare", spare),
         ("max_spot_share",): Flag("--max-spot-share", max_spot_share),
         ("current",): Flag("--current") if current is None else fleet_in_force(current),
+        ("calibration",): Flag("--calibration", beside(instance, calibration)),
         ("max_changes",): Flag("--max-changes", max_changes),
         ("change_cost_usd_per_hour",): Flag("--change-cost", change_cost),
     }

@@ -90,6 +90,9 @@ def parallel(
         str | None, _flag("workers to choose from, measured or predicted elsewhere", GOAL, "WORKERS.csv")
     ] = None,
     max_workers: Annotated[int | None, _flag("most workers in all", GOAL, "N")] = None,
+    calibration: Annotated[
+        str | None, _flag("your own measurements, from `gpuplan calibrate`", LOAD, "efficiency.yaml")
+    ] = None,
     output: OutputOption = None,
     time_limit: TimeLimitOption = 30.0,
     work_limit: WorkLimitOption = None,
@@ -130,6 +133,7 @@ def parallel(
         ("disaggregated",): Flag("--disaggregated", disaggregated),
         ("candidates",): Flag("--candidates", beside(instance, candidates)),
         ("max_workers",): Flag("--max-workers", max_workers),
+        ("calibration",): Flag("--calibration", beside(instance, calibration)),
         **_quantities(ttft, tpot, price or []),
     }
     return run_plan(problem_of(merge(instance, flags, problem="parallel")), options, delivery)

@@ -29,8 +29,8 @@ def highs_options(solutions: Path) -> highs_pb2.HighsOptionsProto:
 
     options = highs_pb2.HighsOptionsProto()
     options.int_options["threads"] = 1
-    # One presolve rule of HiGHS (OR-Tools 9.15) loses the optimum of some models and proves the wrong one; without it none of
-    # 2,600 random fleets differed from SCIP (tests/formulations/gpu_fleet/test_fleet_brute_force.py).
+    # With one presolve rule HiGHS (OR-Tools 9.15) loses the optimum of some models and proves a worse one; without it
+    # none of 2,600 random fleets differed from SCIP (tests/formulations/gpu_fleet/test_fleet_brute_force.py).
     options.int_options["presolve_rule_off"] = PRESOLVE_RULE_OFF
     options.double_options["mip_min_logging_interval"] = 0.5
     options.bool_options["mip_improving_solution_save"] = True

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from formulations.gpu_fleet.problem import FleetProblem, FloatArray
 from formulations.gpu_fleet.throughput import Config, computed
 from planner import catalog
 from planner.cost.serving.precision import WEIGHT_FORMATS
+from planner.descriptions.efficiency import calibrated
 from planner.descriptions.fleet import FleetInstance, Offer, Profile
 from planner.errors import DescriptionError, Finding, OptionError
 from planner.files import Loc, SourceText, canonical_json
@@ -228,9 +230,13 @@ class _Reading:
             if model.precision is not None and model.precision not in WEIGHT_FORMATS:
                 message = f"unknown precision {model.precision!r}; known: {', '.join(sorted(WEIGHT_FORMATS))}"
                 self._find(("models", index, "precision"), message)
+        coefficients = None
+        if instance.calibration is not None:
+            coefficients = calibrated(self._path(instance.calibration))
+            self.assumptions.append(f"calibrated by {instance.calibration}")
         self._stop_if_wrong()
         sizes = [(bucket.model, bucket.input_tokens, bucket.output_tokens) for bucket in buckets]
-        configs, throughput, notes = computed(instance, specs, kinds, largest, regions, sizes)
+        configs, throughput, notes = computed(instance, specs, kinds, largest, regions, sizes, coefficients)
         self._refuse_uneven_sizes(configs, {one: ("models", one.model, "gpus_per_replica") for one in configs})
         self.assumptions += notes
         return configs, throughput
@@ -268,10 +274,15 @@ class _Reading:
         return digest.hexdigest()
 
     def _files(self) -> Iterator[str]:
-        """Contents of the model files that are named by path."""
+        """Contents of the files that are named."""
+        if self.instance.calibration is not None:
+            yield self._path(self.instance.calibration).read_text(encoding="utf-8")
         for model in self.instance.models:
             if model.model is not None and model.model.endswith(".json") and self.source is not None:
                 yield (self.source.base_dir / model.model).read_text(encoding="utf-8")
+
+    def _path(self, name: str) -> Path:
+        return (Path.cwd() if self.source is None else self.source.base_dir) / name
 
     def _find(self, loc: Loc, message: str) -> None:
         if self.source is None:

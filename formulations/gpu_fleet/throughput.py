@@ -9,6 +9,7 @@ import numpy as np
 
 from formulations.gpu_fleet.problem import FloatArray
 from planner.cost.serving.capacity import max_rates
+from planner.cost.serving.coefficients import Coefficients
 from planner.cost.serving.precision import kv_element_bytes, served
 from planner.cost.serving.predict import ServingModel, ServingPlans
 from planner.cost.serving.worker import ServingWorker
@@ -37,12 +38,13 @@ def computed(
     largest: Sequence[int],
     regions: Sequence[str | None],
     buckets: Sequence[tuple[int, int, int]],
+    coefficients: Coefficients | None = None,
 ) -> tuple[list[Config], FloatArray, list[str]]:
     """Configurations of every pool, requests/s of one replica by bucket [D, C], and what was assumed.
 
     devices, largest, regions : of each pool, with the GPUs of its largest offer; buckets : (model, input, output).
     A replica is tensor parallel over its GPUs. Sizes that the model cannot be split by are left out; ones that do not
-    fit or keep the limits have throughput 0.
+    fit or keep the limits have throughput 0. coefficients : by default those of the catalogue.
     """
     configs: list[Config] = []
     columns: list[FloatArray] = []
@@ -57,7 +59,8 @@ def computed(
             for gpus in _sizes(described, largest[pool]):
                 key = model, device.name, gpus
                 if key not in cache:
-                    cache[key] = _rates(described, specs[model], device, gpus, slo, own, len(buckets))
+                    worker = replica(described, specs[model], device, gpus)
+                    cache[key] = _rates(worker, slo, own, len(buckets), coefficients)
                 found = cache[key]
                 if found is not None:
                     configs.append(Config(pool, model, gpus))
@@ -86,20 +89,17 @@ def replica(described: ServedModel, spec: ModelSpec, device: DeviceKind, gpus: i
 
 
 def _rates(
-    described: ServedModel,
-    spec: ModelSpec,
-    device: DeviceKind,
-    gpus: int,
+    worker: ServingWorker,
     slo: Slo,
     own: Sequence[tuple[int, int, int]],
     num_buckets: int,
+    coefficients: Coefficients | None,
 ) -> FloatArray | None:
     """Requests/s of one replica by bucket; None where the model cannot be split or computed like this."""
-    worker = replica(described, spec, device, gpus)
     if any(worker.problems()):
         return None
     try:
-        compiled = ServingModel([worker])
+        compiled = ServingModel([worker], coefficients)
     except (OptionError, DescriptionError):
         return None
     rates = np.zeros(num_buckets)

@@ -13,6 +13,7 @@ import numpy as np
 from formulations.parallelism.pareto import undominated
 from formulations.parallelism.problem import FloatArray
 from planner.cluster import Cluster, Nodes
+from planner.cost.serving.coefficients import Coefficients
 from planner.cost.serving.precision import WEIGHT_FORMATS, kv_element_bytes, served
 from planner.cost.serving.predict import ServingModel, ServingPlans, ServingPrediction
 from planner.cost.serving.worker import ServingWorker
@@ -39,9 +40,11 @@ class DoesNotFit(OptionError):
 
 
 def predicted_workers(
-    instance: ParallelInstance, cluster: Cluster, spec: ModelSpec
+    instance: ParallelInstance, cluster: Cluster, spec: ModelSpec, coefficients: Coefficients | None = None
 ) -> tuple[tuple[WorkerType, ...], tuple[str, ...]]:
     """Worker types with their predicted rates and latencies, and what was assumed.
+
+    coefficients : by default those of the catalogue.
 
     Raises OptionError for an unknown precision, DoesNotFit where the model fits nowhere.
     """
@@ -53,7 +56,7 @@ def predicted_workers(
     compiled, refused = [], f"{model.name} cannot be split over the GPUs of this cluster"
     for worker in shapes:
         try:
-            compiled.append(ServingModel([worker]))
+            compiled.append(ServingModel([worker], coefficients))
         except (OptionError, DescriptionError) as error:
             refused = str(error)
     kept = [one for one in compiled if one.memory[0].cache_capacity_bytes > 0]

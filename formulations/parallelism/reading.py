@@ -14,6 +14,7 @@ from formulations.parallelism.problem import FloatArray, Goal, ParallelProblem
 from planner import catalog
 from planner.cluster import Cluster
 from planner.cost.serving.precision import WEIGHT_FORMATS, kv_element_bytes, served
+from planner.descriptions.efficiency import calibrated
 from planner.descriptions.parallel import ParallelInstance
 from planner.errors import DescriptionError, Finding, OptionError
 from planner.files import Loc, SourceText, canonical_json, read_as
@@ -99,7 +100,9 @@ class _Reading:
             return read_workers(self.base_dir / self.instance.candidates), ("workers as given in the table",)
         spec = self._model()
         try:
-            return predicted_workers(self.instance, cluster, spec)
+            given = self.instance.calibration
+            own = None if given is None else calibrated(self.base_dir / given)
+            return predicted_workers(self.instance, cluster, spec, own)
         except DoesNotFit as error:
             self.unfit, self.relaxations = (str(error),), ways_to_fit(self.instance, cluster, spec)
             return (), ()
@@ -192,7 +195,7 @@ class _Reading:
         said["cluster"] = cluster.model_dump(mode="json", exclude_defaults=True)
         digest = hashlib.sha256(canonical_json(said).encode())
         model = self.instance.model if str(self.instance.model).endswith(".json") else None
-        for name in (self.instance.candidates, model):
+        for name in (self.instance.candidates, model, self.instance.calibration):
             if name is not None:
                 digest.update((self.base_dir / name).read_bytes())
         return digest.hexdigest()

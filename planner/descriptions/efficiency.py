@@ -10,7 +10,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, PositiveInt, StringConstraints
 
 from planner.cost.serving.calibrate import CalibrationReport
-from planner.cost.serving.coefficients import Coefficients, Key
+from planner.cost.serving.coefficients import Coefficients, Key, fitted
 from planner.cost.serving.worker import Backend
 from planner.cost.training.coefficients import TrainingCoefficients
 from planner.descriptions.base import Description, Problem
@@ -105,6 +105,11 @@ class Efficiency(Description):
         """The user's own coefficients of a device under a framework; None without any."""
         found = (one.coefficients for one in self.training if (one.device, one.framework) == (device, framework))
         return next(found, None)
+
+
+def calibrated(path: str | Path) -> Coefficients:
+    """The catalogue's coefficients with a user's own over them. DescriptionError as `read_efficiency`."""
+    return read_efficiency(path).over(fitted())
 
 
 def read_efficiency(path: str | Path) -> Efficiency:

@@ -120,6 +120,9 @@ class FleetInstance(Description):
         Literal["refuse", "round_up"],
         Field(description="a demand of a size that was not profiled: an error, or the next larger profiled size"),
     ] = "refuse"
+    calibration: Annotated[
+        Name | None, Field(description="efficiency.yaml of `gpuplan calibrate`, for throughput from the cost model")
+    ] = None
     headroom: Annotated[NonNegative, Field(le=1000, description="capacity kept free, as a share of the demand")] = 0.0
     spare_instances: Annotated[
         Literal[0, 1], Field(description="1: the loss of any one instance is survived, by re-routing")

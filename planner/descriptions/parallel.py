@@ -50,6 +50,7 @@ class ParallelInstance(Description):
     ] = None
     prices_usd_per_gpu_hour: Annotated[dict[Name, UsdPerHour], Field(default_factory=dict, description="by device")]
     candidates: Annotated[Name | None, Field(description="CSV of workers in place of the cost model")] = None
+    calibration: Annotated[Name | None, Field(description="efficiency.yaml of `gpuplan calibrate`")] = None
     margin: Annotated[
         FiniteFloat, Field(ge=0, le=1, description="predictions count so much longer against the limits")
     ] = 0.05
