@@ -165,7 +165,7 @@ def sharing(short: bool) -> Iterator[Row]:
 
 
 def hours(short: bool) -> Iterator[Row]:
-    """A week: reserved for the base and on demand above it, against all reserved at the peak, or on demand by the hour."""
+    """A week: a reserved base and on demand above it, against all reserved at the peak, or on demand by the hour."""
     shapes = [("conversation", 1.0), ("conversation", 0.1), ("coding", 1.0)]
     for service, scale in shapes[:1] if short else shapes:
         limit_s = 30.0 if short else 60.0
@@ -203,8 +203,8 @@ def paper(short: bool) -> Iterator[Row]:
     yield Row("paper, Arena", "Mélange above the best single type", above, 0, "rows", "count", "lower")
     fluid = [instances.fluid_cost(group) for group in rows]
     ratio = [cost / group.usd_per_hour for cost, group in zip(fluid, rows, strict=True)]
-    yield Row("paper, Arena", "one average size: cost / Mélange's, mean", float(np.mean(ratio)), 1.0, "Mélange", "ratio",
-              "lower")  # fmt: skip
+    mean = float(np.mean(ratio))
+    yield Row("paper, Arena", "one average size: cost / Mélange's, mean", mean, 1.0, "Mélange", "ratio", "lower")
 
 
 def spare(short: bool) -> Iterator[Row]:

@@ -89,7 +89,18 @@ def silicon() -> Silicon:
 
 
 #: A run group: one benchmark script, over parallelism and concurrency.
-GROUP = ("model", "system", "backend", "backend_version", "precision", "gemm_quant", "moe_quant", "isl", "osl", "measured")
+GROUP = (
+    "model",
+    "system",
+    "backend",
+    "backend_version",
+    "precision",
+    "gemm_quant",
+    "moe_quant",
+    "isl",
+    "osl",
+    "measured",
+)
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:

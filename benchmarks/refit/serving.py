@@ -41,7 +41,7 @@ def main(data: Path, *, write: bool) -> None:
             "date": DATE,
             "source": SOURCE.rpartition("/")[0] + ", silicon_sample.csv (mostly InferenceX runs)",
             "licence": LICENCE,
-            "method": "soft-L1 on log residuals, Gaussian priors, clusters weighted; python -m benchmarks.refit serving",
+            "method": "soft-L1 on log residuals, priors, clusters weighted; python -m benchmarks.refit serving",
             "rows": int(clean.sum()),
             "error_held_out_by_family": _rounded(errors),
             "values": _rounded(fitted.values),

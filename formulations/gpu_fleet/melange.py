@@ -28,8 +28,8 @@ from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
 from formulations.gpu_fleet.packing import plan_of
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
 from formulations.gpu_fleet.relaxation import Relaxation, relax
-from formulations.gpu_fleet.search import counts_of
 from formulations.gpu_fleet.slices_cpsat import solve_whole
+from formulations.gpu_fleet.solution import counts_of
 from formulations.outcome import Bound, Budget, SearchResult, SolveOptions, Status, Stop
 from planner.errors import OptionError
 from planner.fleet_plan import FleetPlan

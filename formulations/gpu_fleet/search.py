@@ -1,41 +1,26 @@
-"""Solve the fleet model: all periods at once where reserved instances tie them, else one after the other."""
+"""Solve the fleet model: a few periods at once where reserved instances tie them, many by `hours`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import numpy as np
 
-from formulations.backends.linear import solve_linear_mathopt, solve_linear_pulp
-from formulations.backends.result import SolverResult, as_integer
+from formulations.backends.result import SolverResult
 from formulations.gpu_fleet.explain import explain
-from formulations.gpu_fleet.milp import FleetBuilder, PeriodColumns
+from formulations.gpu_fleet.hours import MANY_PERIODS, HoursSearch
+from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.packing import Counts, plan_of
-from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
+from formulations.gpu_fleet.problem import FleetProblem
+from formulations.gpu_fleet.solution import counts_of, solver_of
 from formulations.outcome import Bound, Budget, PartBudget, SearchResult, SolveOptions, Status, Stop
 from planner.fleet_plan import FleetPlan
-
-Solver = Callable[..., tuple[SolverResult, FloatArray | None]]
-#: How far a solver's count may be from a whole number.
-WHOLE = 1e-5
-#: Shares below this are rounding of the solver.
-NOTHING = 1e-9
-
-
-def solver_of(method: str) -> Solver:
-    """The backend of a method: highs, scip or cbc."""
-    if method == "cbc":
-        return solve_linear_pulp
-
-    def solve(model: object, budget: Budget, options: SolveOptions) -> tuple[SolverResult, FloatArray | None]:
-        return solve_linear_mathopt(model, budget, options, solver=method)  # type: ignore[arg-type]
-
-    return solve
 
 
 def search(problem: FleetProblem, options: SolveOptions, budget: Budget, method: str) -> SearchResult[FleetPlan]:
     """The cheapest fleet, with the solver's bound; infeasible with reasons and the smallest ways out."""
+    if problem.num_periods > MANY_PERIODS and not problem.spare_instances:
+        return _by_hour(problem, options, budget, method)
     every = tuple(range(problem.num_periods))
     groups = [(period,) for period in every] if problem.decoupled else [every]
     solve = solver_of(method)
@@ -68,6 +53,33 @@ def search(problem: FleetProblem, options: SolveOptions, budget: Budget, method:
     return _result(problem, results, weights, counts, build_s)
 
 
+def _by_hour(problem: FleetProblem, options: SolveOptions, budget: Budget, method: str) -> SearchResult[FleetPlan]:
+    started = time.perf_counter()
+    hours = HoursSearch(problem, options, budget, method)
+    build_s = time.perf_counter() - started
+    status = hours.run()
+    stop = Stop.PROOF if status in (Status.OPTIMAL, Status.INFEASIBLE) else budget.stop() or Stop.HEURISTIC
+    reasons: tuple[str, ...] = ()
+    relaxations: tuple[str, ...] = ()
+    if status is Status.INFEASIBLE:
+        every = range(problem.num_periods)
+        groups = [(period,) for period in every] if problem.decoupled else [tuple(every)]
+        reasons, relaxations = explain(problem, groups, budget)
+    name = "hours apart, reserved instances priced" if problem.reserved.any() else "hours apart"
+    return SearchResult(
+        status=status,
+        stop=stop,
+        plan=None if hours.best is None else plan_of(problem, hours.counts()),
+        solver=method if hours.last is None else hours.last.solver,
+        solver_version="" if hours.last is None else hours.last.solver_version,
+        claimed=None if hours.best is None else hours.best.cost,
+        bound=None if status is Status.INFEASIBLE else Bound(value=hours.bound, name=name),
+        build_s=build_s,
+        reasons=reasons,
+        relaxations=relaxations,
+    )
+
+
 def _result(
     problem: FleetProblem,
     results: list[SolverResult],
@@ -97,27 +109,3 @@ def _sum(results: list[SolverResult], weights: list[float], what: str) -> float 
     if len(values) < len(weights) or any(value is None for value in values):
         return None
     return float(np.dot(values, weights))
-
-
-def counts_of(problem: FleetProblem, columns: PeriodColumns, values: FloatArray) -> Counts:
-    """The decisions of one period in a solution of the model. Raises SolverError for a count that is not whole."""
-
-    def whole(where: IntArray) -> IntArray:
-        return np.array([as_integer(value, WHOLE) for value in values[where]], dtype=np.int64)
-
-    def shares(where: IntArray) -> FloatArray:
-        table = np.zeros((len(problem.bucket_model), problem.num_configs))
-        table[columns.bucket, columns.config] = np.where(values[where] > NOTHING, values[where], 0.0)
-        total = table.sum(axis=1, keepdims=True)
-        return np.where(total > 0, table / np.where(total > 0, total, 1.0), 0.0)
-
-    return Counts(
-        instances=whole(columns.y),
-        replicas=whole(columns.z),
-        shares=shares(columns.x),
-        lost={
-            offer: (whole(columns.lost_z[offer]), shares(columns.lost_x[offer]))
-            for offer in columns.lost_z
-            if values[columns.y[offer]] > 0.5
-        },
-    )

@@ -1,0 +1,55 @@
+"""Solvers of a fleet model, and how their values are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from formulations.backends.linear import solve_linear_mathopt, solve_linear_pulp
+from formulations.backends.result import SolverResult, as_integer
+from formulations.gpu_fleet.milp import PeriodColumns
+from formulations.gpu_fleet.packing import Counts
+from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
+from formulations.outcome import Budget, SolveOptions
+
+Solver = Callable[..., tuple[SolverResult, FloatArray | None]]
+#: How far a solver's count may be from a whole number.
+WHOLE = 1e-5
+#: Shares below this are rounding of the solver.
+NOTHING = 1e-9
+
+
+def solver_of(method: str) -> Solver:
+    """The backend of a method: highs, scip or cbc."""
+    if method == "cbc":
+        return solve_linear_pulp
+
+    def solve(model: object, budget: Budget, options: SolveOptions) -> tuple[SolverResult, FloatArray | None]:
+        return solve_linear_mathopt(model, budget, options, solver=method)  # type: ignore[arg-type]
+
+    return solve
+
+
+def counts_of(problem: FleetProblem, columns: PeriodColumns, values: FloatArray) -> Counts:
+    """The decisions of one period in a solution of the model. Raises SolverError for a count that is not whole."""
+
+    def whole(where: IntArray) -> IntArray:
+        return np.array([as_integer(value, WHOLE) for value in values[where]], dtype=np.int64)
+
+    def shares(where: IntArray) -> FloatArray:
+        table = np.zeros((len(problem.bucket_model), problem.num_configs))
+        table[columns.bucket, columns.config] = np.where(values[where] > NOTHING, values[where], 0.0)
+        total = table.sum(axis=1, keepdims=True)
+        return np.where(total > 0, table / np.where(total > 0, total, 1.0), 0.0)
+
+    return Counts(
+        instances=whole(columns.y),
+        replicas=whole(columns.z),
+        shares=shares(columns.x),
+        lost={
+            offer: (whole(columns.lost_z[offer]), shares(columns.lost_x[offer]))
+            for offer in columns.lost_z
+            if values[columns.y[offer]] > 0.5
+        },
+    )
