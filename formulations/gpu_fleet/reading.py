@@ -139,7 +139,7 @@ class _Reading:
         """Profiled offers are pools of their own: what was measured on one need not hold on another."""
         if self.instance.profiles or device is None:
             return (index,)
-        return device.name, offer.region, offer.market, offer.availability
+        return device.name, offer.region, offer.market == "spot", offer.availability
 
     def _profiled(
         self, buckets: list[_Bucket], pools: list[PoolKey], keys: list[PoolKey]
