@@ -9,11 +9,12 @@ import numpy as np
 
 from formulations.expert_placement.posterior import scenarios_with_sample
 from formulations.expert_placement.problem import CommunicationModel, ExpertPlacementProblem
+from formulations.reading import Reading
 from planner import catalog
 from planner.cost.expert_step import ExpertStep
 from planner.cost.serving.precision import WEIGHT_FORMATS
 from planner.descriptions.experts import MAX_EXPERTS, MAX_LAYERS, ExpertsInstance
-from planner.errors import DescriptionError, Finding, OptionError
+from planner.errors import DescriptionError, OptionError
 from planner.files import SourceText, canonical_json
 from planner.readers.expert_loads import read_expert_load
 from planner.readers.expert_placement import read_expert_placement
@@ -31,41 +32,39 @@ def read_problem(instance: ExpertsInstance, source: SourceText | None = None) ->
     return _Reading(instance, source).problem()
 
 
-class _Reading:
+class _Reading(Reading):
     """Reads an instance's data files and collects findings at the keys that name them."""
 
     def __init__(self, instance: ExpertsInstance, source: SourceText | None) -> None:
+        super().__init__(source)
         self.instance = instance
-        self.source = source
-        self.base_dir = Path.cwd() if source is None else source.base_dir
-        self.findings: list[Finding] = []
 
     def problem(self) -> ExpertPlacementProblem:
         loads = self._loads()
         trace = self._trace()
-        self._stop_if_wrong()
+        self.stop_if_wrong()
         num_experts = self._num_experts(loads, trace)
         if loads:
             shapes = {load.counts.shape for load in loads}
             if len(shapes) > 1:
                 listed = ", ".join(f"{load.name} {load.counts.shape}" for load in loads)
-                self._find(("loads",), f"scenarios differ in layers x experts: {listed}")
-                self._stop_if_wrong()
+                self.find(("loads",), f"scenarios differ in layers x experts: {listed}")
+                self.stop_if_wrong()
             counts = np.stack([load.counts for load in loads])
         else:
             assert trace is not None
             counts = trace.counts(num_experts)[None]
         used = counts.sum(axis=(0, 2)) > 0
         self._check_counts(counts, loads, used, trace)
-        self._stop_if_wrong()
+        self.stop_if_wrong()
         layer_ids = tuple(int(layer) for layer in np.flatnonzero(used))
         communication = self._communication()
         step = self._step(num_experts)
         current = self._current(layer_ids, counts.shape[1], num_experts)
-        self._stop_if_wrong()
+        self.stop_if_wrong()
         instance = self.instance
         sample = self._sample(counts.shape[1:])
-        self._stop_if_wrong()
+        self.stop_if_wrong()
         problem = ExpertPlacementProblem.from_arrays(
             counts[:, used],
             name=instance.name,
@@ -103,34 +102,21 @@ class _Reading:
             return None
         try:
             if item.file is not None:
-                counts = read_expert_load(self._path(item.file), name="sample").counts
+                counts = read_expert_load(self.path(item.file), name="sample").counts
             else:
                 counts = ExpertLoad(name="sample", counts=np.array(item.counts)).counts
         except DescriptionError as error:
             self.findings.extend(error.findings)
             return None
         except ValueError as error:
-            self._find(("sample",), str(error))
+            self.find(("sample",), str(error))
             return None
         if not counts.any():
-            self._find(("sample",), "all counts are zero")
+            self.find(("sample",), "all counts are zero")
         elif counts.shape != shape:
-            self._find(("sample",), f"has {counts.shape} layers x experts, the loads have {shape}")
+            self.find(("sample",), f"has {counts.shape} layers x experts, the loads have {shape}")
             return None
         return counts
-
-    def _find(self, loc: tuple[int | str, ...], message: str) -> None:
-        if self.source is None:
-            self.findings.append(Finding("instance", f"{'.'.join(map(str, loc))}: {message}"))
-        else:
-            self.findings.append(self.source.finding(loc, message))
-
-    def _stop_if_wrong(self) -> None:
-        if self.findings:
-            raise DescriptionError(self.findings)
-
-    def _path(self, name: str) -> Path:
-        return self.base_dir / name
 
     def _loads(self) -> list[ExpertLoad]:
         loads: list[ExpertLoad] = []
@@ -140,17 +126,17 @@ class _Reading:
                 name = f"{name} ({index})"
             try:
                 if item.file is not None:
-                    loads.append(read_expert_load(self._path(item.file), name=name, weight=item.weight))
+                    loads.append(read_expert_load(self.path(item.file), name=name, weight=item.weight))
                 else:
                     widths = {len(row) for row in item.counts or ()}
                     if len(widths) != 1:
-                        self._find(("loads", index, "counts"), f"ragged or empty: rows have {sorted(widths)} experts")
+                        self.find(("loads", index, "counts"), f"ragged or empty: rows have {sorted(widths)} experts")
                         continue
                     loads.append(ExpertLoad(name=name, counts=np.array(item.counts), weight=item.weight))
             except DescriptionError as error:
                 self.findings.extend(error.findings)
             except ValueError as error:
-                self._find(("loads", index), str(error))
+                self.find(("loads", index), str(error))
         return loads
 
     def _trace(self) -> RoutingTrace | None:
@@ -158,8 +144,8 @@ class _Reading:
         if item is None:
             return None
         try:
-            documents = None if item.documents is None else self._path(item.documents)
-            return read_routing_trace(self._path(item.file), documents)
+            documents = None if item.documents is None else self.path(item.documents)
+            return read_routing_trace(self.path(item.file), documents)
         except DescriptionError as error:
             self.findings.extend(error.findings)
             return None
@@ -173,18 +159,18 @@ class _Reading:
         instance = self.instance
         _, num_rows, num_experts = counts_or_ragged.shape
         if num_rows > MAX_LAYERS or num_experts > MAX_EXPERTS:
-            self._find(("loads",), f"{num_rows} layers x {num_experts} experts is beyond any real model")
+            self.find(("loads",), f"{num_rows} layers x {num_experts} experts is beyond any real model")
         for index in np.flatnonzero(counts_or_ragged.sum(axis=(1, 2)) == 0):
-            self._find(("loads", int(index)), "all counts are zero")
+            self.find(("loads", int(index)), "all counts are zero")
         if instance.num_slots < num_experts:
-            self._find(("num_slots",), f"{instance.num_slots} slots cannot hold {num_experts} experts once each")
+            self.find(("num_slots",), f"{instance.num_slots} slots cannot hold {num_experts} experts once each")
         if instance.num_groups is not None and num_experts % instance.num_groups:
-            self._find(("num_groups",), f"{num_experts} experts are not {instance.num_groups} equal groups")
+            self.find(("num_groups",), f"{num_experts} experts are not {instance.num_groups} equal groups")
         if trace is not None:
             if int(trace.experts.max()) >= num_experts:
-                self._find(("trace",), f"names expert {int(trace.experts.max())}, but there are {num_experts}")
+                self.find(("trace",), f"names expert {int(trace.experts.max())}, but there are {num_experts}")
             if trace.num_layers != int(used.sum()):
-                self._find(("trace",), f"covers {trace.num_layers} layers, the loads have {int(used.sum())} MoE layers")
+                self.find(("trace",), f"covers {trace.num_layers} layers, the loads have {int(used.sum())} MoE layers")
 
     def _communication(self) -> CommunicationModel | None:
         item, instance = self.instance.communication, self.instance
@@ -207,7 +193,7 @@ class _Reading:
         if item is None:
             return None
         try:
-            model = catalog.model(self._path(item.model) if self._is_file(item.model) else item.model)
+            model = catalog.model(self.path(item.model) if self._is_file(item.model) else item.model)
             if item.precision is not None:
                 model = model.with_formats(experts=WEIGHT_FORMATS[item.precision])
             step = ExpertStep.of(model, catalog.device(item.device), item.tokens)
@@ -215,11 +201,11 @@ class _Reading:
             self.findings.extend(error.findings)
             return None
         except (OptionError, ValueError) as error:
-            self._find(("step",), str(error))
+            self.find(("step",), str(error))
             return None
         if step.num_experts != num_experts:
             message = f"{model.name} has {step.num_experts} experts, the loads have {num_experts}"
-            self._find(("step", "model"), message)
+            self.find(("step", "model"), message)
         return step
 
     def _is_file(self, name: str) -> bool:
@@ -229,14 +215,14 @@ class _Reading:
         """The matrix of `cost_file`; the default one where it is wrong, which a finding says."""
         where = ("communication", "cost_file")
         try:
-            cost = read_npy(self._path(name)).astype(np.float64)
+            cost = read_npy(self.path(name)).astype(np.float64)
         except DescriptionError as error:
             self.findings.extend(error.findings)
             return default
         if cost.shape != default.shape:
-            self._find(where, f"has shape {cost.shape}, {default.shape} is needed")
+            self.find(where, f"has shape {cost.shape}, {default.shape} is needed")
         elif not np.isfinite(cost).all() or (cost < 0).any() or cost.diagonal().any():
-            self._find(where, "costs are finite and not negative, and 0 on the diagonal")
+            self.find(where, "costs are finite and not negative, and 0 on the diagonal")
         else:
             return cost
         return default
@@ -246,17 +232,17 @@ class _Reading:
         if instance.current is None:
             return None
         try:
-            found = read_expert_placement(self._path(instance.current))
+            found = read_expert_placement(self.path(instance.current))
             rows = found.rows(layer_ids, num_decoder_layers)
         except DescriptionError as error:
             self.findings.extend(error.findings)
             return None
         if found.num_gpus not in (None, instance.num_gpus):
-            self._find(("current",), f"is a plan for {found.num_gpus} GPUs, the instance has {instance.num_gpus}")
+            self.find(("current",), f"is a plan for {found.num_gpus} GPUs, the instance has {instance.num_gpus}")
         elif rows.shape[1] != instance.num_slots:
-            self._find(("current",), f"has {rows.shape[1]} slots a layer, the instance {instance.num_slots}")
+            self.find(("current",), f"has {rows.shape[1]} slots a layer, the instance {instance.num_slots}")
         elif rows.min() < 0 or rows.max() >= num_experts:
-            self._find(("current",), f"names experts outside 0 .. {num_experts - 1}")
+            self.find(("current",), f"names experts outside 0 .. {num_experts - 1}")
         return rows
 
     def _sha256(self) -> str:
@@ -275,6 +261,6 @@ class _Reading:
             names.append(self.instance.step.model)
         for name in names:
             if name is not None:
-                with open(self._path(name), "rb") as file:
+                with open(self.path(name), "rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()

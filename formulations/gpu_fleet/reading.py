@@ -7,17 +7,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
 from formulations.gpu_fleet.throughput import Config, computed
+from formulations.reading import Reading
 from planner import catalog
 from planner.cost.serving.precision import WEIGHT_FORMATS
 from planner.descriptions.efficiency import calibrated
 from planner.descriptions.fleet import FleetInstance, Offer, Profile
-from planner.errors import DescriptionError, Finding, OptionError
+from planner.errors import DescriptionError, OptionError
 from planner.files import Loc, SourceText, canonical_json
 from planner.hardware import DeviceKind
 
@@ -40,18 +40,18 @@ class _Bucket:
     output_tokens: int
 
 
-class _Reading:
+class _Reading(Reading):
     """Builds the arrays and collects findings at the keys that cause them."""
 
     def __init__(self, instance: FleetInstance, source: SourceText | None) -> None:
-        self.instance, self.source = instance, source
-        self.findings: list[Finding] = []
+        super().__init__(source)
+        self.instance = instance
         self.assumptions: list[str] = []
 
     def problem(self) -> FleetProblem:
         instance = self.instance
         devices = [self._device(index, offer) for index, offer in enumerate(instance.offers)]
-        self._stop_if_wrong()
+        self.stop_if_wrong()
         watts = np.array(
             [self._watts(k, offer, kind) for k, (offer, kind) in enumerate(zip(instance.offers, devices, strict=True))]
         )
@@ -67,7 +67,7 @@ class _Reading:
             configs, throughput = self._profiled(buckets, pools, keys)
         else:
             configs, throughput = self._computed(devices, buckets, pools, keys)
-        self._stop_if_wrong()
+        self.stop_if_wrong()
         # A configuration that serves nothing is no replica, not even one of min_replicas.
         useful = np.flatnonzero((throughput > 0).any(axis=0))
         configs, throughput = [configs[index] for index in useful], throughput[:, useful]
@@ -121,7 +121,7 @@ class _Reading:
             return catalog.device(offer.device)
         except (OptionError, DescriptionError) as error:
             if not self.instance.profiles:
-                self._find(("offers", index, "device"), str(error))
+                self.find(("offers", index, "device"), str(error))
             return None
 
     def _watts(self, index: int, offer: Offer, device: DeviceKind | None) -> float:
@@ -132,7 +132,7 @@ class _Reading:
             return device.power_w * offer.gpus
         if self.instance.max_watts is not None:
             message = f"the power of {offer.device!r} is not known, and max_watts is given: say `watts`"
-            self._find(("offers", index, "device"), message)
+            self.find(("offers", index, "device"), message)
         return math.nan
 
     def _pool(self, index: int, offer: Offer, device: DeviceKind | None) -> PoolKey:
@@ -175,7 +175,7 @@ class _Reading:
                 hint = (
                     "" if instance.unprofiled == "round_up" else "; `unprofiled: round_up` takes the next larger size"
                 )
-                self._find(("demand", d), f"{models[bucket.model]} {size} is {rule} on any offer{hint}")
+                self.find(("demand", d), f"{models[bucket.model]} {size} is {rule} on any offer{hint}")
         if instance.unprofiled == "round_up":
             self.assumptions.append("sizes that were not profiled count as the next larger profiled size")
         return configs, throughput
@@ -206,7 +206,7 @@ class _Reading:
                     place = next(places[one] for one in configs if one.pool == pool and one.gpus == large)
                     found[place] = f"replicas of {small} and {large} GPUs on one offer: sizes must divide one another"
         for place, message in found.items():
-            self._find(place, message)
+            self.find(place, message)
 
     def _computed(
         self, devices: list[DeviceKind | None], buckets: list[_Bucket], pools: list[PoolKey], keys: list[PoolKey]
@@ -226,15 +226,15 @@ class _Reading:
                 path = base / name if base is not None and name.endswith(".json") else name
                 specs.append(catalog.model(path))
             except (OptionError, DescriptionError) as error:
-                self._find(("models", index, "model"), str(error))
+                self.find(("models", index, "model"), str(error))
             if model.precision is not None and model.precision not in WEIGHT_FORMATS:
                 message = f"unknown precision {model.precision!r}; known: {', '.join(sorted(WEIGHT_FORMATS))}"
-                self._find(("models", index, "precision"), message)
+                self.find(("models", index, "precision"), message)
         coefficients = None
         if instance.calibration is not None:
-            coefficients = calibrated(self._path(instance.calibration))
+            coefficients = calibrated(self.path(instance.calibration))
             self.assumptions.append(f"calibrated by {instance.calibration}")
-        self._stop_if_wrong()
+        self.stop_if_wrong()
         sizes = [(bucket.model, bucket.input_tokens, bucket.output_tokens) for bucket in buckets]
         configs, throughput, notes = computed(instance, specs, kinds, largest, regions, sizes, coefficients)
         self._refuse_uneven_sizes(configs, {one: ("models", one.model, "gpus_per_replica") for one in configs})
@@ -262,8 +262,8 @@ class _Reading:
         if current is None:
             return None
         if num_periods > 1:
-            self._find(("current",), "a current fleet goes with one constant rate, not with hourly ones")
-            self._stop_if_wrong()
+            self.find(("current",), "a current fleet goes with one constant rate, not with hourly ones")
+            self.stop_if_wrong()
         return np.array([current.get(offer.name, 0) for offer in self.instance.offers], dtype=np.int64)
 
     def _sha256(self) -> str:
@@ -276,20 +276,7 @@ class _Reading:
     def _files(self) -> Iterator[str]:
         """Contents of the files that are named."""
         if self.instance.calibration is not None:
-            yield self._path(self.instance.calibration).read_text(encoding="utf-8")
+            yield self.path(self.instance.calibration).read_text(encoding="utf-8")
         for model in self.instance.models:
             if model.model is not None and model.model.endswith(".json") and self.source is not None:
                 yield (self.source.base_dir / model.model).read_text(encoding="utf-8")
-
-    def _path(self, name: str) -> Path:
-        return (Path.cwd() if self.source is None else self.source.base_dir) / name
-
-    def _find(self, loc: Loc, message: str) -> None:
-        if self.source is None:
-            self.findings.append(Finding("instance", f"{'.'.join(map(str, loc))}: {message}"))
-        else:
-            self.findings.append(self.source.finding(loc, message))
-
-    def _stop_if_wrong(self) -> None:
-        if self.findings:
-            raise DescriptionError(self.findings)

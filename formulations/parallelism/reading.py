@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
 from formulations.parallelism.candidates import DoesNotFit, predicted_workers
 from formulations.parallelism.fitting import ways_to_fit
 from formulations.parallelism.problem import FloatArray, Goal, ParallelProblem
+from formulations.reading import Reading
 from planner import catalog
 from planner.cluster import Cluster
 from planner.cost.serving.precision import WEIGHT_FORMATS, kv_element_bytes, served
 from planner.descriptions.efficiency import calibrated
 from planner.descriptions.parallel import ParallelInstance
-from planner.errors import DescriptionError, Finding, OptionError
-from planner.files import Loc, SourceText, canonical_json, read_as
+from planner.errors import DescriptionError, OptionError
+from planner.files import SourceText, canonical_json, read_as
 from planner.model.spec import ModelSpec
 from planner.parallel_plan import Served, WorkerType
 from planner.readers.worker_table import read_workers
@@ -30,13 +30,12 @@ def read_problem(instance: ParallelInstance, source: SourceText | None = None) -
     return _Reading(instance, source).problem()
 
 
-class _Reading:
+class _Reading(Reading):
     """Builds the arrays and collects findings at the keys that cause them."""
 
     def __init__(self, instance: ParallelInstance, source: SourceText | None) -> None:
-        self.instance, self.source = instance, source
-        self.base_dir = Path.cwd() if source is None else source.base_dir
-        self.findings: list[Finding] = []
+        super().__init__(source)
+        self.instance = instance
         #: Why no worker fits, and what would help.
         self.unfit: tuple[str, ...] = ()
         self.relaxations: tuple[str, ...] = ()
@@ -49,11 +48,11 @@ class _Reading:
         groups = cluster.resolved()
         names = [group.device.name for group in groups]
         for name in sorted({name for name in names if names.count(name) > 1}):
-            self._find(("cluster",), f"{name} is in two groups of nodes; give one group a kind of node")
-        self._stop_if_wrong()
+            self.find(("cluster",), f"{name} is in two groups of nodes; give one group a kind of node")
+        self.stop_if_wrong()
         workers, assumptions = self._workers(cluster)
         device = self._devices(workers, cluster, names)
-        self._stop_if_wrong()
+        self.stop_if_wrong()
         if instance.disaggregated != "allow":
             kept = [
                 index
@@ -107,8 +106,8 @@ class _Reading:
             self.unfit, self.relaxations = (str(error),), ways_to_fit(self.instance, cluster, spec)
             return (), ()
         except OptionError as error:
-            self._find(("precision",), str(error))
-            self._stop_if_wrong()
+            self.find(("precision",), str(error))
+            self.stop_if_wrong()
             raise
 
     def _model(self) -> ModelSpec:
@@ -117,8 +116,8 @@ class _Reading:
         try:
             spec = catalog.model(self.base_dir / name if name.endswith(".json") else name)
         except OptionError as error:
-            self._find(("model",), str(error))
-            self._stop_if_wrong()
+            self.find(("model",), str(error))
+            self.stop_if_wrong()
             raise
         if precision is None or precision in WEIGHT_FORMATS:
             model = served(spec, precision or "", precision or "")
@@ -137,10 +136,10 @@ class _Reading:
             try:
                 known = cluster.device(name).name
             except (OptionError, DescriptionError) as error:
-                self._find(("candidates",), f"device {name!r}: {error}")
+                self.find(("candidates",), f"device {name!r}: {error}")
                 continue
             if known not in names:
-                self._find(("candidates",), f"device {name!r} is not in the cluster, which has {', '.join(names)}")
+                self.find(("candidates",), f"device {name!r} is not in the cluster, which has {', '.join(names)}")
             else:
                 found[name] = names.index(known)
         return [found.get(worker.device, 0) for worker in workers]
@@ -159,11 +158,11 @@ class _Reading:
             try:
                 prices[cluster.device(given).name] = price
             except OptionError as error:
-                self._find(("prices_usd_per_gpu_hour", given), str(error))
+                self.find(("prices_usd_per_gpu_hour", given), str(error))
         unpriced = sorted(set(names) - set(prices))
         if self.instance.objective == "cost" and unpriced and not self.findings:
-            self._find(("prices_usd_per_gpu_hour",), f"there is no price of {', '.join(unpriced)}")
-        self._stop_if_wrong()
+            self.find(("prices_usd_per_gpu_hour",), f"there is no price of {', '.join(unpriced)}")
+        self.stop_if_wrong()
         return np.array([prices.get(name, 0.0) for name in names], dtype=np.float64)
 
     @property
@@ -199,13 +198,3 @@ class _Reading:
             if name is not None:
                 digest.update((self.base_dir / name).read_bytes())
         return digest.hexdigest()
-
-    def _find(self, loc: Loc, message: str) -> None:
-        if self.source is None:
-            self.findings.append(Finding("instance", f"{'.'.join(map(str, loc))}: {message}"))
-        else:
-            self.findings.append(self.source.finding(loc, message))
-
-    def _stop_if_wrong(self) -> None:
-        if self.findings:
-            raise DescriptionError(self.findings)
