@@ -138,8 +138,9 @@ def large(short: bool) -> Iterator[Row]:
     for service in ("conversation",) if short else ("conversation", "coding"):
         for factor in (0.63,) if short else (0.63, 0.45):
             markets = [("reserved", factor), ("spot", 0.35)]
-            problem = instances.weekly(service, 1.0, markets, max_spot_share=0.5)
-            yield from within(f"large, week of {service}, {factor}", problem, 60.0, 0.01)
+            for scale in (10.0,) if short else (1.0, 10.0):
+                problem = instances.weekly(service, scale, markets, max_spot_share=0.5)
+                yield from within(f"large, week of {service} x{scale:g}, {factor}", problem, 60.0, 0.01)
     if not short:
         problem = instances.many_models(50)
         case = f"large, 50 models x {problem.num_offers} offers"
@@ -159,7 +160,6 @@ def sharing(short: bool) -> Iterator[Row]:
             separate = sum(one.cost for one in apart)
             note = f"separate plans, gap <= {max(one.gap for one in apart):.1%}"
             yield Row(case, "cost", joint.cost, separate, note, "USD/h", "lower")
-            # The separate plans' bound: what no separate plans can be cheaper than.
             yield Row(case, "saving", 1 - joint.cost / separate, 0.2, "target", "fraction", "higher")
             yield Row(case, "proven gap of the shared plan", joint.gap, 0.01, "asked", "fraction", "lower")
 
@@ -184,27 +184,21 @@ def hours(short: bool) -> Iterator[Row]:
 
 
 def paper(short: bool) -> Iterator[Row]:
-    """Mélange's figures: what single-type counts allow. Its throughput tables were never published.
+    """Mélange's figures, as far as they can be reproduced: its throughput tables were never published.
 
-    The figures give costs of single types over Mélange's; counts and Mélange's USD/h follow for Arena. A mix's cost
-    needs throughput by size, which counts of whole GPUs bound, but do not give: only whether a mix of the four GPUs at
-    all costs what the figure says, and between which limits an average-size model puts it, can be said.
+    The Arena figures give, for each rate, the cost of each single type over the mix's; counts follow. Whether a mix
+    costs what the figure says can be checked to be a sum of whole GPUs, and to lie between the best single type and the
+    fluid limit of one average size. The mix itself needs throughput by size, which counts do not give.
     """
     rows = instances.paper_rows()
-    worst, above, known = 0.0, 0, 0
-    for group in rows:
-        reached = instances.nearest_mix(group.usd_per_hour)
-        worst = max(worst, abs(reached / group.usd_per_hour - 1))
-        known += 1
-        cheapest_single = min(group.single_usd_per_hour)
-        above += int(group.usd_per_hour > cheapest_single * 1.02)
-    yield Row("paper, Arena", "rows with inferred counts", known, len(rows), "rows", "count", "higher")
-    yield Row("paper, Arena", "Mélange's USD/h off a sum of prices", worst, 0.0, "digitised", "fraction", "lower")
-    yield Row("paper, Arena", "Mélange above the best single type", above, 0, "rows", "count", "lower")
-    fluid = [instances.fluid_cost(group) for group in rows]
-    ratio = [cost / group.usd_per_hour for cost, group in zip(fluid, rows, strict=True)]
-    mean = float(np.mean(ratio))
-    yield Row("paper, Arena", "one average size: cost / Mélange's, mean", mean, 1.0, "Mélange", "ratio", "lower")
+    off = [abs(instances.nearest_mix(row.usd_per_hour) / row.usd_per_hour - 1) for row in rows]
+    yield Row("paper, Arena", f"off a sum of whole GPUs, worst of {len(rows)}", max(off), 0.0, "digitised", "fraction",
+              "lower")  # fmt: skip
+    single = [row.usd_per_hour / min(row.single_usd_per_hour) for row in rows]
+    yield Row("paper, Arena", "their mix / best single type, worst", max(single), 1.0, "single type", "ratio", "lower")
+    fluid = [instances.fluid_cost(row) / row.usd_per_hour for row in rows]
+    yield Row("paper, Arena", "one average size / their mix, mean", float(np.mean(fluid)), 1.0, "Mélange's USD/h",
+              "ratio", "lower")  # fmt: skip
 
 
 def spare(short: bool) -> Iterator[Row]:

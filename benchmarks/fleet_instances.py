@@ -274,20 +274,17 @@ def many_models(num_models: int, seed: int = 0) -> FleetProblem:
 
 
 def capped(free: FleetProblem) -> FleetProblem:
-    """The problem with a third of its cheapest plan's best offer, and of each next one: caps that bind everywhere.
-
-    Each offer may serve a quarter of the demand alone, but for the largest two, which are not capped.
-    """
+    """Every offer but the two dearest capped to a quarter of the demand that it could serve alone."""
     load = free.load(0)
     alone = np.where(np.isfinite(load), load, 0.0).sum(axis=0)
-    caps = np.ceil(alone[[int(np.flatnonzero(free.config_pool == pool)[0]) for pool in free.pool_of_offer]] / 4)
-    dearest = np.argsort(free.price)[-2:]
-    caps[dearest] = np.inf
+    config = [int(np.flatnonzero(free.config_pool == pool)[0]) for pool in free.pool_of_offer]
+    caps = np.ceil(alone[config] / 4)
+    caps[np.argsort(free.price)[-2:]] = np.inf
     return replace(free, most=caps)
 
 
 def smooth_rates(base: FleetProblem, rate: float) -> FloatArray:
-    """Requests/s of every bucket with log-normal sizes, medians 500 in and 150 out, [1, D]."""
+    """Requests/s of every bucket with log-normal sizes: medians 500 in and 150 out, sigma 1.3 and 1; [1, D]."""
     weight = np.exp(
         -((np.log(base.input_tokens / 500)) ** 2) / (2 * 1.3**2)
         - (np.log(base.output_tokens / 150)) ** 2 / (2 * 1.0**2)

@@ -90,39 +90,45 @@ class HoursSearch:
 
     def run(self) -> Status:
         """FEASIBLE or OPTIMAL with `best`; INFEASIBLE where it is proven; else UNKNOWN."""
-        model, tie = self.mean.model, count()
-        root = model.lower[self.columns], model.upper[self.columns]
-        heap: list[tuple[float, int, Box]] = [(0.0, next(tie), root)]
+        tie = count()
+        heap: list[tuple[float, int, Box]] = [(0.0, next(tie), self._root())]
         closed = np.inf
         while heap and heap[0][0] < self._enough() and self.budget.stop() is None:
             known, _, box = heapq.heappop(heap)
             relaxed = self._relaxed(box)
             if relaxed is False:
                 continue
-            bound, middle = known, box[0]
+            bound, middle, settled = known, box[0], bool((box[0] == box[1]).all())
             if relaxed is not None:
                 middle = np.clip(relaxed.values[self.columns], *box)
                 bound = max(bound, relaxed.objective)
-                if bound < self._enough():
-                    known = self._try(np.clip(np.round(middle), *box), relaxed.objective)
-                    settled = (box[0] == box[1]).all()
-                    bound = max(bound, known if settled else self._lagrangian(relaxed, box))
-            if (box[0] == box[1]).all():
+                # A dear instance that the relaxation halves is better branched on than priced.
+                halved = self._worth(middle).max(initial=0.0) > self.gap * relaxed.objective
+                if bound < self._enough() and (self.best is None or not halved):
+                    tried = self._try(np.clip(np.round(middle), *box), relaxed.objective)
+                    if settled:
+                        bound = max(bound, tried)
+                    elif not halved:
+                        bound = max(bound, self._lagrangian(relaxed, box))
+            if settled:
                 # What is left of its gap is that of the hours.
                 closed = min(closed, bound)
             else:
-                for child in _split(box, middle):
+                for child in _split(box, middle, self._worth(middle)):
                     heapq.heappush(heap, (bound, next(tie), child))
-            self.budget.report(
-                None if self.best is None else self.best.cost, min(closed, heap[0][0] if heap else closed)
-            )
+            self.bound = min(closed, heap[0][0] if heap else np.inf, self._cost())
+            self.budget.report(None if self.best is None else self.best.cost, self.bound)
             if relaxed is None:
                 break
-        self.bound = min(closed, heap[0][0] if heap else np.inf)
         if self.best is None:
             return Status.UNKNOWN if heap or np.isfinite(closed) else Status.INFEASIBLE
-        self.bound = min(self.bound, self.best.cost)
         return Status.OPTIMAL if self.best.cost - self.bound <= CLOSED * self.best.cost else Status.FEASIBLE
+
+    def _root(self) -> Box:
+        """As many reserved instances as any hour has a use for."""
+        ends = [(one.model, one.columns[0].y[self.reserved]) for one in self.built]
+        upper = np.max([model.upper[columns] for model, columns in ends], axis=0)
+        return self.problem.least[self.reserved], upper
 
     def counts(self) -> dict[int, Counts]:
         """Decisions of every period in the best plan."""
@@ -136,6 +142,10 @@ class HoursSearch:
     def _enough(self) -> float:
         """A node with this bound need not be looked at."""
         return self._cost() * (1 - self.gap)
+
+    def _worth(self, counts: FloatArray) -> FloatArray:
+        """USD/hour by which counts are off whole ones."""
+        return np.asarray(self.price * np.abs(counts - np.round(counts)))
 
     def _cost(self) -> float:
         return np.inf if self.best is None else self.best.cost
@@ -200,10 +210,10 @@ class HoursSearch:
                     return None
                 solved[period] = hour
             return _curve(periods, share, solved)
-        tolerance = self.gap / 4 * scale * share[periods].sum()
+        tolerance = self.gap / 3 * scale * share[periods].sum()
         solved = {}
-        ends = [0, len(chain) - 1]
-        wanted = sorted(set(ends), reverse=True)
+        # The busiest first: its fleet serves all others.
+        wanted = sorted({0, len(chain) - 1}, reverse=True)
         while wanted:
             for place in wanted:
                 hour = self._hour(int(chain[place]), price, box, scale)
@@ -293,11 +303,9 @@ def _curve(order: IntArray, share: FloatArray, solved: dict[int, Hour]) -> Week:
     return Week(cost, bound, hours)
 
 
-def _split(box: Box, middle: FloatArray) -> list[Box]:
-    """Two halves at the relaxation's most fractional count; else at the largest that is not yet settled."""
-    off = np.abs(middle - np.round(middle))
-    open_ = box[0] < box[1]
-    axis = int(np.argmax(np.where(open_, off + 1e-9 * (1 + middle), -1.0)))
+def _split(box: Box, middle: FloatArray, worth: FloatArray) -> list[Box]:
+    """Two halves at the count whose fraction is worth most; where all are whole, at the largest that is not settled."""
+    axis = int(np.argmax(np.where(box[0] < box[1], worth + ALIKE * (1 + middle), -1.0)))
     at = min(np.floor(middle[axis] + ALIKE), box[1][axis] - 1)
     low, high = (box[0].copy(), box[1].copy()), (box[0].copy(), box[1].copy())
     low[1][axis], high[0][axis] = at, at + 1
