@@ -22,6 +22,9 @@ Constraints
     survival  (spare_instances = 1) for every offer k that is used (u[k] = 1, y[k] <= most u[k]): replicas z' <= z and
               shares x' that serve everything with one instance less of k; replicas may be packed anew
 
+Left out without loss: configurations that smaller replicas on the same GPUs replace. Added by `covers`, for several
+models: rows that whole replicas keep. Many periods are solved apart, see `hours`.
+
 Continuous shares make this small: counts are the only integers. Slicing the demand (Mélange) approximates them from
 above; see `melange`. Ignored: start-up time of instances, requests that are not yet known, interference of sizes on one
 replica beyond added loads.
@@ -63,11 +66,12 @@ class PeriodColumns:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FleetModel:
-    """The model of some periods, and where its variables are."""
+    """The model of some periods, where its variables are, and each period's packing rows: (row, pool, size)."""
 
     model: LinearModel
     periods: tuple[int, ...]
     columns: tuple[PeriodColumns, ...]
+    packing: tuple[tuple[tuple[int, int, int], ...], ...]
 
 
 def needless_configs(problem: FleetProblem) -> BoolArray:
@@ -98,6 +102,7 @@ class FleetBuilder:
         self.share = problem.share[list(periods)] / problem.share[list(periods)].sum()
         self.needless = needless_configs(problem)
         self.most = self._most_useful()
+        self.packing_rows: list[tuple[tuple[int, int, int], ...]] = []
 
     def build(self) -> FleetModel:
         """All families of rows."""
@@ -109,7 +114,15 @@ class FleetBuilder:
             own = self._instances(np.where(reserved, 0.0, price) * self.share[place])
             columns.append(self._period(period, np.where(reserved, fixed, own)))
         self._changes(columns)
-        return FleetModel(self.builder.build(), self.periods, tuple(columns))
+        return FleetModel(self.builder.build(), self.periods, tuple(columns), tuple(self.packing_rows))
+
+    def at_least(self, columns: Columns, value: FloatArray, least: float) -> None:
+        """One more row, sum value x columns >= least; it is in the next `builder.build()`."""
+        self.builder.sparse_rows([least], np.inf, (0, columns, value))
+
+    def load(self, period: int) -> FloatArray:
+        """Load of a bucket on a configuration, [D, C]; inf where it cannot be or need not."""
+        return np.where(self.needless, np.inf, self.problem.load(period))
 
     def _instances(self, cost: FloatArray) -> Columns:
         problem, builder = self.problem, self.builder
@@ -140,13 +153,13 @@ class FleetBuilder:
 
     def _period(self, period: int, y: Columns) -> PeriodColumns:
         problem, builder = self.problem, self.builder
-        load = np.where(self.needless, np.inf, problem.load(period))
+        load = self.load(period)
         z = builder.variables((problem.num_configs,), upper=self._replica_bound(), integer=True)
         bucket, config = np.nonzero(np.isfinite(load) & (problem.rate[period] > 0)[:, None])
         x = builder.variables((bucket.size,))
         self._serve(period, bucket, x)
         self._capacity(load, bucket, config, x, z)
-        self._packing(z, y, None)
+        self.packing_rows.append(self._packing(z, y, None))
         self._limits(period, y, z, bucket, config, x)
         lost_z: dict[int, Columns] = {}
         lost_x: dict[int, Columns] = {}
@@ -194,9 +207,13 @@ class FleetBuilder:
         if small.size:
             self.builder.rows(-np.inf, 0.0, (x[small][:, None], 1.0), (z[config[small]][:, None], -1.0))
 
-    def _packing(self, z: Columns, y: Columns, lost: tuple[int, int] | None) -> None:
-        """`lost` : the offer that has one instance less, and the column that says whether it is used at all."""
+    def _packing(self, z: Columns, y: Columns, lost: tuple[int, int] | None) -> tuple[tuple[int, int, int], ...]:
+        """The rows made, as (row, pool, size).
+
+        lost : the offer that has one instance less, and the column that says whether it is used at all.
+        """
         problem = self.problem
+        made = []
         for pool in range(len(problem.availability)):
             inside = np.flatnonzero(problem.pool_of_offer == pool)
             for size in problem.sizes(pool):
@@ -208,7 +225,9 @@ class FleetBuilder:
                 ]
                 if lost is not None and lost[0] in inside:
                     terms.append((0, lost[1], float(size * (problem.gpus[lost[0]] // size))))
+                made.append((self.builder.num_rows, pool, int(size)))
                 self.builder.sparse_rows([-np.inf], 0.0, *terms)
+        return tuple(made)
 
     def _limits(self, period: int, y: Columns, z: Columns, bucket: Columns, config: Columns, x: Columns) -> None:
         problem = self.problem

@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from formulations.backends.result import SolverResult
+from formulations.gpu_fleet.covers import tighten
 from formulations.gpu_fleet.explain import explain
 from formulations.gpu_fleet.hours import MANY_PERIODS, HoursSearch
 from formulations.gpu_fleet.milp import FleetBuilder
@@ -30,10 +31,13 @@ def search(problem: FleetProblem, options: SolveOptions, budget: Budget, method:
     weights = [float(problem.share[list(group)].sum()) for group in groups]
     for place, group in enumerate(groups):
         started = time.perf_counter()
-        built = FleetBuilder(problem, group).build()
+        builder = FleetBuilder(problem, group)
+        built = builder.build()
         build_s += time.perf_counter() - started
         # The last ones get what the first ones leave.
         part = PartBudget(budget, budget.remaining_s / (len(groups) - place))
+        if len(group) == 1:
+            built = tighten(problem, builder, built, part)
         result, values = solve(built.model, part if len(groups) > 1 else budget, options)
         results.append(result)
         if result.status is Status.INFEASIBLE:
