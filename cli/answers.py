@@ -1,4 +1,4 @@
-"""What a plan says in a few labelled lines, by the problem that it answers."""
+"""What a plan says in a few labelled lines, by the kind of instance that it answers."""
 
 from __future__ import annotations
 
@@ -52,4 +52,4 @@ ANSWERS: Mapping[str, Callable[[PlanDocument, Any], Iterable[tuple[str, str] | T
 
 def answer(document: PlanDocument, problem: Any) -> Iterable[tuple[str, str] | Table]:
     """The lines and tables of any document that holds a plan, for the problem that it was made for."""
-    return ANSWERS[document.problem](document, problem) if document.plan is not None else ()
+    return ANSWERS[document.kind_name](document, problem) if document.plan is not None else ()

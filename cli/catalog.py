@@ -51,7 +51,7 @@ def _mathematics(formulation: Formulation[Any, Any]) -> dict[str, str]:
     package = type(formulation).__module__.rpartition(".")[0]
     spec = find_spec(package)
     folders = [] if spec is None else list(spec.submodule_search_locations or ())
-    names = sorted(module.name for module in pkgutil.iter_modules(folders))
+    names = sorted(module.name for module in pkgutil.iter_modules(folders) if not module.ispkg)
     found = {}
     for name in ["problem", *(name for name in names if name != "problem")]:
         text = ast.get_docstring(ast.parse(Path(folders[0], f"{name}.py").read_text(encoding="utf-8"))) or ""

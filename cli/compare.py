@@ -54,9 +54,9 @@ def compare(
 
 def _changes(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
     """What a change from one plan to the next takes; `why` says why it cannot be told."""
-    if before.problem != after.problem:
-        return {"why": f"one is a plan of {before.problem}, the other of {after.problem}"}
-    return _counts(before, after) if before.problem in COUNTED else _moves(before, after)
+    if before.kind_name != after.kind_name:
+        return {"why": f"one is a plan of {before.kind_name}, the other of {after.kind_name}"}
+    return _counts(before, after) if before.kind_name in COUNTED else _moves(before, after)
 
 
 def _counts(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:

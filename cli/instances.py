@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from formulations.kinds import problem_name
+from formulations.kinds import kind_name
 from planner.descriptions.experts import ExpertsInstance
 from planner.errors import DescriptionError, Finding
 from planner.files import Loc, SourceText, read_source, validate
@@ -81,7 +81,7 @@ def with_current(instance: str, path: str | None) -> SourceText:
     source = read_source(instance)
     if path is None:
         return source
-    if problem_name(source) == "fleet":
+    if kind_name(source) == "fleet":
         return over(source, {("current",): fleet_in_force(path)})
     return over(source, {("current",): Flag("--current", beside(instance, path))})
 

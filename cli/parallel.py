@@ -112,9 +112,9 @@ def parallel(
     """
     from cli.instances import Flag, beside, merge
     from cli.solving import Delivery, run_plan
+    from formulations.kinds import kind_name
     from formulations.planning import problem_of
 
-    options = solve_options("parallel", time_limit, work_limit, seed, threads, gap, method)
     delivery = Delivery(output, as_json, quiet)
     if instance is None and name is None:
         name = _default_name(model, candidates)
@@ -136,7 +136,9 @@ def parallel(
         ("calibration",): Flag("--calibration", beside(instance, calibration)),
         **_quantities(ttft, tpot, price or []),
     }
-    return run_plan(problem_of(merge(instance, flags, problem="parallel")), options, delivery)
+    source = merge(instance, flags, problem="parallel")
+    options = solve_options(kind_name(source), time_limit, work_limit, seed, threads, gap, method)
+    return run_plan(problem_of(source), options, delivery)
 
 
 def _default_name(model: str | None, candidates: str | None) -> str:

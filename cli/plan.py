@@ -40,10 +40,10 @@ def plan(
     """
     from cli.instances import with_current
     from cli.solving import Delivery, run_plan
-    from formulations.kinds import problem_name
+    from formulations.kinds import kind_name
     from formulations.planning import problem_of
 
     delivery = Delivery(output, as_json, quiet)
     source = with_current(instance, current)
-    options = solve_options(problem_name(source), time_limit, work_limit, seed, threads, gap, method)
+    options = solve_options(kind_name(source), time_limit, work_limit, seed, threads, gap, method)
     return run_plan(problem_of(source), options, delivery)

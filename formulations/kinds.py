@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -40,7 +40,7 @@ PlanT = TypeVar("PlanT", bound=Description)
 class Kind(Generic[InstanceT, ProblemT, PlanT]):
     """One kind of instance.
 
-    read : from a described instance (and its source, to locate mistakes) to the arrays.
+    name : its key in HOMES. read : from a described instance (and its source, to locate mistakes) to the arrays.
     judge : the independent check and the cost model, as one verdict.
     judge_alone : what can be said without an instance.
     """
@@ -54,30 +54,59 @@ class Kind(Generic[InstanceT, ProblemT, PlanT]):
     judge_alone: Callable[[PlanT], Verdict]
 
 
-#: Where each kind is defined, in the module's `KIND`; imported on first use.
-HOMES: Mapping[str, str] = {
-    "experts": "formulations.expert_placement.kind",
-    "fleet": "formulations.gpu_fleet.kind",
-    "parallel": "formulations.parallelism.kind",
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a kind is defined, as the module's `KIND`, imported on first use; and which instances are of it.
+
+    problem : their `problem` key. marks : values of other keys that tell them from the problem's other instances; the
+    kind without marks takes all that no other kind of the problem does.
+    """
+
+    module: str
+    problem: str
+    marks: Mapping[str, str] = field(default_factory=dict)
+
+    def takes(self, value: Callable[[str], Any]) -> bool:
+        """An instance whose keys have these values is of this kind, or of a kind with marks."""
+        return value("problem") == self.problem and all(value(key) == mark for key, mark in self.marks.items())
+
+
+#: The kinds by name. A plan document names its kind where that is not its `problem`.
+HOMES: Mapping[str, Home] = {
+    "experts": Home("formulations.expert_placement.kind", "experts"),
+    "fleet": Home("formulations.gpu_fleet.kind", "fleet"),
+    "parallel": Home("formulations.parallelism.kind", "parallel"),
 }
 
 
 def kind(name: str) -> Kind[Any, Any, Any]:
-    """A kind by the name that instances carry as `problem`; KeyError for an unknown one."""
-    found: Kind[Any, Any, Any] = import_module(HOMES[name]).KIND
+    """A kind by its name; KeyError for an unknown one."""
+    found: Kind[Any, Any, Any] = import_module(HOMES[name].module).KIND
     return found
 
 
-def problem_name(source: SourceText) -> str:
-    """The `problem` key of an instance; DescriptionError when it is none that is known."""
-    name = source.value.get("problem") if isinstance(source.value, dict) else None
-    if isinstance(name, str) and name in HOMES:
-        return name
-    place = ("problem",) if isinstance(source.value, dict) and "problem" in source.value else ()
-    raise DescriptionError([source.finding(place, f"problem must be one of: {', '.join(HOMES)} (got {name!r})")])
+def kind_name(instance: SourceText | Description) -> str:
+    """The kind that an instance is of, by its keys; DescriptionError when its `problem` is none that is known."""
+    if isinstance(instance, Description):
+        found = _of_kind(lambda key: getattr(instance, key, None))
+        if found is None:
+            raise TypeError(f"{type(instance).__name__} is no instance of a problem")
+        return found
+    keys = instance.value if isinstance(instance.value, dict) else {}
+    found = _of_kind(keys.get)
+    if found is None:
+        problems = dict.fromkeys(home.problem for home in HOMES.values())
+        message = f"problem must be one of: {', '.join(problems)} (got {keys.get('problem')!r})"
+        raise DescriptionError([instance.finding(("problem",) if "problem" in keys else (), message)])
+    return found
+
+
+def _of_kind(value: Callable[[str], Any]) -> str | None:
+    fitting = [name for name, home in HOMES.items() if home.takes(value)]
+    return max(fitting, key=lambda name: len(HOMES[name].marks), default=None)
 
 
 def read_instance(source: SourceText) -> tuple[Kind[Any, Any, Any], Description]:
-    """Validate an instance file by its `problem` key."""
-    found = kind(problem_name(source))
+    """Validate an instance file by its kind."""
+    found = kind(kind_name(source))
     return found, validate(source, found.instance)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from formulations.base import solve
-from formulations.kinds import HOMES, Problem, kind, read_instance
+from formulations.kinds import HOMES, Problem, kind, kind_name, read_instance
 from formulations.outcome import OnProgress, Outcome, SolveOptions
 from planner.cost.verdict import Verdict, Violation
 from planner.descriptions.base import Description
@@ -19,10 +19,7 @@ def load_problem(instance: Description | str | Path, base_dir: Path | None = Non
     """Problem of an instance file ('-' is standard input), or of an instance built in Python."""
     if isinstance(instance, Description):
         source = None if base_dir is None else SourceText("instance", "{}", {}, base_dir)
-        name = str(getattr(instance, "problem", ""))
-        if name not in HOMES:
-            raise TypeError(f"{type(instance).__name__} is no instance of a problem")
-        return kind(name).read(instance, source)
+        return kind(kind_name(instance)).read(instance, source)
     return problem_of(read_source(instance))
 
 
@@ -54,7 +51,7 @@ def document(problem: Problem, outcome: Outcome[Any]) -> PlanDocument:
     found = kind(problem.kind)
     options = outcome.options
     return found.document(
-        problem=found.name,
+        problem=HOMES[found.name].problem,
         instance=InstanceReference(name=problem.name, sha256=problem.sha256),
         gpuplan_version=gpuplan_version(),
         outcome=OutcomeRecord(
@@ -99,14 +96,14 @@ def judge(problem: Problem, plan: Description) -> Verdict:
 
 def check_document(document: PlanDocument, problem: Problem | None) -> Verdict:
     """Judge a stored plan anew; without an instance only the rules that need none are checked."""
-    found = kind(document.problem)
+    found = kind(document.kind_name)
     if document.plan is None:
         message = f"the document holds no plan (status {document.outcome.status})"
         return Verdict(violations=(Violation(rule="no_plan", subject="plan", message=message),))
     if problem is None:
         return found.judge_alone(document.plan)
-    if problem.kind != document.problem:
-        message = f"the plan answers a {document.problem!r} instance, this is a {problem.kind!r} one"
+    if problem.kind != document.kind_name:
+        message = f"the plan answers a {document.kind_name!r} instance, this is a {problem.kind!r} one"
         return Verdict(violations=(Violation(rule="other_problem", subject="instance", message=message),))
     verdict = found.judge(problem, document.plan)
     if document.instance.sha256 == problem.sha256 and document.outcome.objective is not None and verdict.feasible:

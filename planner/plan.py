@@ -157,7 +157,10 @@ class BaselineRecord(Description):
 
 
 class PlanDocument(Description):
-    """One answered instance: contract of the JSON that `gpuplan plan` writes. Each problem has its own subclass."""
+    """One answered instance: contract of the JSON that `gpuplan plan` writes. Each kind has its own subclass.
+
+    Where a problem has several kinds, documents of all but the main one also have the key `kind`.
+    """
 
     schema_version: Literal[1] = 1
     problem: str
@@ -167,6 +170,11 @@ class PlanDocument(Description):
     baseline: BaselineRecord | None = None
     plan: SerializeAsAny[Description] | None = None
     verdict: Verdict | None = None
+
+    @property
+    def kind_name(self) -> str:
+        """The kind of instance that is answered: the key `kind`, or the problem's main one."""
+        return str(getattr(self, "kind", self.problem))
 
 
 class ExpertsDocument(PlanDocument):
@@ -190,7 +198,7 @@ class ParallelDocument(PlanDocument):
     plan: ParallelPlan | None = None
 
 
-#: The document of each problem.
+#: The document of each kind.
 DOCUMENTS: Mapping[str, type[PlanDocument]] = {
     "experts": ExpertsDocument,
     "fleet": FleetDocument,
@@ -201,10 +209,12 @@ DOCUMENTS: Mapping[str, type[PlanDocument]] = {
 def read_document(path: str | Path) -> PlanDocument:
     """A plan document of any problem from a file, or '-' for standard input. Raises DescriptionError."""
     source = read_source(path)
-    name = source.value.get("problem") if isinstance(source.value, dict) else None
+    keys = source.value if isinstance(source.value, dict) else {}
+    key = "kind" if "kind" in keys else "problem"
+    name = keys.get(key)
     kind = DOCUMENTS.get(name) if isinstance(name, str) else None
     if kind is None:
-        place = ("problem",) if name is not None else ()
-        message = f"problem must be one of: {', '.join(DOCUMENTS)} (got {name!r}); is this a plan document?"
+        place = (key,) if name is not None else ()
+        message = f"{key} must be one of: {', '.join(DOCUMENTS)} (got {name!r}); is this a plan document?"
         raise DescriptionError([source.finding(place, message)])
     return validate(source, kind)

@@ -15,7 +15,7 @@ __all__ = ["WRITERS", "Writer", "export"]
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """One export format of one problem's plans: what it is, and what writes the file."""
+    """One export format of one kind's plans: what it is, and what writes the file."""
 
     summary: str
     write: Callable[[Any, str], None]
@@ -30,7 +30,7 @@ def _module(name: str) -> Callable[[Any, str], None]:
     return write
 
 
-#: Writers by format, and in it by the problem whose plans they hold.
+#: Writers by format, and in it by the kind whose plans they hold.
 WRITERS: Mapping[str, Mapping[str, Writer]] = {
     "exflow-csv": {"experts": Writer("ExFlow solution CSV (Expert,Node)", _module("exflow"))},
     "moves": {"experts": Writer("ordered expert moves from the current placement, CSV or JSON", _module("moves"))},
@@ -58,9 +58,9 @@ def export(document: PlanDocument, to: str, path: str) -> None:
     by_problem = WRITERS.get(to)
     if by_problem is None:
         raise OptionError(f"unknown export format {to!r}; known: {', '.join(sorted(WRITERS))}")
-    writer = by_problem.get(document.problem)
+    writer = by_problem.get(document.kind_name)
     if writer is None:
-        raise ExportError(f"{to} holds plans of {' or '.join(by_problem)}, this is a plan of {document.problem}")
+        raise ExportError(f"{to} holds plans of {' or '.join(by_problem)}, this is a plan of {document.kind_name}")
     if document.plan is None:
         raise ExportError(f"the document holds no plan (status {document.outcome.status})")
     writer.write(document, path)
