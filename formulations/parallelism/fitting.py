@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from formulations.parallelism.candidates import MOST_GPUS, legal_workers
+from formulations.parallelism.splits import MOST_GPUS, legal_workers
 from planner.cluster import Cluster, Nodes
 from planner.cost.serving.precision import served
 from planner.cost.serving.predict import ServingModel, ServingPlans
@@ -40,7 +40,11 @@ def ways_to_fit(instance: ParallelInstance, cluster: Cluster, spec: ModelSpec) -
 
 
 def _smallest(instance: ParallelInstance, model: ModelSpec, nodes: Iterable[Nodes]) -> ServingWorker | None:
-    shapes = [worker for group in nodes for worker in legal_workers(instance, model, group)]
+    # Workers that share prompts or make drafts hold no less beside their caches, and answer other questions.
+    plain = instance.model_copy(update={"speculation": None})
+    shapes = [
+        worker for group in nodes for worker in legal_workers(plain, model, group) if worker.context_parallel_size == 1
+    ]
     return next((one for one in sorted(shapes, key=lambda one: one.num_gpus) if _holds(instance, one)), None)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from formulations.parallelism.candidates import DoesNotFit, predicted_workers
 from formulations.parallelism.fitting import ways_to_fit
 from formulations.parallelism.problem import FloatArray, Goal, ParallelProblem
+from formulations.parallelism.splits import drafting
 from formulations.reading import Reading
 from planner import catalog
 from planner.cluster import Cluster
@@ -98,6 +99,11 @@ class _Reading(Reading):
                 self.served = self.served.model_copy(update={"backend": None})
             return read_workers(self.base_dir / self.instance.candidates), ("workers as given in the table",)
         spec = self._model()
+        try:
+            self.instance = drafting(self.instance, spec)
+        except OptionError as error:
+            self.find(("speculation",), str(error))
+            self.stop_if_wrong()
         try:
             given = self.instance.calibration
             own = None if given is None else calibrated(self.base_dir / given)

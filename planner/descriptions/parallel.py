@@ -31,6 +31,16 @@ class ServingLoad(Description):
     rate_per_s: Positive | None = None
 
 
+class Speculation(Description):
+    """Drafts of the model's own MTP layer that workers may verify in a step; the search decides which do."""
+
+    draft_tokens: Annotated[int, Field(ge=1, le=8, description="proposed in each step")] = 1
+    acceptance: Annotated[
+        FiniteFloat | None,
+        Field(ge=0, le=1, description="chance that a draft is right; default: the model's published one"),
+    ] = None
+
+
 class ParallelInstance(Description):
     """Choose workers (role, GPU kind, parallel sizes, batch) and how many of each."""
 
@@ -58,6 +68,11 @@ class ParallelInstance(Description):
         BytesPerSecond | None, Field(description="of one GPU between prefill and decode; default: the network's")
     ] = None
     max_workers: PositiveInt | None = None
+    speculation: Speculation | None = None
+    expert_imbalance: Annotated[
+        FiniteFloat | None,
+        Field(ge=1, description="busiest GPU over the mean where there are redundant experts; default: 1.15"),
+    ] = None
 
     def problems(self) -> Iterator[Problem]:
         """What goes together."""
@@ -67,3 +82,7 @@ class ParallelInstance(Description):
             yield ("objective",), f"{self.objective} needs workload.rate_per_s, the rate to serve"
         if self.objective == "cost" and not self.prices_usd_per_gpu_hour:
             yield ("objective",), "cost needs prices_usd_per_gpu_hour"
+        if self.candidates is not None:
+            for name in ("speculation", "expert_imbalance", "calibration", "kv_bandwidth_bytes_per_s"):
+                if getattr(self, name) is not None:
+                    yield (name,), "is for predictions of the cost model, which candidates replace"
