@@ -6,6 +6,7 @@ from formulations.parallelism.pricing import DECODE_UTILISATION, LOADS, worker_t
 from formulations.parallelism.splits import legal_workers
 from planner.cluster import Cluster
 from planner.cost.serving.coefficients import Coefficients
+from planner.cost.serving.intervals import source
 from planner.cost.serving.precision import WEIGHT_FORMATS, served
 from planner.cost.serving.predict import ServingModel
 from planner.descriptions.parallel import ParallelInstance
@@ -35,16 +36,11 @@ def predicted_workers(
     if precision and precision not in WEIGHT_FORMATS:
         raise OptionError(f"unknown precision {precision!r}; known: {', '.join(sorted(WEIGHT_FORMATS))}")
     model = served(spec, precision, precision)
-    shapes = [worker for nodes in cluster.resolved() for worker in legal_workers(instance, model, nodes)]
-    compiled, refused = [], f"{model.name} cannot be split over the GPUs of this cluster"
-    for worker in shapes:
-        try:
-            compiled.append(ServingModel([worker], coefficients))
-        except (OptionError, DescriptionError) as error:
-            refused = str(error)
-    kept = [one for one in compiled if one.memory[0].cache_capacity_bytes > 0]
+    kept, refused = _compiled(instance, cluster, model, coefficients)
     if not kept:
-        raise DoesNotFit(_too_large(model, compiled) if compiled else refused)
+        kept, _ = _compiled(instance, cluster, model, coefficients, staged=True)
+    if not kept:
+        raise DoesNotFit(refused)
     given = instance.kv_bandwidth_bytes_per_s
     network = {
         nodes.device.name: given or nodes.nic_bandwidth_bytes_per_s or DEFAULT_KV_BANDWIDTH
@@ -63,9 +59,31 @@ def predicted_workers(
     if any(one.redundant_experts for one in made):
         busiest = kept[0].workers[0].expert_imbalance
         notes.append(f"with redundant experts, the busiest GPU gets {busiest:g} times the mean of the tokens")
+    guessed = {one.workers[0].device.name for one in kept if source(one.workers[0], one.coefficients) == "datasheet"}
+    notes += [f"{name} was never measured: datasheet peaks with typical efficiencies" for name in sorted(guessed)]
     if instance.speculation is not None:
         notes.append(f"a draft is right with a chance of {instance.speculation.acceptance:g}, whichever it is")
     return made, tuple(notes)
+
+
+def _compiled(
+    instance: ParallelInstance,
+    cluster: Cluster,
+    model: ModelSpec,
+    coefficients: Coefficients | None,
+    *,
+    staged: bool = False,
+) -> tuple[list[ServingModel], str]:
+    """Splits with room for a cache; where there is none, why."""
+    compiled, refused = [], f"{model.name} cannot be split over the GPUs of this cluster"
+    for nodes in cluster.resolved():
+        for worker in legal_workers(instance, model, nodes, staged=staged):
+            try:
+                compiled.append(ServingModel([worker], coefficients))
+            except (OptionError, DescriptionError) as error:
+                refused = str(error)
+    kept = [one for one in compiled if one.memory[0].cache_capacity_bytes > 0]
+    return kept, _too_large(model, compiled) if compiled else refused
 
 
 def _too_large(model: ModelSpec, compiled: list[ServingModel]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from formulations.parallelism.candidates import DoesNotFit, predicted_workers
 from formulations.parallelism.fitting import ways_to_fit
+from formulations.parallelism.floor import floors
 from formulations.parallelism.problem import FloatArray, Goal, ParallelProblem
 from formulations.parallelism.splits import drafting
 from formulations.reading import Reading
@@ -23,6 +24,8 @@ from planner.model.spec import ModelSpec
 from planner.parallel_plan import Served, WorkerType
 from planner.readers.worker_table import read_workers
 
+#: A measured rate may be so much above what its batch and time per token make: means are taken over other requests.
+LITTLE_SLACK = 1.1
 ROLES = {"both": 0, "prefill": 1, "decode": 2}
 
 
@@ -40,6 +43,8 @@ class _Reading(Reading):
         #: Why no worker fits, and what would help.
         self.unfit: tuple[str, ...] = ()
         self.relaxations: tuple[str, ...] = ()
+        #: What sets the latency that no worker is below.
+        self.floors: tuple[str, ...] = ()
         self.served = Served(model=instance.model, precision=instance.precision, backend=instance.backend)
 
     def problem(self) -> ParallelProblem:
@@ -60,6 +65,10 @@ class _Reading(Reading):
                 for index, worker in enumerate(workers)
                 if (worker.role == "both") == (instance.disaggregated == "never")
             ]
+            if workers and not kept:
+                kinds = "mixed" if instance.disaggregated == "only" else "prefill and decode"
+                self.unfit = (f"all workers are {kinds} ones, which disaggregated: {instance.disaggregated} rules out",)
+                self.relaxations = ("let disaggregated be allow, or add workers of the other kind",)
             workers, device = tuple(workers[index] for index in kept), [device[index] for index in kept]
         usable, dropped = self._limits(workers)
         target = instance.workload.rate_per_s
@@ -86,7 +95,7 @@ class _Reading(Reading):
             tpot_s=instance.slo.tpot_s,
             margin=self._margin,
             max_workers=instance.max_workers,
-            dropped=(*self.unfit, *dropped),
+            dropped=(*self.unfit, *dropped, *self.floors),
             relaxations=self.relaxations,
             assumptions=(*assumptions, *self._unjudged(), *cluster.notes()),
             source="given" if instance.candidates is not None else "predicted",
@@ -97,7 +106,9 @@ class _Reading(Reading):
         if self.instance.candidates is not None:
             if "backend" not in self.instance.model_fields_set:
                 self.served = self.served.model_copy(update={"backend": None})
-            return read_workers(self.base_dir / self.instance.candidates), ("workers as given in the table",)
+            workers = read_workers(self.base_dir / self.instance.candidates)
+            self._refuse_impossible(workers)
+            return workers, ("workers as given in the table",)
         spec = self._model()
         try:
             self.instance = drafting(self.instance, spec)
@@ -107,7 +118,9 @@ class _Reading(Reading):
         try:
             given = self.instance.calibration
             own = None if given is None else calibrated(self.base_dir / given)
-            return predicted_workers(self.instance, cluster, spec, own)
+            workers, notes = predicted_workers(self.instance, cluster, spec, own)
+            self.floors = tuple(floors(self.instance, cluster, spec, workers, own))
+            return workers, notes
         except DoesNotFit as error:
             self.unfit, self.relaxations = (str(error),), ways_to_fit(self.instance, cluster, spec)
             return (), ()
@@ -115,6 +128,20 @@ class _Reading(Reading):
             self.find(("precision",), str(error))
             self.stop_if_wrong()
             raise
+
+    def _refuse_impossible(self, workers: tuple[WorkerType, ...]) -> None:
+        """Little's law: a batch gives each of its sequences a token in no less than tpot_s."""
+        tokens = self.instance.workload.output_tokens
+        for one in workers:
+            if one.role == "prefill" or one.max_batch_size is None or not one.tpot_s or tokens < 2:
+                continue
+            most = one.max_batch_size / (one.tpot_s * (tokens - 1))
+            if one.requests_per_s > LITTLE_SLACK * most:
+                self.find(
+                    ("candidates",),
+                    f"worker {one.name!r}: {one.requests_per_s:g} requests/s are more than the {most:.4g} that"
+                    f" {one.max_batch_size} sequences of {tokens} tokens make at {one.tpot_s:g} s a token",
+                )
 
     def _model(self) -> ModelSpec:
         """The model as it is stored; notes the formats that it is served in."""
@@ -181,6 +208,7 @@ class _Reading(Reading):
     ) -> tuple[np.ndarray[tuple[int], np.dtype[np.bool_]], tuple[str, ...]]:
         """Workers that keep the SLO, and how many do not and why."""
         slo, why = self.instance.slo, Counter[str]()
+        idle = sum(worker.requests_per_s == 0 for worker in workers)
         margin = 1.0 + self._margin
         usable = np.zeros(len(workers), dtype=np.bool_)
         for index, worker in enumerate(workers):
@@ -193,7 +221,7 @@ class _Reading(Reading):
         dropped = tuple(
             f"{count} of {len(workers)} workers miss {name} {limits[name]:g}" for name, count in why.items() if count
         )
-        return usable, dropped
+        return usable, (*dropped, *([f"{idle} of {len(workers)} workers serve 0 requests/s"] if idle else []))
 
     def _sha256(self, cluster: Cluster) -> str:
         said = self.instance.model_dump(mode="json", exclude_defaults=True)

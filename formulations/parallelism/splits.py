@@ -21,6 +21,8 @@ from planner.model.spec import ModelSpec
 
 #: Largest worker without wide expert parallelism, GPUs; pipeline stages that are tried.
 MOST_GPUS, STAGES = 64, (1, 2, 4)
+#: Stages and GPUs of workers for models that fit in no smaller one. Source: modelled.
+MORE_STAGES, MOST_STAGED_GPUS = (8, 16, 32), 256
 #: Ranks of wide expert parallelism. Source: published deployments (72 SGLang on H100, 144 DeepSeek on H800, 320
 #: CloudMatrix384), and the sizes between them that 8-GPU nodes make; documented.
 WIDE_RANKS = (72, 96, 128, 144, 192, 256, 320)
@@ -33,8 +35,13 @@ LONG_PROMPT, SHARING_RANKS, MOST_SHARING_GPUS = 32_768, (2, 4, 8, 16), 128
 PUBLISHED_ACCEPTANCE = {"deepseek-ai/DeepSeek-V3": 0.85}
 
 
-def legal_workers(instance: ParallelInstance, model: ModelSpec, nodes: Nodes) -> list[ServingWorker]:
-    """Every split that the model and the nodes allow, in whole nodes beyond one."""
+def legal_workers(
+    instance: ParallelInstance, model: ModelSpec, nodes: Nodes, *, staged: bool = False
+) -> list[ServingWorker]:
+    """Every split that the model and the nodes allow, in whole nodes beyond one.
+
+    staged : those with MORE_STAGES instead, which are slow and for models that fit in no other.
+    """
     base = ServingWorker(
         model=model,
         device=nodes.device,
@@ -44,7 +51,8 @@ def legal_workers(instance: ParallelInstance, model: ModelSpec, nodes: Nodes) ->
     if instance.expert_imbalance is not None:
         base = replace(base, expert_imbalance=instance.expert_imbalance)
     found = []
-    for worker in (*_narrow(base, nodes), *_wide(base, nodes), *_sharing(base, nodes, instance.workload.input_tokens)):
+    usual = (*_narrow(base, nodes), *_wide(base, nodes), *_sharing(base, nodes, instance.workload.input_tokens))
+    for worker in _staged(base, nodes) if staged else usual:
         whole = worker.num_gpus <= nodes.gpus_per_node or worker.num_gpus % nodes.gpus_per_node == 0
         # Attention ranks share experts; without experts they are just replicas.
         if whole and (model.num_moe_layers or worker.data_parallel_size == 1) and not any(worker.problems()):
@@ -84,6 +92,15 @@ def _narrow(base: ServingWorker, nodes: Nodes) -> Iterator[ServingWorker]:
                     pipeline_parallel_size=stages,
                     data_parallel_size=ranks,
                 )
+                yield from _with_experts(made, nodes)
+
+
+def _staged(base: ServingWorker, nodes: Nodes) -> Iterator[ServingWorker]:
+    limit = min(nodes.num_gpus, MOST_STAGED_GPUS)
+    for tensor in _powers(min(_joined(nodes), limit)):
+        for stages in MORE_STAGES:
+            if tensor * stages <= limit:
+                made = replace(base, tensor_parallel_size=tensor, pipeline_parallel_size=stages)
                 yield from _with_experts(made, nodes)
 
 

@@ -170,7 +170,7 @@ def _launch(plan: ParallelPlan, engine: Engine, worker: Workers, place: int) -> 
     if sizes != worker.num_gpus:
         raise ExportError(
             f"{worker.name}: tp x pp x dp x cp is {sizes}, but it has {worker.num_gpus} GPUs;"
-            " a table of candidates needs the columns tp, pp, dp, ep for launch commands"
+            " a table of candidates needs the columns tp, pp, dp, cp, ep for launch commands"
         )
     reason = unsupported(engine.to, worker)
     if reason is not None:
