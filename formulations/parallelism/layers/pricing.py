@@ -59,15 +59,17 @@ class Pricing:
 
     def __init__(self, problem: LayersProblem) -> None:
         self.problem = problem
-        self.slots = problem.slots()
+        slots = problem.slots()
+        enough = problem.layers_within(slots, PLAIN) @ problem.count >= problem.num_layers
+        self.slots = slots[enough]
         self.paths = list(problem.paths())
         self.layers = np.stack([problem.layers_within(self.slots, ends) for ends in range(4)])
         self.most_stages = {path: problem.most_stages(self.slots, path) for path in self.paths}
         # Stages are counted only where something limits them below the devices that there are.
         devices = min(int(problem.count.sum()), problem.num_layers)
-        limits = [most[most < devices] for most in self.most_stages.values()]
-        self.counts_stages = any(limit.size for limit in limits)
-        self.num_stages = devices if self.counts_stages else 0
+        limits = np.stack(list(self.most_stages.values()))
+        self.counts_stages = bool((limits < devices).any())
+        self.num_stages = int(np.clip(limits.max(), 0, devices)) if self.counts_stages else 0
 
     def each_path(
         self, prices: FloatArray, visit: Callable[[tuple[int, ...], list[Table], FloatArray], None]
@@ -158,7 +160,7 @@ class Pricing:
     def columns(
         self, path: tuple[int, ...], tables: list[Table], slot: int, budget: float, most: int
     ) -> Iterator[Column]:
-        """Pipelines of a slot on a path at a price of at most `budget`; stops after `most` steps, with None as the last.
+        """Pipelines of a slot on a path at a price of at most `budget`; TooManyColumnsError after `most` steps.
 
         Every set of devices that is worth it is among them, and maybe some larger ones.
         """
@@ -207,10 +209,6 @@ class Pricing:
                         counts[table.group] = 0
 
         yield from walk(len(tables) - 1, 0, limit, problem.num_layers, budget)
-
-    def least_stages(self) -> float:
-        """Sum of layers that all devices hold over the layers of a pipeline: more pipelines than that cannot be."""
-        return float((self.problem.count * self.problem.cap[:, PLAIN]).sum()) / self.problem.num_layers
 
 
 class TooManyColumnsError(Exception):

@@ -86,14 +86,23 @@ class LayersProblem:
         return np.clip(np.minimum(by_time, self.cap[:, ends]), 0, self.num_layers).astype(np.int64)
 
     def slots(self) -> FloatArray:
-        """The rate levels as times: every time that some stage may take, ascending; a local link bounds them below."""
+        """The rate levels as times: every time that some stage may take, ascending, and no shorter than a local link's."""
         times = [
             head * one + np.arange(1, most + 1) * layer
             for layer, head, caps in zip(self.layer_s, self.head_s, self.cap, strict=True)
             for one, most in ((0.0, caps[PLAIN]), (1.0, caps[HEAD]))
         ]
-        least = 1.0 / float(self.hops.steps_per_s.max(initial=0.0))
-        return np.unique(np.maximum(np.concatenate(times), least)) if times else np.zeros(0)
+        return np.unique(np.maximum(np.concatenate(times), self.least_slot_s))
+
+    @property
+    def least_slot_s(self) -> float:
+        """A slot is at least what a link inside a site takes to carry a step."""
+        return 1.0 / float(np.diag(self.hops.steps_per_s).min())
+
+    @property
+    def most_pipelines(self) -> int:
+        """All layers that memory holds over the layers of a pipeline: more cannot be."""
+        return int(self.count @ self.cap[:, PLAIN]) // self.num_layers
 
     def paths(self) -> Iterator[tuple[int, ...]]:
         """Orders of sites that a pipeline may go through, each site once, links and the way back there; depth first."""
@@ -123,3 +132,12 @@ class LayersProblem:
         if not np.isfinite(back):
             return np.zeros(slot_s.size)
         return np.floor((limit - way - back + len(path) * local) / (slot_s + local) * (1 + ROUNDING))
+
+
+def capacities(num_layers: int, needs: Needs) -> IntArray:
+    """Layers that each class's memory holds beside nothing, the embedding, the head, both: [G, 4]."""
+    beside = np.array([0.0, needs.embedding_bytes, needs.head_bytes, needs.embedding_bytes + needs.head_bytes])
+    each = needs.weight_bytes + needs.cache_bytes
+    # A layer that fits exactly is not lost to rounding.
+    room = np.floor((needs.room_bytes[:, None] - beside[None, :]) / each * (1 + ROUNDING))
+    return np.clip(room, 0, num_layers).astype(np.int64)
