@@ -64,6 +64,8 @@ class Pricing:
         self.slots = slots[enough]
         self.paths = list(problem.paths())
         self.layers = np.stack([problem.layers_within(self.slots, ends) for ends in range(4)])
+        # First and last stage are one device only where it is the whole pipeline.
+        self.layers[BOTH][self.layers[BOTH] < problem.num_layers] = 0
         self.most_stages = {path: problem.most_stages(self.slots, path) for path in self.paths}
         # Stages are counted only where something limits them below the devices that there are.
         devices = min(int(problem.count.sum()), problem.num_layers)

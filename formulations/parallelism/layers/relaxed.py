@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,7 +33,8 @@ class Prices:
 
 @dataclass(slots=True, eq=False)
 class Pool:
-    """The pipelines that are known, the best of those with the same devices and path, and what is proven, in steps/s."""
+    """The pipelines that are known, the fastest of those with equal devices and path; the best bound, steps/s, and its
+    prices."""
 
     problem: LayersProblem
     known: dict[tuple[tuple[int, ...], tuple[int, ...]], Column] = field(default_factory=dict)
@@ -62,17 +64,11 @@ def generate(problem: LayersProblem, pricing: Pricing, pool: Pool, budget: Budge
     speed = 1.0 / problem.layer_s
     prices = Prices(speed / problem.num_layers, np.zeros(len(links)), 0.0)
     while budget.stop() is None:
-        bound, new, done = _price(problem, pricing, pool, prices, links)
+        bound, new = _price(problem, pricing, pool, prices, links)
         if bound < pool.bound:
             pool.bound, pool.prices = bound, prices
-        if not pool.known:
-            return True
-        if done and not new:
-            # The bound of the last prices, which the list of near pipelines is made with.
-            pool.bound, pool.prices = bound, prices
-            return True
         if not new:
-            return False
+            return True
         master = build(problem, pool.columns)
         solved = relax(master.model, budget.remaining_s)
         if not solved:
@@ -86,8 +82,8 @@ def generate(problem: LayersProblem, pricing: Pricing, pool: Pool, budget: Budge
 
 def _price(
     problem: LayersProblem, pricing: Pricing, pool: Pool, prices: Prices, links: Sequence[tuple[int, int]]
-) -> tuple[float, bool, bool]:
-    """The bound at some prices, whether a column was added, and whether none is left to add."""
+) -> tuple[float, bool]:
+    """The bound at some prices, and whether a column was added."""
     worth = value(problem, prices, links)
     # At first any pipeline will do.
     least = CONVERGED * worth if pool.known else -np.inf
@@ -101,12 +97,12 @@ def _price(
         for slot in np.argsort(-gain, kind="stable")[:PER_PATH].tolist():
             if gain[slot] <= least:
                 break
-            found = next(pricing.columns(path, tables, slot, float(cost[slot]), READ_STEPS), None)
-            new |= found is not None and pool.add(found)
+            with suppress(TooManyColumnsError):
+                new |= pool.add(next(pricing.columns(path, tables, slot, float(cost[slot]), READ_STEPS)))
 
     pricing.each_path(prices.devices, visit)
     # No plan has more pipelines than that, and each gains at most so much over its price.
-    return worth + problem.most_pipelines * most, new, most <= CONVERGED * worth
+    return worth + problem.most_pipelines * most, new
 
 
 def value(problem: LayersProblem, prices: Prices, links: Sequence[tuple[int, int]]) -> float:

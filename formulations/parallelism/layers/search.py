@@ -18,10 +18,10 @@ from formulations.parallelism.layers.problem import FloatArray, LayersProblem
 from formulations.parallelism.layers.relaxed import Pool, generate, near
 from planner.layers_plan import LayersPlan
 
-#: Pipelines that the exact model may list, and steps to list them in.
-MOST_COLUMNS = 60_000
-#: When too many pipelines are within the gap, the nearest: by this share of it, again and again.
-NARROWER, TRIES = 0.4, 5
+#: Steps in which the pipelines of the exact model are listed.
+MOST_STEPS = 60_000
+#: When too many pipelines are within the gap, the nearest: by this share of it, and so many lists in all.
+NARROWER, TRIES = 0.4, 8
 #: Share of the time that the first plan may take, from the pipelines of the relaxation alone.
 FIRST_SHARE = 0.25
 COLUMNS = "linear relaxation over all pipelines, by column generation"
@@ -50,18 +50,26 @@ def search(
         return _none(problem, converged, budget, build_s)
     best = _Best()
     _solve(problem, pool, options, PartBudget(budget, FIRST_SHARE * budget.remaining_s), method, best)
-    bound, name, stop = pool.bound, COLUMNS, budget.stop()
+    bound, name = pool.bound, COLUMNS
+    failed = np.inf
     within = max(bound - best.rate, 0.0)
-    if converged and stop is None and within > TOLERANCE * bound:
-        for _ in range(TRIES):
-            if near(problem, pricing, pool, within, MOST_COLUMNS, budget):
-                solved = _solve(problem, pool, options, budget, method, best)
-                if solved is not None and solved < bound:
-                    # What is not listed loses at least `within` against the bound of the relaxation.
-                    bound, name = max(solved, pool.bound - within, best.rate), LISTED
-                break
-            within *= NARROWER
-        stop = budget.stop()
+    for _ in range(TRIES if converged and pricing is not None else 0):
+        if budget.stop() is not None or bound - best.rate <= TOLERANCE * bound:
+            break
+        if not near(problem, pricing, pool, within, MOST_STEPS, budget):
+            failed, within = within, within * NARROWER
+            continue
+        solved = _solve(problem, pool, options, budget, method, best)
+        # What is not listed loses at least `within` against the bound of the relaxation.
+        listed = np.inf if solved is None else max(solved, pool.bound - within, best.rate)
+        if listed < bound:
+            bound, name = listed, LISTED
+        if within >= pool.bound - best.rate:
+            break
+        # A better plan leaves fewer to list.
+        gap = pool.bound - best.rate
+        within = gap if gap < failed else (within + failed) / 2
+    stop = budget.stop()
     if best.plan is None or best.solver is None:
         return _none(problem, False, budget, build_s)
     proven = bound - best.rate <= TOLERANCE * bound
