@@ -14,6 +14,7 @@ from planner.descriptions.base import Description, Problem
 from planner.errors import DescriptionError
 from planner.files import read_source, validate
 from planner.fleet_plan import FleetPlan
+from planner.layers_plan import LayersPlan, WindowsPlan
 from planner.parallel_plan import ParallelPlan
 from planner.workload import IntArray
 
@@ -199,11 +200,29 @@ class ParallelDocument(PlanDocument):
     plan: ParallelPlan | None = None
 
 
+class LayersDocument(PlanDocument):
+    """An answered `parallel` instance of the task `layers`."""
+
+    problem: Literal["parallel"]
+    kind: Literal["layers"] = "layers"
+    plan: LayersPlan | None = None
+
+
+class WindowsDocument(PlanDocument):
+    """An answered `parallel` instance of the task `windows`."""
+
+    problem: Literal["parallel"]
+    kind: Literal["windows"] = "windows"
+    plan: WindowsPlan | None = None
+
+
 #: The document of each kind.
 DOCUMENTS: Mapping[str, type[PlanDocument]] = {
     "experts": ExpertsDocument,
     "fleet": FleetDocument,
     "parallel": ParallelDocument,
+    "layers": LayersDocument,
+    "windows": WindowsDocument,
 }
 
 
