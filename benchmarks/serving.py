@@ -133,6 +133,7 @@ def pool(workers: list[WorkerType], gpus: int, ttft_s: float, tpot_s: float) -> 
         gpus=size,
         device=np.zeros(len(workers), dtype=np.int64),
         price=np.zeros(len(workers)),
+        watts=np.zeros(len(workers)),
         device_names=(workers[0].device,),
         nodes=np.array([gpus]),
         node_gpus=np.array([1]),
