@@ -20,8 +20,8 @@ from cli.options import (
 )
 
 if TYPE_CHECKING:
-    from cli.instances import Flag
     from planner.files import Loc, SourceText
+    from planner.overlay import Flag
 
 WHAT, LIMITS, CHANGE = "Offers and demand", "Limits", "A fleet in force"
 STUDIES = "Studies"
@@ -122,9 +122,11 @@ def fleet(
     """
     from cli import fleet_studies as studies
     from cli import fleet_traces as traces
-    from cli.instances import Flag, beside, fleet_in_force, merge
+    from cli.instances import beside, merge
     from cli.solving import Delivery
+    from formulations.in_force import fleet_in_force
     from planner.errors import OptionError
+    from planner.overlay import Flag
 
     chosen = [sweep is not None, bool(bound_trace), explain or bool(simulate)]
     if sum(chosen) > 1:
@@ -162,9 +164,9 @@ def _default_name(demand: str | None) -> str:
 
 def _file_flags(instance: str | None, offers: str | None, demand: str | None) -> dict[Loc, Flag]:
     """What the files of --offers and --demand give; DescriptionError for other keys, or none, in them."""
-    from cli.instances import Flag
     from planner.errors import DescriptionError, OptionError
     from planner.files import read_source
+    from planner.overlay import Flag
 
     if [instance, offers, demand].count("-") > 1:
         raise OptionError("only one of INSTANCE, --offers and --demand can be standard input")
@@ -188,7 +190,7 @@ def _quantities(
 ) -> dict[Loc, Flag]:
     """Flags with units, in SI; DescriptionError with all that cannot be read."""
     from cli.flags import FlagReader
-    from cli.instances import Flag
+    from planner.overlay import Flag
     from planner.units import POWER_UNITS, PRICE_UNITS, TIME_UNITS, parse_quantity
 
     reader = FlagReader()
@@ -212,8 +214,9 @@ def _quantities(
 
 def with_models(instance: str | None, source: SourceText, given: list[str] | None) -> SourceText:
     """Put --model over the models of the same name; without any, the demand's names are catalogue names."""
-    from cli.instances import Flag, beside, over
+    from cli.instances import beside
     from planner.errors import OptionError
+    from planner.overlay import Flag, over
 
     if not isinstance(source.value, dict):
         return source

@@ -10,7 +10,6 @@ import numpy as np
 from rich.table import Table
 
 from cli.render import number, percent, printable, table
-from formulations.gpu_fleet.formulation import GPU_FLEET
 from formulations.gpu_fleet.insight import binding, instance_counts
 from formulations.gpu_fleet.problem import FleetProblem
 from planner.fleet_plan import FleetPlan, Insight, Period, Relief
@@ -49,10 +48,6 @@ def fleet_answer(document: PlanDocument, problem: FleetProblem) -> Iterable[Part
     yield from _routes(problem, busiest)
     limits = [f"{printable(limit.name)} {number(limit.now)}" for limit in binding(problem, plan)]
     yield "limits", f"reached: {', '.join(limits)}" if limits else "none is reached; demand alone sets the size"
-    name, rule = GPU_FLEET.baseline(problem)
-    broken = [] if rule is None else GPU_FLEET.check(problem, rule)
-    if broken:
-        yield name, f"breaks {', '.join(dict.fromkeys(one.rule for one in broken))}: {printable(broken[0].message)}"
     for model in problem.model_names:
         yield from _simulated(full, model)
     if plan.insight is not None:

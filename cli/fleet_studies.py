@@ -12,7 +12,6 @@ from rich.table import Table
 
 from cli import fleet_traces as traces
 from cli.command import ExitCode
-from cli.instances import Flag, over
 from cli.progress import watched
 from cli.render import console, number, percent, printable, table
 from cli.solving import Delivery, print_json, run_plan
@@ -25,6 +24,7 @@ from formulations.planning import problem_of
 from planner.errors import OptionError
 from planner.files import SourceText, write_text
 from planner.fleet_plan import FleetPlan
+from planner.overlay import Flag, over
 from planner.plan import FleetDocument
 from planner.units import TIME_UNITS, parse_quantity
 

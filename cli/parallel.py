@@ -21,8 +21,8 @@ from cli.options import (
 )
 
 if TYPE_CHECKING:
-    from cli.instances import Flag
     from planner.files import Loc
+    from planner.overlay import Flag
 
 WHAT, LOAD, GOAL = "Model and cluster", "Requests and limits", "Goal and choices"
 
@@ -115,10 +115,11 @@ def parallel(
 
     Exit codes: 0 a plan, 2 usage, 3 proven infeasible, 4 short of the asked gap, 5 no plan found, 7 bad files.
     """
-    from cli.instances import Flag, beside, merge
+    from cli.instances import beside, merge
     from cli.solving import Delivery, run_plan
     from formulations.kinds import kind_name
     from formulations.planning import problem_of
+    from planner.overlay import Flag
 
     delivery = Delivery(output, as_json, quiet)
     if instance is None and name is None:
@@ -161,8 +162,9 @@ def _cluster(
     instance: str | None, cluster: str | None, device: str | None, nodes: int | None, gpus_per_node: int | None
 ) -> Flag:
     """The cluster of the flags: a file, or equal nodes of one device."""
-    from cli.instances import Flag, beside
+    from cli.instances import beside
     from planner.errors import OptionError
+    from planner.overlay import Flag
 
     if cluster is not None and device is not None:
         raise OptionError("choose one of --cluster and --device")
@@ -177,7 +179,7 @@ def _cluster(
 def _quantities(ttft: str | None, tpot: str | None, prices: list[str]) -> dict[Loc, Flag]:
     """Flags with units, in SI; DescriptionError with all that cannot be read."""
     from cli.flags import FlagReader
-    from cli.instances import Flag
+    from planner.overlay import Flag
     from planner.units import PRICE_UNITS, TIME_UNITS, parse_quantity
 
     reader = FlagReader()

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, PositiveInt, SerializeAsAny
 
-from planner.cost.verdict import Verdict
+from planner.cost.verdict import Verdict, Violation
 from planner.descriptions.base import Description, Problem
 from planner.errors import DescriptionError
 from planner.files import read_source, validate
@@ -149,11 +149,12 @@ class OutcomeRecord(Description):
 
 
 class BaselineRecord(Description):
-    """What the field's plain rule reaches on the same instance."""
+    """What the field's plain rule reaches on the same instance, and the instance's rules that it breaks."""
 
     name: str
     objective: float
     terms: dict[str, float] = Field(default_factory=dict)
+    violations: tuple[Violation, ...] = ()
 
 
 class PlanDocument(Description):
