@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from benchmarks.common import Row, data_folder, main
 from formulations.backends import load_ortools_first
-from formulations.parallelism.training import layer_strategies
+from formulations.parallelism.training import layer_strategies, sequence_groups
 
 #: Switches below this are tie-breakers between strategies of one layout in Galvatron's tables, seconds.
 TIE_BREAKER_S = 1e-6
@@ -83,7 +83,57 @@ def layer_problem(instance: dict[str, Any]) -> layer_strategies.LayerProblem:
     )
 
 
-CASES = {"galvatron": galvatron_layers}
+def flexsp_sequences(short: bool) -> Iterator[Row]:
+    """FlexSP's micro-batches of different lengths, priced by its own cost model with the true lengths."""
+    warm_up()
+    data = stored("flexsp_cases.json")
+    reference = "FlexSP's answer, stored"
+    worse = better = 0
+    for number, case in enumerate(data["cases"]):
+        asked = sequence_problem(data["costmodel"], case)
+        started_s, started_cpu_s = time.perf_counter(), time.process_time()
+        found = sequence_groups.choose(asked)
+        spent_s, spent_cpu_s = time.perf_counter() - started_s, time.process_time() - started_cpu_s
+        assert found.plan is not None
+        assert found.bound is not None
+        assert not sequence_groups.check(asked, found.plan)
+        ours, theirs = sequence_groups.makespan(asked, found.plan), case["flexsp_true"]
+        worse, better = worse + (ours > theirs * (1 + 1e-9)), better + (ours < theirs * (1 - 1e-9))
+        name = f"batch {number}: {case['nseq']} sequences, {case['N']} GPUs"
+        yield Row(name, "slowest group / peer's", ours / theirs, 1.0, reference, "ratio", "lower")
+        yield Row(name, "slowest group", ours, found.bound.value, "our bound", "ms", "lower")
+        plain = sequence_groups.one_degree(asked).packing
+        if plain is not None:
+            yield Row(name, "slowest group", ours, plain.makespan, "one degree, longest first", "ms", "lower")
+        yield Row(name, "time", spent_s, case["flexsp_s"], reference, "s", "lower")
+        yield Row(name, "CPU", spent_cpu_s, None, "-", "CPU s", "lower")
+    yield Row("7 batches of FlexSP", "worse than the peer's", worse, 0.0, reference, "count", "lower")
+    yield Row("7 batches of FlexSP", "better than the peer's", better, 0.0, reference, "count", "higher")
+
+
+def sequence_problem(model: dict[str, Any], case: dict[str, Any]) -> sequence_groups.SequenceProblem:
+    """A micro-batch by FlexSP's cost model: attention, dense part and all-to-all of each sequence, in milliseconds.
+
+    Source: galvatron/flexsp_solver/solver.py, branch flexsp of AFDWang/Hetu-Galvatron.
+    """
+    tokens, devices = np.array(case["lens"]), case["N"]
+    degrees = np.array([1, *(int(d) for d in model["a2a_gbps"] if int(d) <= devices)])
+    compute = (model["alpha1"] * tokens[:, None] ** 2.0 + model["alpha2"] * tokens[:, None]) / degrees
+    # Four all-to-alls of 16-bit activations forward and four backward; one device has none. MB / (GB/s) is ms.
+    speed = np.array([np.inf, *(model["a2a_gbps"][str(d)] for d in degrees[1:])])
+    sent_mb = 4 * 2 * model["layers"] * model["hidden"] * tokens[:, None] * 2 / 1024**2 / degrees
+    states_mb = model["param_b"] * 16 / devices * 1024
+    return sequence_groups.SequenceProblem(
+        tokens=tokens,
+        degrees=degrees,
+        sequence_s=compute + sent_mb / speed,
+        group_s=np.full(degrees.size, model["beta1"]),
+        num_devices=devices,
+        tokens_per_device=float(int((model["mem_gb"] * 1024 - states_mb) / model["act_mb_per_token"])),
+    )
+
+
+CASES = {"galvatron": galvatron_layers, "flexsp": flexsp_sequences}
 
 if __name__ == "__main__":
     main("training", CASES)
