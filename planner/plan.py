@@ -15,6 +15,7 @@ from planner.errors import DescriptionError
 from planner.files import read_source, validate
 from planner.fleet_plan import FleetPlan
 from planner.parallel_plan import ParallelPlan
+from planner.pods_plan import PodsPlan
 from planner.workload import IntArray
 
 #: Largest number an id or count may be; what arrays of 64-bit integers hold with room to multiply.
@@ -198,11 +199,19 @@ class ParallelDocument(PlanDocument):
     plan: ParallelPlan | None = None
 
 
+class PodsDocument(PlanDocument):
+    """An answered `pods` instance."""
+
+    problem: Literal["pods"]
+    plan: PodsPlan | None = None
+
+
 #: The document of each kind.
 DOCUMENTS: Mapping[str, type[PlanDocument]] = {
     "experts": ExpertsDocument,
     "fleet": FleetDocument,
     "parallel": ParallelDocument,
+    "pods": PodsDocument,
 }
 
 

@@ -12,9 +12,10 @@ from planner.descriptions.efficiency import Efficiency
 from planner.descriptions.experts import ExpertsInstance
 from planner.descriptions.fleet import FleetInstance
 from planner.descriptions.parallel import ParallelInstance
+from planner.descriptions.pods import PodsInstance
 from planner.errors import OptionError
 from planner.hardware import DeviceKind, Link
-from planner.plan import ExpertsDocument, FleetDocument, ParallelDocument
+from planner.plan import ExpertsDocument, FleetDocument, ParallelDocument, PodsDocument
 
 #: Models by file kind.
 KINDS: Mapping[str, type[BaseModel]] = {
@@ -24,6 +25,8 @@ KINDS: Mapping[str, type[BaseModel]] = {
     "fleet-plan": FleetDocument,
     "parallel": ParallelInstance,
     "parallel-plan": ParallelDocument,
+    "pods": PodsInstance,
+    "pods-plan": PodsDocument,
     "cluster": Cluster,
     "device": DeviceKind,
     "link": Link,
