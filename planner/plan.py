@@ -16,6 +16,7 @@ from planner.files import read_source, validate
 from planner.fleet_plan import FleetPlan
 from planner.layers_plan import LayersPlan, WindowsPlan
 from planner.parallel_plan import ParallelPlan
+from planner.pods_plan import PodsPlan
 from planner.workload import IntArray
 
 #: Largest number an id or count may be; what arrays of 64-bit integers hold with room to multiply.
@@ -216,6 +217,13 @@ class WindowsDocument(PlanDocument):
     plan: WindowsPlan | None = None
 
 
+class PodsDocument(PlanDocument):
+    """An answered `pods` instance."""
+
+    problem: Literal["pods"]
+    plan: PodsPlan | None = None
+
+
 #: The document of each kind.
 DOCUMENTS: Mapping[str, type[PlanDocument]] = {
     "experts": ExpertsDocument,
@@ -223,6 +231,7 @@ DOCUMENTS: Mapping[str, type[PlanDocument]] = {
     "parallel": ParallelDocument,
     "layers": LayersDocument,
     "windows": WindowsDocument,
+    "pods": PodsDocument,
 }
 
 

@@ -24,7 +24,9 @@ HALVINGS = 40
 
 def parallax_greedy(problem: LayersProblem) -> LayersPlan | None:
     """The greedy plan; None when it makes no pipeline, or one over a link that there is not."""
-    free = sorted(np.repeat(np.arange(problem.num_classes), problem.count).tolist(), key=lambda g: -problem.cap[g, PLAIN])
+    free = sorted(
+        np.repeat(np.arange(problem.num_classes), problem.count).tolist(), key=lambda g: -problem.cap[g, PLAIN]
+    )
     found: list[tuple[list[int], IntArray]] = []
     while sum(int(problem.cap[g, PLAIN]) for g in free) >= problem.num_layers:
         groups = _take(problem, free)

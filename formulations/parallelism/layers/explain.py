@@ -43,7 +43,9 @@ def reasons(problem: LayersProblem) -> tuple[str, ...]:
             return ("no sites that links join in a row hold all layers, the embedding and the head",)
         return (f"beside the embedding and the head the devices hold fewer than {problem.num_layers} layers",)
     found = []
-    if np.isfinite(problem.max_latency_s) and not np.isfinite(holds(replace(free, max_latency_s=problem.max_latency_s))):
+    if np.isfinite(problem.max_latency_s) and not np.isfinite(
+        holds(replace(free, max_latency_s=problem.max_latency_s))
+    ):
         found.append(f"no pipeline passes a step in {format_seconds(problem.max_latency_s)}")
     if np.isfinite(problem.in_flight) and not np.isfinite(holds(replace(free, in_flight=problem.in_flight))):
         found.append(

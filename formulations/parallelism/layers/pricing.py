@@ -36,7 +36,12 @@ class _Special:
 
 #: Special devices by a site's place: (first, last) on the path.
 _SPECIALS = {
-    (True, True): (_Special(1, (EMBEDDING,)), _Special(2, (HEAD,)), _Special(3, (EMBEDDING, HEAD)), _Special(3, (BOTH,))),
+    (True, True): (
+        _Special(1, (EMBEDDING,)),
+        _Special(2, (HEAD,)),
+        _Special(3, (EMBEDDING, HEAD)),
+        _Special(3, (BOTH,)),
+    ),
     (True, False): (_Special(1, (EMBEDDING,)),),
     (False, True): (_Special(1, (HEAD,)),),
     (False, False): (_Special(1, (PLAIN,)),),
@@ -73,9 +78,7 @@ class Pricing:
         self.counts_stages = bool((limits < devices).any())
         self.num_stages = int(np.clip(limits.max(), 0, devices)) if self.counts_stages else 0
 
-    def each_path(
-        self, prices: FloatArray, visit: Callable[[tuple[int, ...], list[Table], FloatArray], None]
-    ) -> None:
+    def each_path(self, prices: FloatArray, visit: Callable[[tuple[int, ...], list[Table], FloatArray], None]) -> None:
         """Call `visit` with every path, its tables, and the least cost of devices for each slot, [slots]."""
         size = self.slots.size
         start = np.full((1, size, self.num_stages + 1, self.problem.num_layers + 1), np.inf)

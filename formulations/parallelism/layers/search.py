@@ -37,9 +37,7 @@ class _Best:
     solver: SolverResult | None = None
 
 
-def search(
-    problem: LayersProblem, options: SolveOptions, budget: Budget, method: str
-) -> SearchResult[LayersPlan]:
+def search(problem: LayersProblem, options: SolveOptions, budget: Budget, method: str) -> SearchResult[LayersPlan]:
     """A plan with a bound; proven infeasible where no pipeline holds the model within the limits."""
     started_s = time.perf_counter()
     pricing = Pricing(problem) if problem.most_pipelines > 0 else None
