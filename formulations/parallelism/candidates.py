@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from formulations.parallelism.predictions import Predictions
 from formulations.parallelism.pricing import DECODE_UTILISATION, LOADS, worker_types
 from formulations.parallelism.splits import legal_workers
 from planner.cluster import Cluster
@@ -25,8 +26,8 @@ class DoesNotFit(OptionError):
 
 def predicted_workers(
     instance: ParallelInstance, cluster: Cluster, spec: ModelSpec, coefficients: Coefficients | None = None
-) -> tuple[tuple[WorkerType, ...], tuple[str, ...]]:
-    """Worker types with their predicted rates and latencies, and what was assumed.
+) -> tuple[tuple[WorkerType, ...], tuple[str, ...], Predictions]:
+    """Worker types with their predicted rates and latencies, what was assumed, and what else is known of them.
 
     coefficients : by default those of the catalogue.
 
@@ -47,7 +48,7 @@ def predicted_workers(
         for nodes in cluster.resolved()
     }
     priced = worker_types(ServingModel.joined(kept), instance.workload, instance.disaggregated, network)
-    made = tuple(one for one in priced if unsupported(instance.backend, one) is None)
+    made = [(index, one) for index, one in priced if unsupported(instance.backend, one) is None]
     if not made:
         raise DoesNotFit("no worker holds even one sequence of this length; shorten it or use larger GPUs")
     notes = [
@@ -56,14 +57,17 @@ def predicted_workers(
         f"prefill workers run at a load of {LOADS[0]:.0%} to {LOADS[-1]:.0%}, decode workers at"
         f" {DECODE_UTILISATION:.0%} of their rate",
     ]
-    if any(one.redundant_experts for one in made):
+    if any(one.redundant_experts for _, one in made):
         busiest = kept[0].workers[0].expert_imbalance
         notes.append(f"with redundant experts, the busiest GPU gets {busiest:g} times the mean of the tokens")
     guessed = {one.workers[0].device.name for one in kept if source(one.workers[0], one.coefficients) == "datasheet"}
     notes += [f"{name} was never measured: datasheet peaks with typical efficiencies" for name in sorted(guessed)]
     if instance.speculation is not None:
         notes.append(f"a draft is right with a chance of {instance.speculation.acceptance:g}, whichever it is")
-    return made, tuple(notes)
+    models = {one.name: kept[index] for index, one in made}
+    predictions = Predictions(models, instance.workload.input_tokens, instance.workload.output_tokens)
+    types = predictions.annotated([one for _, one in made], {"decode": DECODE_UTILISATION})
+    return types, tuple(notes), predictions
 
 
 def _compiled(

@@ -38,9 +38,12 @@ DECODE_UTILISATION = 0.92
 
 def worker_types(
     model: ServingModel, load: ServingLoad, disaggregated: str, kv_bandwidth_bytes_per_s: Mapping[str, float]
-) -> list[WorkerType]:
-    """What each compiled split can be, undominated; none where it holds not even one sequence of this length."""
-    made: list[WorkerType] = []
+) -> list[tuple[int, WorkerType]]:
+    """What each compiled split can be, undominated, with its place among the model's workers.
+
+    None where it holds not even one sequence of this length.
+    """
+    made: list[tuple[int, WorkerType]] = []
     sharing = np.array([one.context_parallel_size > 1 for one in model.workers])
     drafting = np.array([one.draft_tokens > 0 for one in model.workers])
     whole = np.flatnonzero(~sharing)
@@ -50,7 +53,9 @@ def worker_types(
     return made
 
 
-def _decoding_and_mixed(model: ServingModel, load: ServingLoad, disaggregated: str, of: IntArray) -> list[WorkerType]:
+def _decoding_and_mixed(
+    model: ServingModel, load: ServingLoad, disaggregated: str, of: IntArray
+) -> list[tuple[int, WorkerType]]:
     workers = [model.workers[index] for index in of]
     ranks = np.array([one.data_parallel_size for one in workers])
     at_once = ranks[:, None] * BATCHES
@@ -61,7 +66,7 @@ def _decoding_and_mixed(model: ServingModel, load: ServingLoad, disaggregated: s
         return values.reshape(at_once.shape)
 
     runs = table(found.admitted_sequences) >= at_once
-    made: list[WorkerType] = []
+    made: list[tuple[int, WorkerType]] = []
     if disaggregated != "only":
         rate, ttft, tpot = (
             table(found.output_tokens_per_s) / load.output_tokens,
@@ -69,21 +74,23 @@ def _decoding_and_mixed(model: ServingModel, load: ServingLoad, disaggregated: s
             table(found.tpot_s),
         )
         for row, best in _undominated(runs, rate, ttft, tpot):
-            made += [
-                _type(workers[row], "both", at_once[row, b], rate[row, b], ttft[row, b], tpot[row, b]) for b in best
-            ]
+            for b in best:
+                one = _type(workers[row], "both", at_once[row, b], rate[row, b], ttft[row, b], tpot[row, b])
+                made.append((int(of[row]), one))
     if disaggregated != "never":
         tokens = np.array([one.tokens_per_step for one in workers])
         tpot = table(found.step_s) / tokens[:, None]
         rate = DECODE_UTILISATION * at_once / (tpot * load.output_tokens)
         for row, best in _undominated(runs, rate, np.zeros_like(rate), tpot):
-            made += [_type(workers[row], "decode", at_once[row, b], rate[row, b], None, tpot[row, b]) for b in best]
+            for b in best:
+                one = _type(workers[row], "decode", at_once[row, b], rate[row, b], None, tpot[row, b])
+                made.append((int(of[row]), one))
     return made
 
 
 def _prefilling(
     model: ServingModel, load: ServingLoad, of: IntArray, kv_bandwidth_bytes_per_s: Mapping[str, float]
-) -> list[WorkerType]:
+) -> list[tuple[int, WorkerType]]:
     """Whole prompts together in a step where they fit, else one prompt in several; never cut among sharing ranks."""
     workers, steps = [model.workers[index] for index in of], _step_tokens(load.input_tokens)
     shape = (len(workers), len(steps))
@@ -128,18 +135,17 @@ def _prefilling(
     for row, best in _undominated(kept, flat_rate, flat_ttft, np.zeros_like(flat_rate)):
         for place in best:
             which, at = divmod(place, len(LOADS))
-            made.append(
-                _type(
-                    workers[row],
-                    "prefill",
-                    prompts[row, which] * workers[row].data_parallel_size,
-                    flat_rate[row, place],
-                    flat_ttft[row, place],
-                    None,
-                    step_tokens=int(step[row, which]),
-                    utilisation=float(LOADS[at]),
-                )
+            one = _type(
+                workers[row],
+                "prefill",
+                prompts[row, which] * workers[row].data_parallel_size,
+                flat_rate[row, place],
+                flat_ttft[row, place],
+                None,
+                step_tokens=int(step[row, which]),
+                utilisation=float(LOADS[at]),
             )
+            made.append((int(of[row]), one))
     return made
 
 
