@@ -41,11 +41,17 @@ class DoesNotFit(OptionError):
 
 
 def predicted_workers(
-    instance: ParallelInstance, cluster: Cluster, spec: ModelSpec, coefficients: Coefficients | None = None
+    instance: ParallelInstance,
+    cluster: Cluster,
+    spec: ModelSpec,
+    coefficients: Coefficients | None = None,
+    *,
+    every_batch: bool = False,
 ) -> tuple[tuple[WorkerType, ...], tuple[str, ...], Predictions]:
     """Worker types with their predicted rates and latencies, what was assumed, and what else is known of them.
 
-    coefficients : by default those of the catalogue.
+    coefficients : by default those of the catalogue. every_batch : dominated ones are kept: requests of other sizes
+    may want them.
 
     Raises OptionError for an unknown precision, DoesNotFit where the model fits nowhere.
     """
@@ -71,7 +77,7 @@ def predicted_workers(
         for nodes in cluster.resolved()
     }
     for one in kept:
-        types = _types(instance, one, network[one.workers[0].device.name])
+        types = _types(instance, one, network[one.workers[0].device.name], every_batch)
         models |= dict.fromkeys((new.name for new in types), one)
         made += types
     priced = len(made)
@@ -130,16 +136,18 @@ def _too_large(model: ModelSpec, compiled: list[ServingModel]) -> str:
     )
 
 
-def _types(instance: ParallelInstance, model: ServingModel, kv_bandwidth_bytes_per_s: float) -> list[WorkerType]:
+def _types(
+    instance: ParallelInstance, model: ServingModel, kv_bandwidth_bytes_per_s: float, every_batch: bool
+) -> list[WorkerType]:
     worker, load = model.workers[0], instance.workload
     plans = ServingPlans.of(0, BATCHES * worker.data_parallel_size, load.input_tokens, load.output_tokens)
     found = model.predict(plans)
     runs = found.admitted_sequences >= plans.concurrency
     made: list[WorkerType] = []
     if instance.disaggregated != "only":
-        made += _mixed(worker, plans, found, runs)
+        made += _mixed(worker, plans, found, runs, every_batch)
     if instance.disaggregated != "never":
-        made += _decoding(worker, plans, found, runs)
+        made += _decoding(worker, plans, found, runs, every_batch)
         made += _prefilling(instance, model, kv_bandwidth_bytes_per_s)
     return made
 
@@ -149,10 +157,13 @@ def _mixed(
     plans: ServingPlans,
     found: ServingPrediction,
     runs: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    every_batch: bool,
 ) -> list[WorkerType]:
     rate = found.output_tokens_per_s / plans.output_tokens
     kept = np.flatnonzero(runs)
-    best = kept[undominated(rate[kept], found.ttft_s[kept], found.tpot_s[kept], np.zeros(kept.size))]
+    best = kept
+    if not every_batch:
+        best = kept[undominated(rate[kept], found.ttft_s[kept], found.tpot_s[kept], np.zeros(kept.size))]
     return [
         _type(worker, "both", int(plans.concurrency[b]), float(rate[b]), float(found.ttft_s[b]), float(found.tpot_s[b]))
         for b in best.tolist()
@@ -164,11 +175,14 @@ def _decoding(
     plans: ServingPlans,
     found: ServingPrediction,
     runs: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    every_batch: bool,
 ) -> list[WorkerType]:
     step = found.step_s
     rate = DECODE_UTILISATION * plans.concurrency / (step * plans.output_tokens)
     kept = np.flatnonzero(runs)
-    best = kept[undominated(rate[kept], np.zeros(kept.size), step[kept], np.zeros(kept.size))]
+    best = kept
+    if not every_batch:
+        best = kept[undominated(rate[kept], np.zeros(kept.size), step[kept], np.zeros(kept.size))]
     return [
         _type(worker, "decode", int(plans.concurrency[b]), float(rate[b]), None, float(step[b])) for b in best.tolist()
     ]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from planner.cost.energy import gpu_power_w
 from planner.cost.serving.coefficients import DECODE_PARTS
 from planner.cost.serving.predict import ServingModel, ServingPlans
+from planner.cost.serving.sharding import expert_weight_bytes
+from planner.cost.serving.worker import ServingWorker
 from planner.parallel_plan import WorkerType
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Predictions:
     """models : compiled workers by the names of the types that were made of them; tokens are those of a request."""
 
@@ -21,12 +24,16 @@ class Predictions:
     input_tokens: int
     output_tokens: int
 
+    @cached_property
+    def _by_shape(self) -> dict[tuple[str | int, ...], ServingModel]:
+        return {_shape(model.workers[0], model.workers[0].device.name): model for model in self.models.values()}
+
     def time_parts(self, one: WorkerType) -> dict[str, float]:
         """Seconds of the worker's TPOT by part, as named in coefficients.PARTS; of a prefill worker those of its TTFT.
 
         Parts are scaled to the time that they add up to, so that what speeds up whole steps speeds up each part.
         """
-        model = self.models[one.name]
+        model = self._known(one)
         if one.role == "prefill":
             alone = float(model.first_token_parts(self._prompts(model))["alone"][0])
             whole = one.ttft_s or alone
@@ -39,7 +46,7 @@ class Predictions:
 
     def memory_parts(self, one: WorkerType) -> dict[str, float]:
         """Bytes on the worker's fullest GPU: weights, activations, runtime, cache of what runs, free."""
-        model = self.models[one.name]
+        model = self._known(one)
         held = model.memory[0]
         used = float(model.predict(self._plans(one)).memory_bytes[0])
         return {
@@ -49,6 +56,20 @@ class Predictions:
             "cache": used - held.fixed_bytes,
             "free": held.usable_bytes - used,
         }
+
+    def model_of(self, one: WorkerType) -> ServingModel | None:
+        """The compiled worker of a type, or of another type of the same device and sizes; None where there is none."""
+        if one.name in self.models:
+            return self.models[one.name]
+        return self._by_shape.get(_shape(one, one.device))
+
+    def weight_parts(self, one: WorkerType) -> tuple[float, float] | None:
+        """Bytes on a GPU of dense weights and of routed experts; None for a worker of other sizes than the known."""
+        model = self.model_of(one)
+        if model is None:
+            return None
+        experts = expert_weight_bytes(model.workers[0])
+        return model.memory[0].weight_bytes - experts, experts
 
     def annotated(self, types: Iterable[WorkerType], utilisation: Mapping[str, float]) -> tuple[WorkerType, ...]:
         """The types with the spread of their predictions, and watts where the board's power is known.
@@ -78,10 +99,21 @@ class Predictions:
             found.append(one.model_copy(update=more))
         return tuple(found)
 
+    def _known(self, one: WorkerType) -> ServingModel:
+        model = self.model_of(one)
+        if model is None:
+            raise KeyError(one.name)
+        return model
+
     def _plans(self, one: WorkerType) -> ServingPlans:
         if one.role == "prefill":
-            return self._prompts(self.models[one.name])
+            return self._prompts(self._known(one))
         return ServingPlans.of(0, np.float64(one.max_batch_size or 1), self.input_tokens, self.output_tokens)
 
     def _prompts(self, model: ServingModel) -> ServingPlans:
         return ServingPlans.of(0, model.workers[0].data_parallel_size, self.input_tokens, 1)
+
+
+def _shape(one: WorkerType | ServingWorker, device: str) -> tuple[str | int, ...]:
+    sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "expert_parallel_size")
+    return (device, *(getattr(one, size) for size in sizes))
