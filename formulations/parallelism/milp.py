@@ -4,8 +4,7 @@ Sets and data: see `problem`.
 
 Variables, in every hour h where there are several
     n[w]    workers of a type, integer
-    u[d,q]  nodes of a device kind that are cut up by pattern q, integer; a pattern is a largest multiset of worker
-            sizes that fits into a node, so that packing is exact for any sizes
+    u[d,s,i] nodes of a device kind in which a worker of s GPUs takes those from i on, integer; see `packing`
     f       requests/s that go through prefill and decode workers, continuous
     several sizes m: x[m,w] requests/s that workers of a type serve, continuous, f[m] likewise, and served in place of
             its sum
@@ -22,9 +21,10 @@ Constraints
     sizes     f[m] <= sum_{prefill} x[m], sum_{decode} x[m];  sum_{both} x[m] + f[m] >= share[m] served
               sum_m x[m,w] / size_rate[m,w] <= n[w]                          in place of prefill and decode
     changes   started[h,w] >= n[h,w] - n[h-1,w], from what runs now or, without that, free before the first hour
-    packing   sum_{w of size s on d} n <= sum_q pattern[q, s] u[d, q]        sizes up to a node
-    nodes     sum_q u[d, q] + sum_{w larger} ceil(gpus / node) n <= nodes    every device kind
-              where sizes divide one another, both are counted without patterns:
+    packing   sum_{w of size s on d} n <= sum_i u[d,s,i]                  sizes up to a node, every device kind
+              sum_s u[d,s,i] <= sum_s u[d,s,i-s] at i > 0                  what starts at i comes after what ends there
+    nodes     sum_s u[d,s,0] + sum_{w larger} ceil(gpus / node) n <= nodes
+              where sizes divide one another, both are counted without u:
               sum_{w: gpus >= s} gpus n <= s floor(node / s) (nodes - sum_{w larger} ceil(gpus / node) n)
     workers   sum n <= max_workers
 
@@ -38,14 +38,14 @@ Ignored: where in the network a node lies; transfers of the cache are in the wor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from formulations.backends.linear import IntArray as Columns
 from formulations.backends.linear import LinearBuilder, LinearModel
+from formulations.parallelism.packing import add_packing
 from formulations.parallelism.pareto import least
 from formulations.parallelism.problem import BOTH, DECODE, PREFILL, ParallelProblem
 
@@ -92,7 +92,9 @@ def build(
         else:
             flows[h][:, kept] = _serve_sizes(builder, problem, kept, n, rate)
         for device in range(len(problem.device_names)):
-            _pack(builder, problem, device, kept, n)
+            own = problem.device[kept] == device
+            node, nodes = int(problem.node_gpus[device]), float(problem.nodes[device])
+            add_packing(builder, n[own], problem.gpus[kept][own], node, nodes)
         if problem.max_workers is not None:
             builder.sparse_rows([-np.inf], float(problem.max_workers), (np.zeros(n.size), n, 1.0))
     if problem.change_cost:
@@ -184,50 +186,3 @@ def _most(
         with np.errstate(divide="ignore"):
             most = np.minimum(most, np.ceil(np.where(rates > 0, target * share[:, None] / rates, 0.0).sum(axis=0)))
     return np.maximum(most, 0.0)
-
-
-def _pack(builder: LinearBuilder, problem: ParallelProblem, device: int, kept: Columns, n: Columns) -> None:
-    own = problem.device[kept] == device
-    size, node, nodes = problem.gpus[kept], int(problem.node_gpus[device]), float(problem.nodes[device])
-    inside, larger = own & (size <= node), own & (size > node)
-    whole = -(-size[larger] // node)
-    taken = (np.zeros(larger.sum()), n[larger], whole)
-    sizes = np.unique(size[inside])
-    if divide_one_another(sizes.tolist()):
-        builder.sparse_rows([-np.inf], nodes, taken)
-        for least in sizes.tolist():
-            room = least * (node // least)
-            of_size = inside & (size >= least)
-            used = (np.zeros(of_size.sum()), n[of_size], size[of_size])
-            builder.sparse_rows([-np.inf], room * nodes, used, (taken[0], taken[1], room * whole))
-        return
-    patterns = np.array(list(largest_patterns(sizes.tolist(), node)), dtype=np.int64)
-    u = builder.variables((len(patterns),), upper=nodes, integer=True)
-    for place, one in enumerate(sizes):
-        fits = inside & (size == one)
-        builder.sparse_rows(
-            [-np.inf], 0.0, (np.zeros(fits.sum()), n[fits], 1.0), (np.zeros(u.size), u, -patterns[:, place])
-        )
-    builder.sparse_rows([-np.inf], nodes, (np.zeros(u.size), u, 1.0), taken)
-
-
-def divide_one_another(sizes: list[int]) -> bool:
-    """Each size divides the next, so that what fits can be counted from the largest down."""
-    return all(large % small == 0 for small, large in pairwise(sorted(sizes)))
-
-
-def largest_patterns(sizes: list[int], node: int) -> Iterator[tuple[int, ...]]:
-    """Counts of each size (ascending) that fit into a node of so many GPUs with no room for one more."""
-
-    def fill(place: int, free: int) -> Iterator[tuple[int, ...]]:
-        if place < 0:
-            yield ()
-            return
-        for count in range(free // sizes[place], -1, -1):
-            for rest in fill(place - 1, free - count * sizes[place]):
-                yield (*rest, count)
-
-    for counts in fill(len(sizes) - 1, node):
-        used = sum(count * size for count, size in zip(counts, sizes, strict=True))
-        if sizes and node - used < sizes[0]:
-            yield counts
