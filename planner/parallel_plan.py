@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat, PositiveInt
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
 
 from planner.descriptions.base import Description
 
@@ -15,6 +15,10 @@ Factor = Annotated[FiniteFloat, Field(ge=1)]
 class WorkerType(Description):
     """One kind of worker, and what it does alone. Parallel sizes are 1 where a candidate table does not tell them.
 
+    context_parallel_size : ranks that share the tokens of a prompt; redundant_experts : second copies of busy ones;
+    draft_tokens : that the model's own MTP layer proposes in a step.
+    max_batch_size : sequences at once, of prefill workers prompts in a step; max_num_batched_tokens : of a step of an
+    attention rank, where it is not the engine's default; utilisation : share of its highest rate that it is given.
     requests_per_s : of one worker in its role; ttft_s : of prefill and mixed, tpot_s : of decode and mixed workers.
     ttft_factor, tpot_factor : 80 % of measurements lie within the prediction / f to the prediction x f.
     watts : of the whole worker at its rate.
@@ -27,8 +31,13 @@ class WorkerType(Description):
     tensor_parallel_size: PositiveInt = 1
     pipeline_parallel_size: PositiveInt = 1
     data_parallel_size: PositiveInt = 1
+    context_parallel_size: PositiveInt = 1
     expert_parallel_size: PositiveInt = 1
+    redundant_experts: NonNegativeInt = 0
+    draft_tokens: NonNegativeInt = 0
     max_batch_size: PositiveInt | None = None
+    max_num_batched_tokens: PositiveInt | None = None
+    utilisation: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None
     requests_per_s: Annotated[FiniteFloat, Field(ge=0)]
     ttft_s: FiniteFloat | None = None
     tpot_s: FiniteFloat | None = None

@@ -9,10 +9,12 @@ import numpy as np
 
 from formulations.parallelism.candidates import DoesNotFit, predicted_workers
 from formulations.parallelism.fitting import ways_to_fit
+from formulations.parallelism.floor import floors
 from formulations.parallelism.plans import by_hour
 from formulations.parallelism.predictions import Predictions
 from formulations.parallelism.problem import BoolArray, FloatArray, Goal, ParallelProblem, counted_latencies
 from formulations.parallelism.sizes import SizedWorkers, sized_workers
+from formulations.parallelism.splits import drafting
 from formulations.reading import Reading
 from planner import catalog
 from planner.cluster import Cluster
@@ -27,6 +29,8 @@ from planner.parallel_plan import ParallelPlan, Served, Workers, WorkerType
 from planner.plan import read_document
 from planner.readers.worker_table import read_workers
 
+#: A measured rate may be so much above what its batch and time per token make: means are taken over other requests.
+LITTLE_SLACK = 1.1
 ROLES = {"both": 0, "prefill": 1, "decode": 2}
 
 
@@ -46,6 +50,8 @@ class _Reading(Reading):
         self.relaxations: tuple[str, ...] = ()
         self.predictions: Predictions | None = None
         self.sized: SizedWorkers | None = None
+        #: What sets the latency that no worker is below.
+        self.floors: tuple[str, ...] = ()
         self.served = Served(model=instance.model, precision=instance.precision, backend=instance.backend)
 
     def problem(self) -> ParallelProblem:
@@ -65,6 +71,10 @@ class _Reading(Reading):
             for index, worker in enumerate(workers)
             if instance.disaggregated == "allow" or (worker.role == "both") == (instance.disaggregated == "never")
         ]
+        if workers and not kept:
+            kinds = "mixed" if instance.disaggregated == "only" else "prefill and decode"
+            self.unfit = (f"all workers are {kinds} ones, which disaggregated: {instance.disaggregated} rules out",)
+            self.relaxations = ("let disaggregated be allow, or add workers of the other kind",)
         workers, device = tuple(workers[index] for index in kept), [device[index] for index in kept]
         margins = self._margins(workers)
         usable, dropped = self._limits(workers, margins)
@@ -104,7 +114,7 @@ class _Reading(Reading):
             hourly=None if hourly is None else np.array(hourly, dtype=np.float64),
             current=current,
             change_cost=instance.change_cost,
-            dropped=(*self.unfit, *dropped),
+            dropped=(*self.unfit, *dropped, *self.floors),
             relaxations=self.relaxations,
             assumptions=(*assumptions, *self._unjudged(), *cluster.notes()),
             source="given" if instance.candidates is not None else "predicted",
@@ -116,8 +126,15 @@ class _Reading(Reading):
         if self.instance.candidates is not None:
             if "backend" not in self.instance.model_fields_set:
                 self.served = self.served.model_copy(update={"backend": None})
-            return read_workers(self.base_dir / self.instance.candidates), ("workers as given in the table",)
+            workers = read_workers(self.base_dir / self.instance.candidates)
+            self._refuse_impossible(workers)
+            return workers, ("workers as given in the table",)
         spec = self._model()
+        try:
+            self.instance = drafting(self.instance, spec)
+        except OptionError as error:
+            self.find(("speculation",), str(error))
+            self.stop_if_wrong()
         try:
             given = self.instance.calibration
             own = None if given is None else calibrated(self.base_dir / given)
@@ -126,6 +143,7 @@ class _Reading(Reading):
                 self.predictions = self.sized.predictions
                 return self.sized.types, self.sized.notes
             workers, notes, self.predictions = predicted_workers(self.instance, cluster, spec, own)
+            self.floors = tuple(floors(self.instance, cluster, spec, workers, own))
             return workers, notes
         except DoesNotFit as error:
             self.unfit, self.relaxations = (str(error),), ways_to_fit(self.instance, cluster, spec)
@@ -134,6 +152,20 @@ class _Reading(Reading):
             self.find(("precision",), str(error))
             self.stop_if_wrong()
             raise
+
+    def _refuse_impossible(self, workers: tuple[WorkerType, ...]) -> None:
+        """Little's law: a batch gives each of its sequences a token in no less than tpot_s."""
+        tokens = self.instance.workload.output_tokens
+        for one in workers:
+            if one.role == "prefill" or one.max_batch_size is None or not one.tpot_s or tokens < 2:
+                continue
+            most = one.max_batch_size / (one.tpot_s * (tokens - 1))
+            if one.requests_per_s > LITTLE_SLACK * most:
+                self.find(
+                    ("candidates",),
+                    f"worker {one.name!r}: {one.requests_per_s:g} requests/s are more than the {most:.4g} that"
+                    f" {one.max_batch_size} sequences of {tokens} tokens make at {one.tpot_s:g} s a token",
+                )
 
     def _model(self) -> ModelSpec:
         """The model as it is stored; notes the formats that it is served in."""
@@ -228,6 +260,7 @@ class _Reading(Reading):
 
     def _limits(self, workers: tuple[WorkerType, ...], margins: FloatArray | None) -> tuple[BoolArray, tuple[str, ...]]:
         """Workers that keep the SLO, and how many do not and why."""
+        idle = sum(worker.requests_per_s == 0 for worker in workers)
         limits = {"ttft_s": self.instance.slo.ttft_s, "tpot_s": self.instance.slo.tpot_s}
         counted = counted_latencies(workers, margins)
         late = counted > [np.inf if limit is None else limit for limit in limits.values()]
@@ -236,7 +269,8 @@ class _Reading(Reading):
             for name, count in zip(limits, late.sum(axis=0).tolist(), strict=True)
             if count
         )
-        return np.asarray(~late.any(axis=1)), dropped
+        told = (*dropped, *([f"{idle} of {len(workers)} workers serve 0 requests/s"] if idle else []))
+        return np.asarray(~late.any(axis=1)), told
 
     def _sha256(self, cluster: Cluster) -> str:
         said = self.instance.model_dump(mode="json", exclude_defaults=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from formulations.parallelism.candidates import DoesNotFit, predicted_workers
 from formulations.parallelism.pareto import least
-from formulations.parallelism.predictions import Predictions
+from formulations.parallelism.predictions import SIZES, Predictions, Shape
 from formulations.parallelism.problem import FloatArray, IntArray
 from planner.cluster import Cluster
 from planner.cost.serving.coefficients import Coefficients
@@ -67,7 +67,7 @@ def sized_workers(
 ) -> SizedWorkers:
     """Every type that can serve some size. Raises what `predicted_workers` does."""
     by_size: list[dict[str, WorkerType]] = []
-    models: dict[str, ServingModel] = {}
+    models: dict[Shape, ServingModel] = {}
     loads = instance.workload.sizes
     for load in loads:
         size = {"input_tokens": load.input_tokens, "output_tokens": load.output_tokens}
@@ -111,14 +111,7 @@ def _latencies(one: WorkerType | None) -> tuple[float, float]:
 
 def _best(types: list[WorkerType], rate: FloatArray, latencies: FloatArray) -> IntArray:
     """Types that no other batch of the same worker beats for every size."""
-    shape = (
-        "role",
-        "device",
-        "tensor_parallel_size",
-        "pipeline_parallel_size",
-        "data_parallel_size",
-        "expert_parallel_size",
-    )
+    shape = ("role", "device", *SIZES)
     groups: dict[tuple[object, ...], list[int]] = {}
     for w, one in enumerate(types):
         groups.setdefault(tuple(getattr(one, name) for name in shape), []).append(w)

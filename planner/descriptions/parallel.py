@@ -63,6 +63,16 @@ class ServingLoad(RequestSize):
                 yield ("others", index - 1), f"{size[0]}/{size[1]} tokens is given twice; add the weights up"
 
 
+class Speculation(Description):
+    """Drafts of the model's own MTP layer that workers may verify in a step; the search decides which do."""
+
+    draft_tokens: Annotated[int, Field(ge=1, le=8, description="proposed in each step")] = 1
+    acceptance: Annotated[
+        FiniteFloat | None,
+        Field(ge=0, le=1, description="chance that a draft is right; default: the model's published one"),
+    ] = None
+
+
 class ParallelInstance(Description):
     """Choose workers (role, GPU kind, parallel sizes, batch) and how many of each."""
 
@@ -101,6 +111,11 @@ class ParallelInstance(Description):
             ge=0, description="of one GPU of a worker that starts: hours of the objective's unit (GPUs, USD/hour, W)"
         ),
     ] = 0.0
+    speculation: Speculation | None = None
+    expert_imbalance: Annotated[
+        FiniteFloat | None,
+        Field(ge=1, description="busiest GPU over the mean where there are redundant experts; default: 1.15"),
+    ] = None
 
     def problems(self) -> Iterator[Problem]:
         """What goes together."""
@@ -123,3 +138,7 @@ class ParallelInstance(Description):
             yield ("change_cost",), "needs a rate: its unit is that of gpus, cost or joules"
         if self.objective == "cost" and not self.prices_usd_per_gpu_hour:
             yield ("objective",), "cost needs prices_usd_per_gpu_hour"
+        if self.candidates is not None:
+            for name in ("speculation", "expert_imbalance", "calibration", "kv_bandwidth_bytes_per_s"):
+                if getattr(self, name) is not None:
+                    yield (name,), "is for predictions of the cost model, which candidates replace"

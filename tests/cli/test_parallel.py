@@ -173,7 +173,7 @@ def test_a_table_without_sizes_has_no_script(gpuplan: Invoke, given: Path) -> No
     assert gpuplan("parallel", "given.json", "--model", "mine", "-o", "plan.json", "--quiet").exit_code == 0
     refused = gpuplan("export", "plan.json", "--to", "vllm", "-o", "no.sh")
     assert refused.exit_code == 2
-    assert "d: tp x pp x dp is 1, but it has 3 GPUs" in refused.stderr
+    assert "d: tp x pp x dp x cp is 1, but it has 3 GPUs" in refused.stderr
 
 
 @pytest.mark.parametrize(
