@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -63,6 +63,10 @@ def fleet(
     spare: Annotated[int | None, _flag("1: survive the loss of any one instance, by re-routing", LIMITS, "0|1")] = None,
     max_spot_share: Annotated[
         float | None, _flag("most of each model's requests on spot, such as 0.5", LIMITS, "X")
+    ] = None,
+    unserved: Annotated[
+        Literal["refuse", "by_priority"] | None,
+        _flag("where not all can be served: no plan, or the lowest priorities left out first", LIMITS),
     ] = None,
     calibration: Annotated[
         str | None, _flag("your own measurements, from `gpuplan calibrate`", LIMITS, "efficiency.yaml")
@@ -139,6 +143,7 @@ def fleet(
         ("slo", "percentile"): Flag("--percentile", percentile),
         ("spare_instances",): Flag("--spare", spare),
         ("max_spot_share",): Flag("--max-spot-share", max_spot_share),
+        ("unserved",): Flag("--unserved", unserved),
         ("current",): Flag("--current") if current is None else fleet_in_force(current),
         ("calibration",): Flag("--calibration", beside(instance, calibration)),
         ("max_changes",): Flag("--max-changes", max_changes),
