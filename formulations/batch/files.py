@@ -48,7 +48,7 @@ class FilesRead:
     def _hook(self, event: str, args: tuple[object, ...]) -> None:
         if self._watching and event == "open" and isinstance(args[0], str) and args[1] in ("r", "rb", None):
             path = os.path.realpath(args[0])
-            if not path.startswith(OURS) and not path.endswith((".py", ".pyc")):
+            if not path.startswith(OURS) and not path.endswith((".py", ".pyc", ".zip")):
                 self._paths[path] = None
 
 

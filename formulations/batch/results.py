@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -141,7 +142,8 @@ class ResultsFile:
             while written < len(line):
                 written += os.write(self._fd, line[written:])
         except OSError as error:
-            os.ftruncate(self._fd, before)
+            with suppress(OSError):
+                os.ftruncate(self._fd, before)
             message = f"cannot be written: {error.strerror or error}; what it holds is whole, --resume goes on"
             raise DescriptionError.single(self.path, message) from None
 

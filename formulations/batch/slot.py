@@ -36,14 +36,20 @@ PROGRAM = "from formulations.batch.worker import main; main()"
 
 
 class Slot:
-    """A worker process and its pipes. Used by one thread; `end` may come from any."""
+    """A worker process and its pipes. One thread runs jobs in it; `end` may come from another."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: Any = None
+        self._running = threading.Lock()
+        self.ended = False
 
     def run(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """The job's record; of a worker that died or was ended, one that says so."""
+        with self._running:
+            return self._run(job)
+
+    def _run(self, job: Mapping[str, Any]) -> dict[str, Any]:
         started = time.perf_counter()
         settings = Settings(**job["settings"])
         process = self._started()
@@ -55,7 +61,7 @@ class Slot:
         except BrokenPipeError:
             # It was idle for long, or somebody ended it; a job that was never begun starts on a new one.
             self._close()
-            return self.run(job)
+            return self._run(job)
         ended, line = self._answer(process, started + settings.ended_after_s, settings.memory_limit_bytes)
         if line is not None:
             record = json.loads(line)
@@ -65,8 +71,12 @@ class Slot:
         return {**record, "seconds": time.perf_counter() - started}
 
     def _started(self) -> subprocess.Popen[bytes]:
+        if self.ended:
+            raise RuntimeError("the batch was stopped")
         if self._process is None or self._process.poll() is not None:
             self._close()
+            if self._stderr is not None:
+                self._stderr.close()
             # Kept open as long as the worker: what it says last is read when it has died.
             self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
             root = str(Path(__file__).resolve().parents[2])
@@ -116,9 +126,15 @@ class Slot:
         return f": {text}" if text else ""
 
     def end(self) -> None:
-        """Kill the worker, if any; the thread that waits for it sees it die."""
-        if self._process is not None:
-            self._process.kill()
+        """End the worker, if any, and start no other; a thread that waits for it sees it die."""
+        self.ended = True
+        process = self._process
+        if process is not None:
+            process.kill()
+        with self._running:
+            self._close()
+            if self._stderr is not None:
+                self._stderr.close()
 
     def _close(self, wait_s: float = 0.0) -> None:
         """End the worker, if any. wait_s : for one that is dying by itself, so that its exit code is its own."""
@@ -149,7 +165,7 @@ _all: list[Slot] = []
 def run_in_slot(job: Mapping[str, Any]) -> dict[str, Any]:
     """Run a job in the slot of this thread, which is made on first use and kept."""
     slot: Slot | None = getattr(_own, "slot", None)
-    if slot is None:
+    if slot is None or slot.ended:
         slot = _own.slot = Slot()
         _all.append(slot)
     return slot.run(job)

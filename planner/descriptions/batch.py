@@ -59,7 +59,10 @@ class JobEntry(Description):
     horizon_hours: Annotated[FiniteFloat | None, Field(gt=0, description="how long the new plan will stand")] = None
 
     def problems(self) -> Iterator[Problem]:
-        """Replanning is asked for as a whole."""
+        """Ranges that are none; replanning is asked for as a whole."""
+        for key, values in self.sweep.items():
+            if isinstance(values, ValueRange):
+                yield from ((("sweep", key, *loc), message) for loc, message in values.problems())
         given = [key for key in ("current", "move_price", "horizon_hours") if getattr(self, key) is not None]
         if given and len(given) < 3:
             yield (given[0],), "replanning needs current, move_price and horizon_hours"
