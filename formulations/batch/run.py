@@ -55,7 +55,7 @@ class Shard:
         if "SLURM_ARRAY_TASK_ID" in found and "SLURM_ARRAY_TASK_COUNT" in found:
             first, step = found.get("SLURM_ARRAY_TASK_MIN", 0), max(1, found.get("SLURM_ARRAY_TASK_STEP", 1))
             count = max(1, found["SLURM_ARRAY_TASK_COUNT"])
-            return cls((found["SLURM_ARRAY_TASK_ID"] - first) // step % count, count)
+            return cls((found["SLURM_ARRAY_TASK_ID"] - first) // step % count + 1, count)
         if "JOB_COMPLETION_INDEX" in found:
             if "JOB_COMPLETIONS" not in found:
                 raise OptionError(
@@ -63,7 +63,7 @@ class Shard:
                     " JOB_COMPLETIONS to the Job's completions"
                 )
             count = max(1, found["JOB_COMPLETIONS"])
-            return cls(found["JOB_COMPLETION_INDEX"] % count, count)
+            return cls(found["JOB_COMPLETION_INDEX"] % count + 1, count)
         return None
 
     def of(self, jobs: Sequence[Job]) -> list[Job]:

@@ -141,8 +141,8 @@ def test_shards_take_each_job_once(num_jobs: int, count: int, zero_based: bool) 
 def test_shard_of_a_slurm_task_and_of_a_pod() -> None:
     slurm = {"SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "10", "SLURM_ARRAY_TASK_STEP": "2"}
     tasks = [Shard.from_environment({**slurm, "SLURM_ARRAY_TASK_ID": str(task)}) for task in (10, 12, 14, 16)]
-    assert tasks == [Shard(0, 4), Shard(1, 4), Shard(2, 4), Shard(3, 4)]
-    assert Shard.from_environment({"JOB_COMPLETION_INDEX": "2", "JOB_COMPLETIONS": "3"}) == Shard(2, 3)
+    assert tasks == [Shard(1, 4), Shard(2, 4), Shard(3, 4), Shard(4, 4)]
+    assert Shard.from_environment({"JOB_COMPLETION_INDEX": "2", "JOB_COMPLETIONS": "3"}) == Shard(3, 3)
     assert Shard.from_environment({}) is None
     with pytest.raises(OptionError, match="JOB_COMPLETIONS"):
         Shard.from_environment({"JOB_COMPLETION_INDEX": "2"})
