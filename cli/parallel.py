@@ -49,6 +49,7 @@ class GoalName(StrEnum):
     THROUGHPUT = "throughput"
     GPUS = "gpus"
     COST = "cost"
+    JOULES = "joules"
 
 
 def _flag(help: str, panel: str, metavar: str | None = None, *names: str) -> typer.models.OptionInfo:
@@ -78,6 +79,10 @@ def parallel(
     tpot: Annotated[str | None, _flag("most time of each next token, such as 30ms", LOAD, "S", "--tpot")] = None,
     margin: Annotated[
         float | None, _flag("predictions count so much longer against the limits; default: 0.05", LOAD, "X")
+    ] = None,
+    slo_confidence: Annotated[
+        float | None,
+        _flag("share of measurements that are to keep a limit, such as 0.9; in place of --margin", LOAD, "P"),
     ] = None,
     objective: Annotated[GoalName | None, _flag("default: throughput, or with --rate the fewest GPUs", GOAL)] = None,
     price: Annotated[
@@ -130,6 +135,7 @@ def parallel(
         ("workload", "output_tokens"): Flag("--output-tokens", output_tokens),
         ("workload", "rate_per_s"): Flag("--rate", rate),
         ("margin",): Flag("--margin", margin),
+        ("slo_confidence",): Flag("--slo-confidence", slo_confidence),
         ("objective",): Flag("--objective", objective),
         ("disaggregated",): Flag("--disaggregated", disaggregated),
         ("candidates",): Flag("--candidates", beside(instance, candidates)),

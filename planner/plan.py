@@ -14,7 +14,9 @@ from planner.descriptions.base import Description, Problem
 from planner.errors import DescriptionError
 from planner.files import read_source, validate
 from planner.fleet_plan import FleetPlan
+from planner.layers_plan import LayersPlan, WindowsPlan
 from planner.parallel_plan import ParallelPlan
+from planner.pods_plan import PodsPlan
 from planner.workload import IntArray
 
 #: Largest number an id or count may be; what arrays of 64-bit integers hold with room to multiply.
@@ -199,11 +201,37 @@ class ParallelDocument(PlanDocument):
     plan: ParallelPlan | None = None
 
 
+class LayersDocument(PlanDocument):
+    """An answered `parallel` instance of the task `layers`."""
+
+    problem: Literal["parallel"]
+    kind: Literal["layers"] = "layers"
+    plan: LayersPlan | None = None
+
+
+class WindowsDocument(PlanDocument):
+    """An answered `parallel` instance of the task `windows`."""
+
+    problem: Literal["parallel"]
+    kind: Literal["windows"] = "windows"
+    plan: WindowsPlan | None = None
+
+
+class PodsDocument(PlanDocument):
+    """An answered `pods` instance."""
+
+    problem: Literal["pods"]
+    plan: PodsPlan | None = None
+
+
 #: The document of each kind.
 DOCUMENTS: Mapping[str, type[PlanDocument]] = {
     "experts": ExpertsDocument,
     "fleet": FleetDocument,
     "parallel": ParallelDocument,
+    "layers": LayersDocument,
+    "windows": WindowsDocument,
+    "pods": PodsDocument,
 }
 
 
