@@ -123,7 +123,10 @@ class LayersInstance(Description):
             if one.site is None and known:
                 yield ("devices", index, "site"), f"is required: one of {', '.join(known)}"
             elif one.site is not None and one.site not in known:
-                yield ("devices", index, "site"), f"{one.site!r} is none of the sites: {', '.join(known) or 'none given'}"
+                yield (
+                    ("devices", index, "site"),
+                    f"{one.site!r} is none of the sites: {', '.join(known) or 'none given'}",
+                )
         names = [(one.name, one.site) for one in self.devices]
         for index, name in enumerate(names):
             if name in names[:index]:

@@ -1,9 +1,10 @@
 """The rule in use: Parallax's greedy first phase, which fills pipelines by memory and looks at no link.
 
 Devices are taken by the layers that they hold, most first, until they hold the model. When the pipeline can be closed
-and the devices that are left still hold another one, the smallest that closes it is taken instead. Layers are then spread
-in proportion to speed, as far as memory lets them ("water-filling"), and rounded by largest remainders. This repeats
-until what is left holds no pipeline. Written from the published description (arXiv:2509.26182); it is not its code.
+and the devices that are left still hold another one, the smallest that closes it is taken instead. Layers are then
+spread in proportion to speed, as far as memory lets them ("water-filling"), and rounded by largest remainders. This
+repeats until what is left holds no pipeline. Written from the published description (arXiv:2509.26182); it is not its
+code.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ HALVINGS = 40
 
 def parallax_greedy(problem: LayersProblem) -> LayersPlan | None:
     """The greedy plan; None when it makes no pipeline, or one over a link that there is not."""
-    free = sorted(np.repeat(np.arange(problem.num_classes), problem.count).tolist(), key=lambda g: -problem.cap[g, PLAIN])
+    free = sorted(
+        np.repeat(np.arange(problem.num_classes), problem.count).tolist(), key=lambda g: -problem.cap[g, PLAIN]
+    )
     found: list[tuple[list[int], IntArray]] = []
     while sum(int(problem.cap[g, PLAIN]) for g in free) >= problem.num_layers:
         groups = _take(problem, free)

@@ -21,7 +21,9 @@ def judge(problem: LayersProblem, plan: LayersPlan) -> Verdict:
     units = {"tokens_per_s": "1/s", "worst_latency_s": "s", "num_pipelines": "count", "num_devices": "count"}
     measures = LAYERS.objective(problem, plan).measures
     metrics = [Metric(name=name, value=measures[name], unit=unit, source="modelled") for name, unit in units.items()]
-    metrics.append(Metric(name="devices_idle", value=sum(one.count for one in plan.idle), unit="count", source="modelled"))
+    metrics.append(
+        Metric(name="devices_idle", value=sum(one.count for one in plan.idle), unit="count", source="modelled")
+    )
     fastest = plan.pipelines[0]
     slowest = max(fastest.stages, key=lambda one: one.stage_s)
     told = f"{slowest.device}, {slowest.num_layers} layers, sets the pace of the fastest pipeline"

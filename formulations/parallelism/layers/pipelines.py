@@ -93,9 +93,7 @@ def pipeline(
         first += layers
     sites = [int(problem.site[group]) for group, _ in stages]
     latency_s = pipeline_latency_s(slot_s, sites, problem.hops)
-    return LayerPipeline(
-        count=count, slot_s=slot_s, steps_per_s=steps_per_s, latency_s=latency_s, stages=tuple(named)
-    )
+    return LayerPipeline(count=count, slot_s=slot_s, steps_per_s=steps_per_s, latency_s=latency_s, stages=tuple(named))
 
 
 def plan_of(problem: LayersProblem, pipelines: Sequence[LayerPipeline]) -> LayersPlan:

@@ -109,7 +109,9 @@ def value(problem: LayersProblem, prices: Prices, links: Sequence[tuple[int, int
     """What all devices, links and pipelines are worth at these prices."""
     carried = np.array([problem.hops.steps_per_s[link] for link in links])
     return float(
-        prices.devices @ problem.count + (prices.links @ carried if links else 0.0) + prices.pipeline * problem.most_pipelines
+        prices.devices @ problem.count
+        + (prices.links @ carried if links else 0.0)
+        + prices.pipeline * problem.most_pipelines
     )
 
 
