@@ -133,6 +133,7 @@ def pool(workers: list[WorkerType], gpus: int, ttft_s: float, tpot_s: float) -> 
         gpus=size,
         device=np.zeros(len(workers), dtype=np.int64),
         price=np.zeros(len(workers)),
+        watts=np.zeros(len(workers)),
         device_names=(workers[0].device,),
         nodes=np.array([gpus]),
         node_gpus=np.array([1]),
@@ -181,7 +182,8 @@ def end_to_end(short: bool) -> Iterator[Row]:
         started = time.perf_counter()
         printed = subprocess.run([sys.executable, "-c", COLD_RUN, text], check=True, capture_output=True, text=True)
         wall_s = time.perf_counter() - started
-        found = json.loads(printed.stdout)
+        # HiGHS may print a line of its own.
+        found = json.loads(next(line for line in printed.stdout.splitlines() if line.startswith("{")))
         case = f"{model.split('/')[-1]}, {8 * nodes} {device}"
         yield Row(case, "cold process", wall_s, target_s, "target", "s", "lower")
         for stage in ("import", "workers", "search"):

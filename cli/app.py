@@ -9,7 +9,7 @@ import typer
 from cli.calibrate import calibrate
 from cli.catalog import catalog, schema
 from cli.check import check
-from cli.command import Command
+from cli.command import Command, keep_stdout
 from cli.compare import compare
 from cli.estimate import estimate
 from cli.experts import experts
@@ -64,4 +64,5 @@ def gpuplan(
 
 def main() -> None:
     """Run the program; leaves by SystemExit with the exit code of the command."""
+    keep_stdout()
     app(prog_name="gpuplan")

@@ -21,8 +21,8 @@ from cli.options import (
 )
 
 if TYPE_CHECKING:
-    from cli.instances import Flag
     from planner.files import Loc
+    from planner.overlay import Flag
 
 WHAT, LOAD, GOAL = "Model and cluster", "Requests and limits", "Goal and choices"
 
@@ -49,6 +49,7 @@ class GoalName(StrEnum):
     THROUGHPUT = "throughput"
     GPUS = "gpus"
     COST = "cost"
+    JOULES = "joules"
 
 
 def _flag(help: str, panel: str, metavar: str | None = None, *names: str) -> typer.models.OptionInfo:
@@ -78,6 +79,10 @@ def parallel(
     tpot: Annotated[str | None, _flag("most time of each next token, such as 30ms", LOAD, "S", "--tpot")] = None,
     margin: Annotated[
         float | None, _flag("predictions count so much longer against the limits; default: 0.05", LOAD, "X")
+    ] = None,
+    slo_confidence: Annotated[
+        float | None,
+        _flag("share of measurements that are to keep a limit, such as 0.9; in place of --margin", LOAD, "P"),
     ] = None,
     objective: Annotated[GoalName | None, _flag("default: throughput, or with --rate the fewest GPUs", GOAL)] = None,
     price: Annotated[
@@ -110,10 +115,11 @@ def parallel(
 
     Exit codes: 0 a plan, 2 usage, 3 proven infeasible, 4 short of the asked gap, 5 no plan found, 7 bad files.
     """
-    from cli.instances import Flag, beside, merge
+    from cli.instances import beside, merge
     from cli.solving import Delivery, run_plan
     from formulations.kinds import kind_name
     from formulations.planning import problem_of
+    from planner.overlay import Flag
 
     delivery = Delivery(output, as_json, quiet)
     if instance is None and name is None:
@@ -129,6 +135,7 @@ def parallel(
         ("workload", "output_tokens"): Flag("--output-tokens", output_tokens),
         ("workload", "rate_per_s"): Flag("--rate", rate),
         ("margin",): Flag("--margin", margin),
+        ("slo_confidence",): Flag("--slo-confidence", slo_confidence),
         ("objective",): Flag("--objective", objective),
         ("disaggregated",): Flag("--disaggregated", disaggregated),
         ("candidates",): Flag("--candidates", beside(instance, candidates)),
@@ -155,8 +162,9 @@ def _cluster(
     instance: str | None, cluster: str | None, device: str | None, nodes: int | None, gpus_per_node: int | None
 ) -> Flag:
     """The cluster of the flags: a file, or equal nodes of one device."""
-    from cli.instances import Flag, beside
+    from cli.instances import beside
     from planner.errors import OptionError
+    from planner.overlay import Flag
 
     if cluster is not None and device is not None:
         raise OptionError("choose one of --cluster and --device")
@@ -171,7 +179,7 @@ def _cluster(
 def _quantities(ttft: str | None, tpot: str | None, prices: list[str]) -> dict[Loc, Flag]:
     """Flags with units, in SI; DescriptionError with all that cannot be read."""
     from cli.flags import FlagReader
-    from cli.instances import Flag
+    from planner.overlay import Flag
     from planner.units import PRICE_UNITS, TIME_UNITS, parse_quantity
 
     reader = FlagReader()

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from rich.table import Table
 
 from cli.render import number, percent, printable, table
-from formulations.parallelism.problem import ParallelProblem
+from formulations.parallelism.problem import UNITS, ParallelProblem
+from planner.cost.verdict import Metric
 from planner.parallel_plan import Alternative, ParallelPlan, ParetoWorkers, Workers
 from planner.plan import PlanDocument
 from planner.units import format_seconds
 
 #: Rows of the frontier that are printed; the document has more.
 MOST_ROWS = 12
+
+#: Parts of a worker's time and memory that are printed, and characters of a cell that holds them.
+MOST_PARTS, WIDEST = 4, 110
+#: Characters of the longest bar.
+BAR = 24
 
 #: What differs from the estimate of a worker that does both.
 BEYOND = {
@@ -41,11 +47,17 @@ def parallel_answer(document: PlanDocument, problem: ParallelProblem) -> Iterabl
     if usd:
         per_token = usd / 3600.0 / plan.output_tokens_per_s * 1e6
         yield "cost", f"{number(usd)} USD/hour, {number(per_token)} USD per million output tokens"
+    found = {} if document.verdict is None else {one.name: one for one in document.verdict.metrics}
     for name in ("ttft_s", "tpot_s"):
         value, limit = getattr(plan, name), getattr(problem, name)
         if value is not None:
             told = "" if limit is None else f", limit {format_seconds(limit)}"
-            yield name.removesuffix("_s").upper(), f"{format_seconds(value)}{told}"
+            yield name.removesuffix("_s").upper(), f"{format_seconds(value)}{told}{_interval(found.get(name))}"
+    if rate := _interval(found.get("requests_per_s"), lambda value: f"{value:.3g}"):
+        yield "", f"requests/s{rate}, where all predictions are off the same way"
+    watts, joules = (document.outcome.terms.get(name) for name in ("watts", "joules_per_output_token"))
+    if watts and joules:
+        yield "energy", f"{watts / 1e3:.3g} kW at full load, {joules:.3g} J an output token"
     rows = [
         (
             f"{one.count} x {printable(one.name)}",
@@ -58,11 +70,42 @@ def parallel_answer(document: PlanDocument, problem: ParallelProblem) -> Iterabl
         for one in plan.workers
     ]
     yield table(("workers", "role", "GPUs each", "requests/s each", "TTFT", "TPOT"), rows)
+    yield from _shares(plan, found)
     yield from _frontier(plan)
+    yield from _tradeoffs(plan)
     for other in plan.runners_up:
         yield "runner-up", printable(_beside(problem, plan, other))
     yield "binds", "; ".join(_binds(problem, plan))
+    yield from _reliefs(problem, plan)
     yield from _estimates(problem, plan)
+
+
+def _interval(metric: Metric | None, written: Callable[[float], str] = format_seconds) -> str:
+    """The interval of a prediction, where it has one."""
+    if metric is None or metric.low is None or metric.high is None:
+        return ""
+    return f"; 80 % of measurements: {written(metric.low)} to {written(metric.high)}"
+
+
+def _shares(plan: ParallelPlan, found: Mapping[str, Metric]) -> Iterator[Part]:
+    """Where the time and the memory of each worker go, largest parts first."""
+    rows = []
+    for one in plan.workers:
+        cells = []
+        for what in ("time", "memory"):
+            named = {name: metric.value for name, metric in found.items() if name.startswith(f"{what}.")}
+            own = {
+                name.split(".", 1)[1][: -len(one.name) - 2]: v
+                for name, v in named.items()
+                if name.endswith(f"[{one.name}]")
+            }
+            whole = sum(own.values()) or 1.0
+            largest = sorted(own.items(), key=lambda part: -part[1])[:MOST_PARTS]
+            cells.append(", ".join(f"{part.replace('_', ' ')} {value / whole:.0%}" for part, value in largest))
+        if any(cells):
+            rows.append((printable(one.name), *cells))
+    if rows:
+        yield table(("worker", "its TPOT (prefill: TTFT) goes to", "memory of its fullest GPU"), rows, WIDEST)
 
 
 def _time(value: float | None) -> str:
@@ -92,6 +135,40 @@ def _frontier(plan: ParallelPlan) -> Iterator[Part]:
         yield "frontier", f"{len(plan.pareto) - len(shown)} more workers; --json lists them"
 
 
+def _tradeoffs(plan: ParallelPlan) -> Iterator[Part]:
+    """The best plans at tighter limits on TPOT, with bars that plot throughput a GPU over speed for a reader."""
+    if len(plan.tradeoffs) < 2:
+        return
+    most = max(one.output_tokens_per_s_per_gpu for one in plan.tradeoffs)
+    rows = []
+    for one in plan.tradeoffs:
+        workers = ", ".join(f"{count} x {printable(name)}" for name, count in one.workers.items())
+        bar = "#" * max(1, round(BAR * one.output_tokens_per_s_per_gpu / most))
+        speed = "-" if not one.tpot_s else f"{1.0 / one.tpot_s:.0f}"
+        rows.append((
+            _time(one.tpot_s), speed, number(one.requests_per_s), str(one.num_gpus),
+            f"{one.output_tokens_per_s_per_gpu:.0f}", bar, workers,
+        ))  # fmt: skip
+    columns = ("best plan with TPOT", "tokens/s a reader", "requests/s", "GPUs", "tokens/s a GPU", "", "workers")
+    made = table(columns, rows)
+    for place in (-2, -1):
+        made.columns[place].justify = "left"
+    yield made
+
+
+def _reliefs(problem: ParallelProblem, plan: ParallelPlan) -> Iterator[Part]:
+    """What a little more of each limit brings."""
+    unit = UNITS[problem.goal]
+    for one in plan.reliefs:
+        if one.gains:
+            sign = "+" if problem.goal == "throughput" else "-"
+            told = f"{one.limit} from {number(one.now)} to {number(one.relaxed)}: {sign}{number(one.gains)} {unit}"
+            yield "relief", printable(told)
+    idle = [one.limit for one in plan.reliefs if not one.gains]
+    if idle:
+        yield "relief", printable(f"nothing from a little more of {', '.join(idle)}")
+
+
 def _spread(group: Sequence[ParetoWorkers], most: int) -> list[ParetoWorkers]:
     """At most so many of a sorted list, its ends among them."""
     if len(group) <= most:
@@ -105,15 +182,17 @@ def _beside(problem: ParallelProblem, plan: ParallelPlan, other: Alternative) ->
     ours, theirs, unit = {
         "throughput": (plan.requests_per_s, other.requests_per_s, "requests/s"),
         "gpus": (plan.num_gpus, other.num_gpus, "GPUs"),
-        "cost": (_usd(problem, plan.workers), _usd(problem, other.workers), "USD/hour"),
+        "cost": (_sum(problem, plan.workers), _sum(problem, other.workers), "USD/hour"),
+        "joules": (_sum(problem, plan.workers), _sum(problem, other.workers), "W"),
     }[problem.goal]
     told = f"{theirs - ours:+.4g} {unit} ({percent((theirs - ours) / ours)})" if theirs != ours else "as good"
     return f"{other.why}: {told}, {number(other.requests_per_s)} requests/s on {other.num_gpus} GPUs: {names}"
 
 
-def _usd(problem: ParallelProblem, workers: Sequence[Workers]) -> float:
-    prices = {one.name: price for one, price in zip(problem.workers, problem.price.tolist(), strict=True)}
-    return float(sum(prices[one.name] * one.count for one in workers))
+def _sum(problem: ParallelProblem, workers: Sequence[Workers]) -> float:
+    """Worth of workers in what is minimised."""
+    weight = {one.name: each for one, each in zip(problem.workers, problem.weight().tolist(), strict=True)}
+    return float(sum(weight[one.name] * one.count for one in workers))
 
 
 def _binds(problem: ParallelProblem, plan: ParallelPlan) -> Iterator[str]:

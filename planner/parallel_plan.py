@@ -9,12 +9,15 @@ from pydantic import Field, FiniteFloat, PositiveInt
 from planner.descriptions.base import Description
 
 Role = Literal["both", "prefill", "decode"]
+Factor = Annotated[FiniteFloat, Field(ge=1)]
 
 
 class WorkerType(Description):
     """One kind of worker, and what it does alone. Parallel sizes are 1 where a candidate table does not tell them.
 
     requests_per_s : of one worker in its role; ttft_s : of prefill and mixed, tpot_s : of decode and mixed workers.
+    ttft_factor, tpot_factor : 80 % of measurements lie within the prediction / f to the prediction x f.
+    watts : of the whole worker at its rate.
     """
 
     name: str
@@ -29,6 +32,9 @@ class WorkerType(Description):
     requests_per_s: Annotated[FiniteFloat, Field(ge=0)]
     ttft_s: FiniteFloat | None = None
     tpot_s: FiniteFloat | None = None
+    ttft_factor: Factor | None = None
+    tpot_factor: Factor | None = None
+    watts: Annotated[FiniteFloat, Field(ge=0)] | None = None
 
 
 class Workers(WorkerType):
@@ -55,6 +61,30 @@ class ParetoWorkers(Description):
     requests_per_s_per_gpu: FiniteFloat
     ttft_s: FiniteFloat | None
     tpot_s: FiniteFloat | None
+
+
+class Tradeoff(Description):
+    """The best plan under a tighter limit on the time of a token: a point of the frontier of plans.
+
+    tpot_s, ttft_s : the worst among its workers. workers : how many of each, by name.
+    """
+
+    tpot_s: FiniteFloat
+    ttft_s: FiniteFloat | None
+    requests_per_s: FiniteFloat
+    num_gpus: PositiveInt
+    output_tokens_per_s_per_gpu: FiniteFloat
+    workers: dict[str, PositiveInt]
+
+
+class Relief(Description):
+    """What a little more of one limit does to the objective, which is minimised; `gains` 0: the limit does not bind."""
+
+    limit: str
+    now: FiniteFloat
+    relaxed: FiniteFloat
+    objective: FiniteFloat
+    gains: FiniteFloat
 
 
 class Served(Description):
@@ -88,4 +118,6 @@ class ParallelPlan(Served):
     output_tokens: PositiveInt | None = None
     gpus_per_node: dict[str, PositiveInt] = Field(default_factory=dict)
     pareto: tuple[ParetoWorkers, ...] = ()
+    tradeoffs: tuple[Tradeoff, ...] = ()
+    reliefs: tuple[Relief, ...] = ()
     runners_up: tuple[Alternative, ...] = ()

@@ -13,9 +13,17 @@ from planner.descriptions.experts import ExpertsInstance
 from planner.descriptions.fleet import FleetInstance
 from planner.descriptions.layers import LayersInstance, WindowsInstance
 from planner.descriptions.parallel import ParallelInstance
+from planner.descriptions.pods import PodsInstance
 from planner.errors import OptionError
 from planner.hardware import DeviceKind, Link
-from planner.plan import ExpertsDocument, FleetDocument, LayersDocument, ParallelDocument, WindowsDocument
+from planner.plan import (
+    ExpertsDocument,
+    FleetDocument,
+    LayersDocument,
+    ParallelDocument,
+    PodsDocument,
+    WindowsDocument,
+)
 
 #: Models by file kind.
 KINDS: Mapping[str, type[BaseModel]] = {
@@ -29,6 +37,8 @@ KINDS: Mapping[str, type[BaseModel]] = {
     "layers-plan": LayersDocument,
     "windows": WindowsInstance,
     "windows-plan": WindowsDocument,
+    "pods": PodsInstance,
+    "pods-plan": PodsDocument,
     "cluster": Cluster,
     "device": DeviceKind,
     "link": Link,

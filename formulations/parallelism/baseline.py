@@ -10,9 +10,8 @@ from collections import Counter
 import numpy as np
 
 from formulations.parallelism.check import fits
-from formulations.parallelism.milp import BOTH, DECODE, PREFILL
-from formulations.parallelism.problem import IntArray, ParallelProblem
-from formulations.parallelism.search import plan_of, served_per_s
+from formulations.parallelism.plans import plan_of, served_per_s
+from formulations.parallelism.problem import BOTH, DECODE, PREFILL, IntArray, ParallelProblem
 from planner.parallel_plan import ParallelPlan
 
 #: GPUs of a disaggregated replica. Source: ai-dynamo/aiconfigurator, its replica sizes; documented.
@@ -30,11 +29,7 @@ def best_uniform(problem: ParallelProblem) -> ParallelPlan | None:
         rate = served_per_s(problem, counts)
         if rate <= 0 or (problem.target_per_s is not None and rate < problem.target_per_s):
             continue
-        worth = {
-            "throughput": -rate,
-            "gpus": float(counts @ problem.gpus),
-            "cost": float(counts @ problem.price),
-        }[problem.goal]
+        worth = -rate if problem.goal == "throughput" else float(counts @ problem.weight())
         if (best is None or worth < best[0]) and _allowed(problem, counts):
             best = worth, counts
     return None if best is None else plan_of(problem, best[1])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from formulations.parallelism.pareto import undominated
+from formulations.parallelism.predictions import Predictions
 from formulations.parallelism.problem import FloatArray
 from planner.cluster import Cluster, Nodes
 from planner.cost.serving.coefficients import Coefficients
@@ -41,8 +42,8 @@ class DoesNotFit(OptionError):
 
 def predicted_workers(
     instance: ParallelInstance, cluster: Cluster, spec: ModelSpec, coefficients: Coefficients | None = None
-) -> tuple[tuple[WorkerType, ...], tuple[str, ...]]:
-    """Worker types with their predicted rates and latencies, and what was assumed.
+) -> tuple[tuple[WorkerType, ...], tuple[str, ...], Predictions]:
+    """Worker types with their predicted rates and latencies, what was assumed, and what else is known of them.
 
     coefficients : by default those of the catalogue.
 
@@ -63,13 +64,16 @@ def predicted_workers(
     if not kept:
         raise DoesNotFit(_too_large(model, compiled) if compiled else refused)
     made: list[WorkerType] = []
+    models: dict[str, ServingModel] = {}
     given = instance.kv_bandwidth_bytes_per_s
     network = {
         nodes.device.name: given or nodes.nic_bandwidth_bytes_per_s or DEFAULT_KV_BANDWIDTH
         for nodes in cluster.resolved()
     }
     for one in kept:
-        made += _types(instance, one, network[one.workers[0].device.name])
+        types = _types(instance, one, network[one.workers[0].device.name])
+        models |= dict.fromkeys((new.name for new in types), one)
+        made += types
     priced = len(made)
     made = [one for one in made if unsupported(instance.backend, one) is None]
     if not made:
@@ -79,7 +83,8 @@ def predicted_workers(
         f"{priced - len(made)} more that {instance.backend} cannot run are left out",
         f"prefill and decode workers run at {PREFILL_UTILISATION:.0%} and {DECODE_UTILISATION:.0%} of their rate",
     )
-    return tuple(made), notes
+    predictions = Predictions(models, instance.workload.input_tokens, instance.workload.output_tokens)
+    return predictions.annotated(made, {"decode": DECODE_UTILISATION}), notes, predictions
 
 
 def legal_workers(instance: ParallelInstance, model: ModelSpec, nodes: Nodes) -> list[ServingWorker]:

@@ -10,8 +10,9 @@ import numpy as np
 from formulations.outcome import Budget, Objective, SearchResult, SolveOptions
 from formulations.parallelism.baseline import best_uniform
 from formulations.parallelism.check import check
+from formulations.parallelism.plans import plan_of
 from formulations.parallelism.problem import ParallelProblem
-from formulations.parallelism.search import plan_of, search
+from formulations.parallelism.search import search
 from planner.cost.verdict import Violation
 from planner.errors import OptionError
 from planner.parallel_plan import ParallelPlan
@@ -22,7 +23,7 @@ class ServingParallelism:
 
     name = "parallel"
     summary = "which workers (role, GPU, TP, PP, DP, EP, batch) serve a model, and how many of each"
-    objective_unit = "GPUs or USD/hour at the rate; without a rate, requests/s with a minus sign"
+    objective_unit = "GPUs, USD/hour or watts at the rate; without a rate, requests/s with a minus sign"
     methods: Mapping[str, str] = {
         "highs": "exact MILP over worker counts, HiGHS (default)",
         "scip": "the same model, SCIP",
@@ -50,7 +51,7 @@ class ServingParallelism:
             counts[names[worker.name]] += worker.count
         again = plan_of(problem, counts)
         usd = float(counts @ problem.price)
-        total = {"throughput": -again.requests_per_s, "gpus": float(again.num_gpus), "cost": usd}[problem.goal]
+        total = -again.requests_per_s if problem.goal == "throughput" else float(counts @ problem.weight())
         measures = {
             "requests_per_s": again.requests_per_s,
             "requests_per_s_per_gpu": again.requests_per_s / again.num_gpus,
@@ -60,6 +61,10 @@ class ServingParallelism:
         }
         if usd:
             measures["usd_per_hour"] = usd
+        watts = float(counts @ problem.watts)
+        if watts:
+            measures["watts"] = watts
+            measures["joules_per_output_token"] = watts / again.output_tokens_per_s
         return Objective(total=total, parts={problem.goal: total}, measures=measures)
 
     def baseline(self, problem: ParallelProblem) -> tuple[str, ParallelPlan | None]:

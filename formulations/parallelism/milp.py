@@ -10,7 +10,7 @@ Variables
 
 Objective
     maximise    served = sum_{both} rate n + f            (throughput)
-    or minimise gpus n  or  price n  with  served >= target
+    or minimise gpus n, price n or watts n  with  served >= target
 
 Constraints
     prefill   f <= sum_{prefill} rate n
@@ -20,6 +20,9 @@ Constraints
               where sizes divide one another, both are counted without patterns:
               sum_{w: gpus >= s} gpus n <= s floor(node / s) (nodes - sum_{w larger} ceil(gpus / node) n)
     workers   sum n <= max_workers
+
+Of workers of one device, role and size the rows tell only the rate apart, so all but the fastest are left out (where
+watts count: all but those that none beats in both).
 
 The peers' rule is a special case: one worker type, or one prefill and one decode type, in replicas of equal size.
 Ignored: where in the network a node lies; transfers of the cache are in the workers' own times.
@@ -35,9 +38,9 @@ import numpy as np
 
 from formulations.backends.linear import IntArray as Columns
 from formulations.backends.linear import LinearBuilder, LinearModel
-from formulations.parallelism.problem import ParallelProblem
+from formulations.parallelism.pareto import least
+from formulations.parallelism.problem import BOTH, DECODE, PREFILL, ParallelProblem
 
-BOTH, PREFILL, DECODE = 0, 1, 2
 #: What the target, or the fastest worker, is in the rows of rates.
 ROW_SCALE = 100.0
 
@@ -54,11 +57,11 @@ class ParallelModel:
 def build(problem: ParallelProblem, *, without: frozenset[int] = frozenset()) -> ParallelModel:
     """The whole model; `without` leaves out worker types, for the next best plan."""
     builder = LinearBuilder()
-    kept = np.array([w for w in np.flatnonzero(problem.usable).tolist() if w not in without], dtype=np.int64)
+    kept = candidates(problem, without)
     counts = np.full(len(problem.workers), -1, dtype=np.int64)
-    role, rate, gpus = problem.role[kept], problem.rate[kept], problem.gpus[kept].astype(np.float64)
+    role, rate = problem.role[kept], problem.rate[kept]
     throughput = problem.goal == "throughput"
-    cost = {"throughput": -rate * (role == BOTH), "gpus": gpus, "cost": problem.price[kept]}[problem.goal]
+    cost = -rate * (role == BOTH) if throughput else problem.weight()[kept]
     n = builder.variables((kept.size,), upper=_most(problem, kept), cost=cost, integer=True)
     counts[kept] = n
     (flow,) = builder.variables((1,), upper=np.inf, cost=-1.0 if throughput else 0.0).tolist()
@@ -77,6 +80,20 @@ def build(problem: ParallelProblem, *, without: frozenset[int] = frozenset()) ->
     if problem.max_workers is not None:
         builder.sparse_rows([-np.inf], float(problem.max_workers), (np.zeros(n.size), n, 1.0))
     return ParallelModel(builder.build(), counts, flow)
+
+
+def candidates(problem: ParallelProblem, without: frozenset[int] = frozenset()) -> Columns:
+    """Usable worker types that some optimal plan can be made of."""
+    usable = problem.usable & (problem.rate > 0)
+    usable[list(without)] = False
+    kept = np.flatnonzero(usable)
+    group = np.stack([problem.device[kept], problem.role[kept], problem.gpus[kept]], axis=1)
+    _, group = np.unique(group, axis=0, return_inverse=True)
+    worth = np.stack([-problem.rate[kept], problem.watts[kept] * (problem.goal == "joules")], axis=1)
+    best = [
+        kept[own][least(worth[own])] for own in (np.flatnonzero(group == g) for g in range(group.max(initial=-1) + 1))
+    ]
+    return np.sort(np.concatenate([*best, kept[:0]]))
 
 
 def _most(problem: ParallelProblem, kept: Columns) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -3,17 +3,20 @@
 Sets    w in worker types (candidates that keep the limits), roles both, prefill, decode; d in device kinds
 Data    rate[w]     requests/s of one worker in its role
         gpus[w], device[w], price[w] in USD/hour
+        watts[w]    of one worker at its rate
         nodes[d], node_gpus[d]     a worker of at most node_gpus GPUs stays in a node; larger ones take whole nodes
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from formulations.parallelism.predictions import Predictions
 from planner.parallel_plan import Served, WorkerType
 from planner.workload import read_only
 
@@ -21,7 +24,12 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-Goal = Literal["throughput", "gpus", "cost"]
+#: Roles as numbers.
+BOTH, PREFILL, DECODE = 0, 1, 2
+
+Goal = Literal["throughput", "gpus", "cost", "joules"]
+#: What is minimised at the rate, by goal, in words.
+UNITS: Mapping[Goal, str] = {"throughput": "requests/s", "gpus": "GPUs", "cost": "USD/hour", "joules": "W"}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -30,8 +38,8 @@ class ParallelProblem:
 
     workers : all worker types; usable : those that keep the limits, [W]; role : 0 both, 1 prefill, 2 decode, [W].
     limits : why the others do not, by number. target_per_s : requests/s to serve, None for as many as can be.
-    margin : latencies count so much longer against the limits, as a share.
-    served : what the workers run; nothing but exports reads it.
+    margins : how much longer TTFT and TPOT count against the limits, as a share, [W, 2]; None for not at all.
+    served : what the workers run; nothing but exports reads it. predictions : what reports tell beyond the arrays.
     relaxations : what would help where no worker fits at all.
     """
 
@@ -46,6 +54,7 @@ class ParallelProblem:
     gpus: IntArray
     device: IntArray
     price: FloatArray
+    watts: FloatArray
     device_names: tuple[str, ...]
     nodes: IntArray
     node_gpus: IntArray
@@ -55,13 +64,14 @@ class ParallelProblem:
     output_tokens: int
     ttft_s: float | None = None
     tpot_s: float | None = None
-    margin: float = 0.0
+    margins: FloatArray | None = None
     max_workers: int | None = None
     dropped: tuple[str, ...] = ()
     relaxations: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
     source: Literal["given", "predicted"] = "given"
     served: Served = field(default_factory=Served)
+    predictions: Predictions | None = None
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -73,3 +83,26 @@ class ParallelProblem:
     def num_gpus(self) -> int:
         """GPUs of the cluster."""
         return int(self.nodes @ self.node_gpus)
+
+    @property
+    def counted(self) -> FloatArray:
+        """TTFT and TPOT as they count against the limits, seconds [W, 2]; 0 where a role has none."""
+        return counted_latencies(self.workers, self.margins)
+
+    def within(self, ttft_s: float | None, tpot_s: float | None) -> BoolArray:
+        """Workers that keep these limits, [W]."""
+        limits = np.array([np.inf if limit is None else limit for limit in (ttft_s, tpot_s)])
+        return np.asarray((self.counted <= limits).all(axis=1))
+
+    def weight(self, goal: Goal | None = None) -> FloatArray:
+        """What one worker of each type adds to the goal at a rate, [W]; requests/s for throughput."""
+        arrays = {"throughput": self.rate, "gpus": self.gpus, "cost": self.price, "joules": self.watts}
+        return arrays[goal or self.goal].astype(np.float64)
+
+
+def counted_latencies(workers: Sequence[WorkerType], margins: FloatArray | None) -> FloatArray:
+    """TTFT and TPOT of workers with their margins, seconds [W, 2]; 0 where a role has none."""
+    first = [0.0 if one.role == "decode" else one.ttft_s or 0.0 for one in workers]
+    later = [0.0 if one.role == "prefill" else one.tpot_s or 0.0 for one in workers]
+    latencies = np.stack([np.array(first, dtype=np.float64), np.array(later, dtype=np.float64)], axis=1)
+    return latencies if margins is None else latencies * (1.0 + margins)

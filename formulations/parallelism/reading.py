@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from statistics import NormalDist
 
 import numpy as np
 
 from formulations.parallelism.candidates import DoesNotFit, predicted_workers
 from formulations.parallelism.fitting import ways_to_fit
-from formulations.parallelism.problem import FloatArray, Goal, ParallelProblem
+from formulations.parallelism.predictions import Predictions
+from formulations.parallelism.problem import BoolArray, FloatArray, Goal, ParallelProblem, counted_latencies
 from formulations.reading import Reading
 from planner import catalog
 from planner.cluster import Cluster
+from planner.cost.serving.intervals import COVERAGE
 from planner.cost.serving.precision import WEIGHT_FORMATS, kv_element_bytes, served
 from planner.descriptions.efficiency import calibrated
 from planner.descriptions.parallel import ParallelInstance
@@ -39,6 +41,7 @@ class _Reading(Reading):
         #: Why no worker fits, and what would help.
         self.unfit: tuple[str, ...] = ()
         self.relaxations: tuple[str, ...] = ()
+        self.predictions: Predictions | None = None
         self.served = Served(model=instance.model, precision=instance.precision, backend=instance.backend)
 
     def problem(self) -> ParallelProblem:
@@ -60,7 +63,8 @@ class _Reading(Reading):
                 if (worker.role == "both") == (instance.disaggregated == "never")
             ]
             workers, device = tuple(workers[index] for index in kept), [device[index] for index in kept]
-        usable, dropped = self._limits(workers)
+        margins = self._margins(workers)
+        usable, dropped = self._limits(workers, margins)
         target = instance.workload.rate_per_s
         goal: Goal = instance.objective or ("throughput" if target is None else "gpus")
         gpus = np.array([worker.num_gpus for worker in workers], dtype=np.int64)
@@ -74,6 +78,7 @@ class _Reading(Reading):
             gpus=gpus,
             device=np.array(device, dtype=np.int64),
             price=gpus * self._prices(cluster, names)[device],
+            watts=self._watts(workers),
             device_names=tuple(names),
             nodes=np.array([group.count for group in groups], dtype=np.int64),
             node_gpus=np.array([group.gpus_per_node for group in groups], dtype=np.int64),
@@ -83,13 +88,14 @@ class _Reading(Reading):
             output_tokens=instance.workload.output_tokens,
             ttft_s=instance.slo.ttft_s,
             tpot_s=instance.slo.tpot_s,
-            margin=self._margin,
+            margins=margins,
             max_workers=instance.max_workers,
             dropped=(*self.unfit, *dropped),
             relaxations=self.relaxations,
             assumptions=(*assumptions, *self._unjudged(), *cluster.notes()),
             source="given" if instance.candidates is not None else "predicted",
             served=self.served,
+            predictions=self.predictions,
         )
 
     def _workers(self, cluster: Cluster) -> tuple[tuple[WorkerType, ...], tuple[str, ...]]:
@@ -101,7 +107,8 @@ class _Reading(Reading):
         try:
             given = self.instance.calibration
             own = None if given is None else calibrated(self.base_dir / given)
-            return predicted_workers(self.instance, cluster, spec, own)
+            workers, notes, self.predictions = predicted_workers(self.instance, cluster, spec, own)
+            return workers, notes
         except DoesNotFit as error:
             self.unfit, self.relaxations = (str(error),), ways_to_fit(self.instance, cluster, spec)
             return (), ()
@@ -165,29 +172,42 @@ class _Reading(Reading):
         self.stop_if_wrong()
         return np.array([prices.get(name, 0.0) for name in names], dtype=np.float64)
 
-    @property
-    def _margin(self) -> float:
-        """Given tables are taken at their word; predictions are off by some percent."""
-        return 0.0 if self.instance.candidates is not None else self.instance.margin
+    def _watts(self, workers: tuple[WorkerType, ...]) -> FloatArray:
+        """Watts of each worker; 0 for unknown ones where nobody asks for joules."""
+        unknown = sorted({worker.device for worker in workers if worker.watts is None})
+        if self.instance.objective == "joules" and unknown:
+            why = "a column watts" if self.instance.candidates is not None else "power_w of the device"
+            self.find(("objective",), f"joules needs {why}: there is none of {', '.join(unknown)}")
+            self.stop_if_wrong()
+        return np.array([worker.watts or 0.0 for worker in workers], dtype=np.float64)
 
-    def _limits(
-        self, workers: tuple[WorkerType, ...]
-    ) -> tuple[np.ndarray[tuple[int], np.dtype[np.bool_]], tuple[str, ...]]:
+    def _margins(self, workers: tuple[WorkerType, ...]) -> FloatArray | None:
+        """Shares [W, 2] by which TTFT and TPOT count longer: given tables are taken at their word, predictions are off.
+
+        With a confidence c the share is f^(z(c) / z(0.9)) - 1 of the prediction's own factor f: 80 % of measurements
+        lie within 1/f .. f, so 90 % below f, and the logarithm of the error is taken as normal.
+        """
+        if self.instance.candidates is not None:
+            return None
+        confidence = self.instance.slo_confidence
+        if confidence is None:
+            return np.full((len(workers), 2), self.instance.margin)
+        normal = NormalDist()
+        power = normal.inv_cdf(confidence) / normal.inv_cdf((1.0 + COVERAGE) / 2.0)
+        spread = [(one.ttft_factor or 1.0, one.tpot_factor or 1.0) for one in workers]
+        return np.array(spread, dtype=np.float64).reshape(len(workers), 2) ** power - 1.0
+
+    def _limits(self, workers: tuple[WorkerType, ...], margins: FloatArray | None) -> tuple[BoolArray, tuple[str, ...]]:
         """Workers that keep the SLO, and how many do not and why."""
-        slo, why = self.instance.slo, Counter[str]()
-        margin = 1.0 + self._margin
-        usable = np.zeros(len(workers), dtype=np.bool_)
-        for index, worker in enumerate(workers):
-            late = worker.role != "decode" and slo.ttft_s is not None and (worker.ttft_s or 0.0) * margin > slo.ttft_s
-            slow = worker.role != "prefill" and slo.tpot_s is not None and (worker.tpot_s or 0.0) * margin > slo.tpot_s
-            usable[index] = not late and not slow
-            why["ttft_s"] += late
-            why["tpot_s"] += slow
-        limits = {"ttft_s": slo.ttft_s, "tpot_s": slo.tpot_s}
+        limits = {"ttft_s": self.instance.slo.ttft_s, "tpot_s": self.instance.slo.tpot_s}
+        counted = counted_latencies(workers, margins)
+        late = counted > [np.inf if limit is None else limit for limit in limits.values()]
         dropped = tuple(
-            f"{count} of {len(workers)} workers miss {name} {limits[name]:g}" for name, count in why.items() if count
+            f"{count} of {len(workers)} workers miss {name} {limits[name]:g}"
+            for name, count in zip(limits, late.sum(axis=0).tolist(), strict=True)
+            if count
         )
-        return usable, dropped
+        return np.asarray(~late.any(axis=1)), dropped
 
     def _sha256(self, cluster: Cluster) -> str:
         said = self.instance.model_dump(mode="json", exclude_defaults=True)

@@ -45,8 +45,8 @@ class ParallelInstance(Description):
     backend: Literal["vllm", "sglang", "trtllm"] = "vllm"
     disaggregated: Literal["allow", "only", "never"] = "allow"
     objective: Annotated[
-        Literal["throughput", "gpus", "cost"] | None,
-        Field(description="most requests/s; or fewest GPUs or least cost at the rate; default: gpus with a rate"),
+        Literal["throughput", "gpus", "cost", "joules"] | None,
+        Field(description="most requests/s; or fewest GPUs, USD or joules at the rate; default: gpus with a rate"),
     ] = None
     prices_usd_per_gpu_hour: Annotated[dict[Name, UsdPerHour], Field(default_factory=dict, description="by device")]
     candidates: Annotated[Name | None, Field(description="CSV of workers in place of the cost model")] = None
@@ -54,6 +54,10 @@ class ParallelInstance(Description):
     margin: Annotated[
         FiniteFloat, Field(ge=0, le=1, description="predictions count so much longer against the limits")
     ] = 0.05
+    slo_confidence: Annotated[
+        FiniteFloat | None,
+        Field(ge=0.5, lt=1, description="share of measurements that are to keep a limit; in place of margin"),
+    ] = None
     kv_bandwidth_bytes_per_s: Annotated[
         BytesPerSecond | None, Field(description="of one GPU between prefill and decode; default: the network's")
     ] = None
@@ -63,7 +67,12 @@ class ParallelInstance(Description):
         """What goes together."""
         if self.model is None and self.candidates is None:
             yield ("model",), "is required, or candidates"
-        if self.objective in ("gpus", "cost") and self.workload.rate_per_s is None:
+        if self.slo_confidence is not None:
+            if self.candidates is not None:
+                yield ("slo_confidence",), "is for predictions: a table of candidates does not tell how far off it is"
+            if "margin" in self.model_fields_set:
+                yield ("slo_confidence",), "takes the place of margin; give one of them"
+        if self.objective in ("gpus", "cost", "joules") and self.workload.rate_per_s is None:
             yield ("objective",), f"{self.objective} needs workload.rate_per_s, the rate to serve"
         if self.objective == "cost" and not self.prices_usd_per_gpu_hour:
             yield ("objective",), "cost needs prices_usd_per_gpu_hour"

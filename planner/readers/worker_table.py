@@ -2,7 +2,7 @@
 
 Columns: name, role (both, prefill, decode), device, num_gpus, requests_per_s, ttft_s, tpot_s. requests_per_s is of one
 worker in its role. ttft_s may be empty for decode workers and tpot_s for prefill workers. Optional: tp, pp, dp, ep,
-max_batch_size. Other columns are ignored.
+max_batch_size, watts (of a worker at its rate). Other columns are ignored.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def _worker(findings: Findings, line: int, cells: Mapping[str, str]) -> WorkerTy
     ttft = number("ttft_s", 0, role != "decode")
     tpot = number("tpot_s", 0, role != "prefill")
     sizes = {field: whole(column) for column, field in SIZES.items() if cells.get(column, "").strip()}
+    watts = number("watts", 0, True) if cells.get("watts", "").strip() else None
     gpus = whole("num_gpus")
     for problem in problems:
         findings.tell(line, problem)
@@ -83,6 +84,6 @@ def _worker(findings: Findings, line: int, cells: Mapping[str, str]) -> WorkerTy
     return WorkerType.model_validate(
         {
             "name": name, "role": role, "device": device, "num_gpus": gpus, "requests_per_s": rate,
-            "ttft_s": ttft, "tpot_s": tpot, **sizes,
+            "ttft_s": ttft, "tpot_s": tpot, "watts": watts, **sizes,
         }
     )  # fmt: skip

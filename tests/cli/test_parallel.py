@@ -107,7 +107,10 @@ def test_the_answer_says_what_was_chosen_from_what(gpuplan: Invoke, given: Path)
     frontier = text[text.index("Pareto frontier") : text.index("runner-up")]
     assert "p *" in frontier
     assert "mixed *" not in frontier
-    assert "the best without p: -3 requests/s (-50%), 3 requests/s on 4 GPUs: 2 x mixed" in text
+    assert (
+        "the best without p, with no other prefill worker: -3 requests/s (-50%), 3 requests/s on 4 GPUs: 2 x mixed"
+        in text
+    )
     assert "all 6 h100_sxm are used; 1 of 4 workers miss ttft_s 2" in text
     assert "best uniform replicas" in text
     assert "gpuplan estimate" not in text, "the workers were not predicted"
@@ -212,7 +215,7 @@ def test_a_model_that_fits_nowhere_says_what_it_needs(gpuplan: Invoke, folder: P
         (["--nodes", "2"], "--nodes and --gpus-per-node go with --device"),
         (["--backend", "other"], "is not one of"),
         (["--disaggregated", "maybe"], "is not one of"),
-        (["--objective", "joules"], "is not one of"),
+        (["--objective", "speed"], "is not one of"),
         (["--method", "cp-sat"], "parallel has no method 'cp-sat'"),
         (["--time-limit", "-1"], "time"),
     ],

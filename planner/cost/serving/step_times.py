@@ -31,9 +31,13 @@ def step_times(model: ServingModel, plans: ServingPlans, batch: FloatArray | Non
     ranks = np.array([worker.data_parallel_size for worker in model.workers])[w]
     running = model.predict(plans).running_sequences / ranks if batch is None else batch
     batch = np.maximum(running, 2.0)
-    faster = np.array([model.coefficients.values["speculation"] if one.speculative else 1.0 for one in model.workers])[
-        w
-    ]
+    # Seconds of a decode step, for each of the tokens that it gives a sequence.
+    faster = np.array(
+        [
+            (model.coefficients.values["speculation"] if one.speculative else 1.0) / one.tokens_per_step
+            for one in model.workers
+        ]
+    )[w]
     stages = np.array([worker.pipeline_parallel_size for worker in model.workers])[w]
     chunk = np.minimum(plans.input_tokens, model.max_num_batched_tokens)
     context = plans.input_tokens + 0.5 * plans.output_tokens
