@@ -76,6 +76,7 @@ HOMES: Mapping[str, Home] = {
     "experts": Home("formulations.expert_placement.kind", "experts"),
     "fleet": Home("formulations.gpu_fleet.kind", "fleet"),
     "parallel": Home("formulations.parallelism.kind", "parallel"),
+    "pods": Home("formulations.pod_packing.kind", "pods"),
 }
 
 

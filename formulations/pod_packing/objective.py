@@ -78,6 +78,4 @@ def price(problem: PodsProblem, plan: PodsPlan) -> Objective:
     if all_gpu:
         lost = Fragmentation(problem).of(np.arange(problem.num_nodes), free, device.astype(np.int64))
         measures["fragmentation"] = float(lost.sum()) / all_gpu
-    return Objective(
-        total=worth, parts={}, measures=measures
-    )
+    return Objective(total=worth, parts={}, measures=measures)
