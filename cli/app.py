@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cli.batch import batch, results
 from cli.calibrate import calibrate
 from cli.catalog import catalog, schema
 from cli.check import check
@@ -32,6 +33,8 @@ app.command(cls=SolveCommand)(plan)
 app.command(cls=ExpertsCommand)(experts)
 app.command(cls=FleetCommand)(fleet)
 app.command(cls=ParallelCommand)(parallel)
+app.command(cls=SolveCommand)(batch)
+app.command(cls=Command)(results)
 app.command(cls=Command)(check)
 app.command(cls=Command)(compare)
 app.command(cls=Command)(estimate)
