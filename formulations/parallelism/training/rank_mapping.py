@@ -86,7 +86,9 @@ class MappingProblem:
     def second_per_byte(self) -> FloatArray:
         """[N, N], 0 on the diagonal."""
         apart = ~np.eye(len(self.bandwidth_bytes_per_s), dtype=bool)
-        return np.where(apart, 1.0 / np.where(apart, self.bandwidth_bytes_per_s, 1.0), 0.0)
+        found: FloatArray = np.zeros(self.bandwidth_bytes_per_s.shape)
+        found[apart] = 1.0 / self.bandwidth_bytes_per_s[apart]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
