@@ -18,12 +18,16 @@ import numpy.typing as npt
 from benchmarks.common import Row, data_folder, main
 from formulations.backends import load_ortools_first
 from formulations.outcome import SolveOptions
-from formulations.parallelism.training import layer_strategies, rank_mapping, sequence_groups
+from formulations.parallelism.training import layer_strategies, rank_mapping
 from formulations.parallelism.training.schedule import cpsat, zero_bubble
 from formulations.parallelism.training.schedule import problem as pipeline
 from formulations.parallelism.training.schedule.baseline import joined, one_forward_one_backward
 from formulations.parallelism.training.schedule.bound import period_bound_s
 from formulations.parallelism.training.schedule.check import check as check_schedule
+from formulations.parallelism.training.sequences import groups as sequence_groups
+from formulations.parallelism.training.sequences.check import check as check_groups
+from formulations.parallelism.training.sequences.packing import one_degree
+from formulations.parallelism.training.sequences.problem import SequenceProblem, makespan
 
 #: Switches below this are tie-breakers between strategies of one layout in Galvatron's tables, seconds.
 TIE_BREAKER_S = 1e-6
@@ -109,13 +113,13 @@ def flexsp_sequences(short: bool) -> Iterator[Row]:
         spent_s, spent_cpu_s = time.perf_counter() - started_s, time.process_time() - started_cpu_s
         assert found.plan is not None
         assert found.bound is not None
-        assert not sequence_groups.check(asked, found.plan)
-        ours, theirs = sequence_groups.makespan(asked, found.plan), case["flexsp_true"]
+        assert not check_groups(asked, found.plan)
+        ours, theirs = makespan(asked, found.plan), case["flexsp_true"]
         worse, better = worse + (ours > theirs * (1 + 1e-9)), better + (ours < theirs * (1 - 1e-9))
         name = f"batch {number}: {case['nseq']} sequences, {case['N']} GPUs"
         yield Row(name, "slowest group / peer's", ours / theirs, 1.0, reference, "ratio", "lower")
         yield Row(name, "slowest group", ours, found.bound.value, "our bound", "ms", "lower")
-        plain = sequence_groups.one_degree(asked).packing
+        plain = one_degree(asked).packing
         if plain is not None:
             yield Row(name, "slowest group", ours, plain.makespan, "one degree, longest first", "ms", "lower")
         yield Row(name, "time", spent_s, case["flexsp_s"], reference, "s", "lower")
@@ -124,7 +128,7 @@ def flexsp_sequences(short: bool) -> Iterator[Row]:
     yield Row("7 batches of FlexSP", "better than the peer's", better, 0.0, reference, "count", "higher")
 
 
-def sequence_problem(model: dict[str, Any], case: dict[str, Any]) -> sequence_groups.SequenceProblem:
+def sequence_problem(model: dict[str, Any], case: dict[str, Any]) -> SequenceProblem:
     """A micro-batch by FlexSP's cost model: attention, dense part and all-to-all of each sequence, in milliseconds.
 
     Source: galvatron/flexsp_solver/solver.py, branch flexsp of AFDWang/Hetu-Galvatron.
@@ -136,7 +140,7 @@ def sequence_problem(model: dict[str, Any], case: dict[str, Any]) -> sequence_gr
     speed = np.array([np.inf, *(model["a2a_gbps"][str(d)] for d in degrees[1:])])
     sent_mb = 4 * 2 * model["layers"] * model["hidden"] * tokens[:, None] * 2 / 1024**2 / degrees
     states_mb = model["param_b"] * 16 / devices * 1024
-    return sequence_groups.SequenceProblem(
+    return SequenceProblem(
         tokens=tokens,
         degrees=degrees,
         sequence_s=compute + sent_mb / speed,

@@ -113,7 +113,7 @@ class MappingCost:
     @property
     def rank_s(self) -> FloatArray:
         """What the search minimises, [B]: the total, and a little of the means."""
-        return self.total_s + TIE * (self.pipelines_s.mean(axis=1) + self.rings_s.mean(axis=1))
+        return np.asarray(self.total_s + TIE * (self.pipelines_s.mean(axis=1) + self.rings_s.mean(axis=1)))
 
 
 def cost(problem: MappingProblem, places: IntArray) -> MappingCost:

@@ -34,7 +34,7 @@ F, B, W = Pass.FORWARD, Pass.BACKWARD, Pass.WEIGHT
 
 
 class _Stuck(Exception):
-    """A device has no room for the pass that comes next."""
+    """A device has no room for the pass that comes next, or would wait for one that has not been placed."""
 
 
 class _Builder:
@@ -84,8 +84,12 @@ class _Builder:
         number = self.count[kind][device]
         begin = self.free[device]
         if kind == F and device:
+            if self.count[F][device - 1] <= number:
+                raise _Stuck
             begin = max(begin, float(self.end[F, device - 1, number]) + self.send[device - 1])
         if kind == B and device + 1 < self.problem.num_devices:
+            if self.count[B][device + 1] <= number:
+                raise _Stuck
             begin = max(begin, float(self.end[B, device + 1, number]) + self.send[device])
         if self.count[F][device]:
             self.idle[device] += begin - self.free[device]
@@ -116,6 +120,7 @@ class _Builder:
             # A device needs one forward pass fewer than the one before it, unless all are done.
             if 0 < more[device] >= more[device - 1] and 1 + more[device] < micro:
                 more[device] = min(more[device], max(more[device - 1] - 1, 0))
+            more[device] = min(more[device], more[device - 1])
         for device in range(size):
             for _ in range(more[device]):
                 self._run(F, device)
