@@ -33,6 +33,7 @@ def _module(name: str) -> Callable[[Any, str], None]:
 #: Writers by format, and in it by the kind whose plans they hold.
 WRITERS: Mapping[str, Mapping[str, Writer]] = {
     "exflow-csv": {"experts": Writer("ExFlow solution CSV (Expert,Node)", _module("exflow"))},
+    "k8s": {"pods": Writer("Binding objects for pending pods, a JSON list for kubectl create", _module("bindings"))},
     "moves": {"experts": Writer("ordered expert moves from the current placement, CSV or JSON", _module("moves"))},
     "sglang": {
         "experts": Writer("SGLang --init-expert-location JSON and its launch flags", _module("sglang")),
