@@ -25,11 +25,17 @@ class DoesNotFit(OptionError):
 
 
 def predicted_workers(
-    instance: ParallelInstance, cluster: Cluster, spec: ModelSpec, coefficients: Coefficients | None = None
+    instance: ParallelInstance,
+    cluster: Cluster,
+    spec: ModelSpec,
+    coefficients: Coefficients | None = None,
+    *,
+    every_batch: bool = False,
 ) -> tuple[tuple[WorkerType, ...], tuple[str, ...], Predictions]:
     """Worker types with their predicted rates and latencies, what was assumed, and what else is known of them.
 
-    coefficients : by default those of the catalogue.
+    coefficients : by default those of the catalogue. every_batch : dominated ones are kept: requests of other sizes
+    may want them.
 
     Raises OptionError for an unknown precision, DoesNotFit where the model fits nowhere.
     """
@@ -47,8 +53,10 @@ def predicted_workers(
         nodes.device.name: given or nodes.nic_bandwidth_bytes_per_s or DEFAULT_KV_BANDWIDTH
         for nodes in cluster.resolved()
     }
-    priced = worker_types(ServingModel.joined(kept), instance.workload, instance.disaggregated, network)
-    made = [(index, one) for index, one in priced if unsupported(instance.backend, one) is None]
+    priced = worker_types(
+        ServingModel.joined(kept), instance.workload, instance.disaggregated, network, every_batch=every_batch
+    )
+    made = tuple(one for one in priced if unsupported(instance.backend, one) is None)
     if not made:
         raise DoesNotFit("no worker holds even one sequence of this length; shorten it or use larger GPUs")
     notes = [
@@ -57,17 +65,15 @@ def predicted_workers(
         f"prefill workers run at a load of {LOADS[0]:.0%} to {LOADS[-1]:.0%}, decode workers at"
         f" {DECODE_UTILISATION:.0%} of their rate",
     ]
-    if any(one.redundant_experts for _, one in made):
+    if any(one.redundant_experts for one in made):
         busiest = kept[0].workers[0].expert_imbalance
         notes.append(f"with redundant experts, the busiest GPU gets {busiest:g} times the mean of the tokens")
     guessed = {one.workers[0].device.name for one in kept if source(one.workers[0], one.coefficients) == "datasheet"}
     notes += [f"{name} was never measured: datasheet peaks with typical efficiencies" for name in sorted(guessed)]
     if instance.speculation is not None:
         notes.append(f"a draft is right with a chance of {instance.speculation.acceptance:g}, whichever it is")
-    models = {one.name: kept[index] for index, one in made}
-    predictions = Predictions(models, instance.workload.input_tokens, instance.workload.output_tokens)
-    types = predictions.annotated([one for _, one in made], {"decode": DECODE_UTILISATION})
-    return types, tuple(notes), predictions
+    predictions = Predictions.of(kept, instance.workload)
+    return predictions.annotated(made, DECODE_UTILISATION), tuple(notes), predictions
 
 
 def _compiled(

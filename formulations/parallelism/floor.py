@@ -31,6 +31,8 @@ def floors(
         if limit is None or not timed or not late[timed, side].all():
             continue
         fastest = min((workers[index] for index in timed), key=lambda one: float(getattr(one, name)))
+        if predictions.model_of(fastest) is None:
+            continue
         lead = f"the fastest, {fastest.name}, has a {name} of {format_seconds(getattr(fastest, name))}"
         told = _first_token if name == "ttft_s" else _next_token
         yield f"{lead}; {told(predictions, fastest)}"
@@ -39,7 +41,9 @@ def floors(
 def _next_token(predictions: Predictions, one: WorkerType) -> str:
     parts = {name: seconds for name, seconds in predictions.time_parts(one).items() if name in DECODE_PARTS}
     largest = max(parts, key=lambda name: parts[name])
-    worker = predictions.models[one.name].workers[0]
+    model = predictions.model_of(one)
+    assert model is not None
+    worker = model.workers[0]
     read = worker.model.weight_bytes * worker.model.active_params_without_embedding / worker.model.total_params
     # Every attention rank reads its own weights, and stages come one after another.
     seconds = read / (worker.tensor_parallel_size * worker.device.hbm_bandwidth_bytes_per_s) / worker.tokens_per_step
@@ -51,7 +55,8 @@ def _next_token(predictions: Predictions, one: WorkerType) -> str:
 
 
 def _first_token(predictions: Predictions, one: WorkerType) -> str:
-    model = predictions.models[one.name]
+    model = predictions.model_of(one)
+    assert model is not None
     worker, prompt = model.workers[0], float(predictions.input_tokens)
     step = np.array([float(one.max_num_batched_tokens or model.max_num_batched_tokens)])
     alone = float(model.prefill_s(np.zeros(1, dtype=np.intp), np.array([prompt]), np.ones(1), step)[0])

@@ -37,25 +37,30 @@ DECODE_UTILISATION = 0.92
 
 
 def worker_types(
-    model: ServingModel, load: ServingLoad, disaggregated: str, kv_bandwidth_bytes_per_s: Mapping[str, float]
-) -> list[tuple[int, WorkerType]]:
-    """What each compiled split can be, undominated, with its place among the model's workers.
+    model: ServingModel,
+    load: ServingLoad,
+    disaggregated: str,
+    kv_bandwidth_bytes_per_s: Mapping[str, float],
+    *,
+    every_batch: bool = False,
+) -> list[WorkerType]:
+    """What each compiled split can be; none where it holds not even one sequence of this length.
 
-    None where it holds not even one sequence of this length.
+    every_batch : mixed and decode workers at all batches, not only those that no other one beats.
     """
-    made: list[tuple[int, WorkerType]] = []
+    made: list[WorkerType] = []
     sharing = np.array([one.context_parallel_size > 1 for one in model.workers])
     drafting = np.array([one.draft_tokens > 0 for one in model.workers])
     whole = np.flatnonzero(~sharing)
-    made += _decoding_and_mixed(model, load, disaggregated, whole)
+    made += _decoding_and_mixed(model, load, disaggregated, whole, every_batch)
     if disaggregated != "never":
         made += _prefilling(model, load, np.flatnonzero(~drafting), kv_bandwidth_bytes_per_s)
     return made
 
 
 def _decoding_and_mixed(
-    model: ServingModel, load: ServingLoad, disaggregated: str, of: IntArray
-) -> list[tuple[int, WorkerType]]:
+    model: ServingModel, load: ServingLoad, disaggregated: str, of: IntArray, every_batch: bool
+) -> list[WorkerType]:
     workers = [model.workers[index] for index in of]
     ranks = np.array([one.data_parallel_size for one in workers])
     at_once = ranks[:, None] * BATCHES
@@ -66,31 +71,29 @@ def _decoding_and_mixed(
         return values.reshape(at_once.shape)
 
     runs = table(found.admitted_sequences) >= at_once
-    made: list[tuple[int, WorkerType]] = []
+    made: list[WorkerType] = []
     if disaggregated != "only":
         rate, ttft, tpot = (
             table(found.output_tokens_per_s) / load.output_tokens,
             table(found.ttft_s),
             table(found.tpot_s),
         )
-        for row, best in _undominated(runs, rate, ttft, tpot):
-            for b in best:
-                one = _type(workers[row], "both", at_once[row, b], rate[row, b], ttft[row, b], tpot[row, b])
-                made.append((int(of[row]), one))
+        for row, best in _undominated(runs, rate, ttft, tpot, every_batch):
+            made += [
+                _type(workers[row], "both", at_once[row, b], rate[row, b], ttft[row, b], tpot[row, b]) for b in best
+            ]
     if disaggregated != "never":
         tokens = np.array([one.tokens_per_step for one in workers])
         tpot = table(found.step_s) / tokens[:, None]
         rate = DECODE_UTILISATION * at_once / (tpot * load.output_tokens)
-        for row, best in _undominated(runs, rate, np.zeros_like(rate), tpot):
-            for b in best:
-                one = _type(workers[row], "decode", at_once[row, b], rate[row, b], None, tpot[row, b])
-                made.append((int(of[row]), one))
+        for row, best in _undominated(runs, rate, np.zeros_like(rate), tpot, every_batch):
+            made += [_type(workers[row], "decode", at_once[row, b], rate[row, b], None, tpot[row, b]) for b in best]
     return made
 
 
 def _prefilling(
     model: ServingModel, load: ServingLoad, of: IntArray, kv_bandwidth_bytes_per_s: Mapping[str, float]
-) -> list[tuple[int, WorkerType]]:
+) -> list[WorkerType]:
     """Whole prompts together in a step where they fit, else one prompt in several; never cut among sharing ranks."""
     workers, steps = [model.workers[index] for index in of], _step_tokens(load.input_tokens)
     shape = (len(workers), len(steps))
@@ -135,17 +138,18 @@ def _prefilling(
     for row, best in _undominated(kept, flat_rate, flat_ttft, np.zeros_like(flat_rate)):
         for place in best:
             which, at = divmod(place, len(LOADS))
-            one = _type(
-                workers[row],
-                "prefill",
-                prompts[row, which] * workers[row].data_parallel_size,
-                flat_rate[row, place],
-                flat_ttft[row, place],
-                None,
-                step_tokens=int(step[row, which]),
-                utilisation=float(LOADS[at]),
+            made.append(
+                _type(
+                    workers[row],
+                    "prefill",
+                    prompts[row, which] * workers[row].data_parallel_size,
+                    flat_rate[row, place],
+                    flat_ttft[row, place],
+                    None,
+                    step_tokens=int(step[row, which]),
+                    utilisation=float(LOADS[at]),
+                )
             )
-            made.append((int(of[row]), one))
     return made
 
 
@@ -171,13 +175,14 @@ def _capacity_bytes(model: ServingModel, index: int, worker: ServingWorker, step
 
 
 def _undominated(
-    runs: BoolArray, rate: FloatArray, ttft: FloatArray, tpot: FloatArray
+    runs: BoolArray, rate: FloatArray, ttft: FloatArray, tpot: FloatArray, every: bool = False
 ) -> Iterator[tuple[int, Sequence[int]]]:
-    """Of each row, the columns that run and that no other of it beats."""
+    """Of each row, the columns that run and that no other of it beats; or every one that runs."""
     for row in range(len(runs)):
         kept = np.flatnonzero(runs[row])
-        best = kept[undominated(rate[row, kept], ttft[row, kept], tpot[row, kept], np.zeros(kept.size))]
-        yield row, best.tolist()
+        if not every:
+            kept = kept[undominated(rate[row, kept], ttft[row, kept], tpot[row, kept], np.zeros(kept.size))]
+        yield row, kept.tolist()
 
 
 def _type(
