@@ -67,7 +67,10 @@ def report(
 
 
 def page_of(document: PlanDocument, problem: Any, plan: str, instance: str | None) -> Report:
-    """The page of a document; `problem` are its instance's arrays, or None. plan, instance : the files, to reproduce."""
+    """A document's page.
+
+    problem : the arrays of its instance, or None. plan, instance : the files, to make it again.
+    """
     from cli.render import STATUS, STOP
     from planner.reporting.page import Report
 

@@ -43,7 +43,7 @@ def _experts(plan: ExpertPlacement, problem: ExpertPlacementProblem) -> Iterator
     maps = {name: relative(rows), "this plan": relative(plan.array)}
     hottest = {which: float(values.max()) for which, values in maps.items()}
     caption = (
-        "Load of each GPU in each MoE layer over the layer's mean, under the workload in which that is most; dark is what a"
+        "Load of each GPU in each MoE layer over the layer's mean, in the workload where that is most; dark is what a"
         f" layer waits for. Hottest: {hottest[name]:.3f} under {name}, {hottest['this plan']:.3f} here."
     )
     yield Figure(charts.heat_maps(maps, "GPU", "MoE layer", "load over mean"), caption)
