@@ -11,7 +11,7 @@ import numpy as np
 from formulations.gpu_fleet.relaxation import relax
 from formulations.outcome import Budget
 from formulations.parallelism.layers.milp import build, link_list, path_price
-from formulations.parallelism.layers.pricing import Column, Pricing, Table, TooManyColumnsError
+from formulations.parallelism.layers.pricing import Column, OutOfTimeError, Pricing, Table, TooManyColumnsError
 from formulations.parallelism.layers.problem import FloatArray, LayersProblem
 
 #: Columns that one path gives in a round of pricing.
@@ -57,14 +57,17 @@ class Pool:
         return list(self.known.values())
 
 
-def generate(problem: LayersProblem, pricing: Pricing, pool: Pool, budget: Budget) -> bool:
+def generate(problem: LayersProblem, parts: Sequence[Pricing], pool: Pool, budget: Budget) -> bool:
     """Fill the pool until its relaxation is that over all pipelines; False when time is up before."""
-    links = link_list(problem)
     # No layer runs faster than its device: at the price of their speed no pipeline gains, so this is a bound already.
     speed = 1.0 / problem.layer_s
-    prices = Prices(speed / problem.num_layers, np.zeros(len(links)), 0.0)
+    prices = Prices(speed / problem.num_layers, np.zeros(len(link_list(problem))), 0.0)
+    pool.bound, pool.prices = float(prices.devices @ problem.count), prices
     while budget.stop() is None:
-        bound, new = _price(problem, pricing, pool, prices, links)
+        priced = _price(problem, parts, pool, prices, budget)
+        if priced is None:
+            return False
+        bound, new = priced
         if bound < pool.bound:
             pool.bound, pool.prices = bound, prices
         if not new:
@@ -81,16 +84,17 @@ def generate(problem: LayersProblem, pricing: Pricing, pool: Pool, budget: Budge
 
 
 def _price(
-    problem: LayersProblem, pricing: Pricing, pool: Pool, prices: Prices, links: Sequence[tuple[int, int]]
-) -> tuple[float, bool]:
-    """The bound at some prices, and whether a column was added."""
+    problem: LayersProblem, parts: Sequence[Pricing], pool: Pool, prices: Prices, budget: Budget
+) -> tuple[float, bool] | None:
+    """The bound at some prices, and whether a column was added; None when time is up before."""
+    links = link_list(problem)
     worth = value(problem, prices, links)
     # At first any pipeline will do.
     least = CONVERGED * worth if pool.known else -np.inf
     most = 0.0
     new = False
 
-    def visit(path: tuple[int, ...], tables: list[Table], cost: FloatArray) -> None:
+    def visit(pricing: Pricing, path: tuple[int, ...], tables: list[Table], cost: FloatArray) -> None:
         nonlocal most, new
         gain = income(pricing, path, prices, links) - cost
         most = max(most, float(gain.max(initial=0.0)))
@@ -100,7 +104,11 @@ def _price(
             with suppress(TooManyColumnsError):
                 new |= pool.add(next(pricing.columns(path, tables, slot, float(cost[slot]), READ_STEPS)))
 
-    pricing.each_path(prices.devices, visit)
+    try:
+        for part in parts:
+            part.each_path(prices.devices, visit, budget)
+    except OutOfTimeError:
+        return None
     # No plan has more pipelines than that, and each gains at most so much over its price.
     return worth + problem.most_pipelines * most, new
 
@@ -121,14 +129,16 @@ def income(pricing: Pricing, path: tuple[int, ...], prices: Prices, links: Seque
     return share / pricing.slots - prices.pipeline
 
 
-def near(problem: LayersProblem, pricing: Pricing, pool: Pool, within: float, most: int, budget: Budget) -> bool:
+def near(
+    problem: LayersProblem, parts: Sequence[Pricing], pool: Pool, within: float, most: int, budget: Budget
+) -> bool:
     """Add all pipelines whose reduced cost is within so many steps/s; False, and the pool as it was, when too many."""
     assert pool.prices is not None
     prices, links = pool.prices, link_list(problem)
     before = dict(pool.known)
     left = most
 
-    def visit(path: tuple[int, ...], tables: list[Table], cost: FloatArray) -> None:
+    def visit(pricing: Pricing, path: tuple[int, ...], tables: list[Table], cost: FloatArray) -> None:
         nonlocal left
         limit = income(pricing, path, prices, links) + within
         for slot in np.flatnonzero(limit >= cost).tolist():
@@ -139,8 +149,9 @@ def near(problem: LayersProblem, pricing: Pricing, pool: Pool, within: float, mo
                     raise TooManyColumnsError
 
     try:
-        pricing.each_path(prices.devices, visit)
-    except TooManyColumnsError:
+        for part in parts:
+            part.each_path(prices.devices, visit, budget)
+    except (TooManyColumnsError, OutOfTimeError):
         pool.known = before
         return False
     return True

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_cases import answer, answer_ring, best_rate, best_token_s, home, pool, problem_of, ring, two_sites
 
+from formulations.parallelism.layers import pricing
 from formulations.parallelism.layers.baseline import parallax_greedy
 from formulations.parallelism.layers.check import check
 from formulations.parallelism.windows.baseline import halda
@@ -58,6 +59,16 @@ def test_no_plan_is_better(seed: int) -> None:
     found = answer(instance)
     assert found.status == ("optimal" if best else "infeasible")
     assert (0.0 if found.objective is None else -found.objective.total) == pytest.approx(best, rel=2e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_slots_in_parts_change_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = answer(some_pool(seed))
+    monkeypatch.setattr(pricing, "MOST_CELLS", 1)
+    parts = answer(some_pool(seed))
+    assert parts.status == whole.status
+    if whole.objective is not None and parts.objective is not None:
+        assert parts.objective.total == pytest.approx(whole.objective.total, rel=2e-6)
 
 
 @pytest.mark.parametrize("seed", range(100, 108))
