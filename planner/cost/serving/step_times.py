@@ -21,10 +21,16 @@ FloatArray = npt.NDArray[np.float64]
 LEAST_BASE_SHARE = 0.05
 
 
-def step_times(model: ServingModel, plans: ServingPlans, batch: FloatArray | None = None) -> StepTimes:
+def step_times(
+    model: ServingModel,
+    plans: ServingPlans,
+    batch: FloatArray | None = None,
+    prompt_tokens: FloatArray | None = None,
+) -> StepTimes:
     """Step model of one attention rank of each plan's worker, around a batch and the plan's lengths; [plans].
 
     batch : sequences of a rank, [plans], at least 2 are taken; by default those that run.
+    prompt_tokens : of an iteration with prompts in it, [plans]; by default one chunk of one prompt.
     With p pipeline stages a rank's sequences take turns in p groups, and a step is the passage of one group.
     """
     w = plans.worker
@@ -40,6 +46,8 @@ def step_times(model: ServingModel, plans: ServingPlans, batch: FloatArray | Non
     )[w]
     stages = np.array([worker.pipeline_parallel_size for worker in model.workers])[w]
     chunk = np.minimum(plans.input_tokens, model.max_num_batched_tokens)
+    if prompt_tokens is not None:
+        chunk = np.clip(prompt_tokens, chunk, model.max_num_batched_tokens)
     context = plans.input_tokens + 0.5 * plans.output_tokens
     micro = np.maximum(batch / stages, 1.0)
     one, many = (model.table("decode", w, at) for at in (np.ones_like(micro), micro))
