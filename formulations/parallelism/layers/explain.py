@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from formulations.outcome import Budget
-from formulations.parallelism.layers.pricing import OutOfTimeError, Pricing, pricings
+from formulations.parallelism.layers.pricing import OutOfTimeError, Pricing, pricings, useful_slots
 from formulations.parallelism.layers.problem import PLAIN, FloatArray, LayersProblem, capacities
 from planner.units import format_bytes, format_seconds
 
@@ -27,7 +27,7 @@ def holds(problem: LayersProblem, budget: Budget) -> bool:
         nonlocal found
         found |= bool(np.isfinite(cost).any())
 
-    for part in pricings(problem):
+    for part in pricings(problem, useful_slots(problem), limited=True):
         part.each_path(np.zeros(problem.num_classes), visit, budget)
         if found:
             return True

@@ -64,19 +64,33 @@ class Table:
 MOST_CELLS = 4_000_000
 
 
-def pricings(problem: LayersProblem) -> tuple[Pricing, ...]:
-    """The programs of all slots in which the devices could hold the layers, in parts that memory holds."""
+#: Slots of one program that counts stages: longer slots have fewer, so unlike ones are kept apart.
+ALIKE = 16
+
+
+def useful_slots(problem: LayersProblem) -> FloatArray:
+    """The slots in which all devices together run all layers."""
     slots = problem.slots()
-    slots = slots[problem.layers_within(slots, PLAIN) @ problem.count >= problem.num_layers]
-    stages = min(int(problem.count.sum()), problem.num_layers) + 1 if problem.is_limited else 1
+    return slots[problem.layers_within(slots, PLAIN) @ problem.count >= problem.num_layers]
+
+
+def pricings(problem: LayersProblem, slots: FloatArray, limited: bool) -> tuple[Pricing, ...]:
+    """The programs of these slots, longest first, in parts that memory holds.
+
+    limited : stages are counted where latency or caches limit them; without, costs are at most the true ones.
+    """
+    limited &= problem.is_limited
+    stages = min(int(problem.count.sum()), problem.num_layers) + 1 if limited else 1
     size = max(1, MOST_CELLS // (4 * stages * (problem.num_layers + 1)))
-    return tuple(Pricing(problem, slots[start : start + size]) for start in range(0, slots.size, size))
+    size = min(size, ALIKE) if limited else size
+    starts = range(0, slots.size, size)
+    return tuple(Pricing(problem, slots[start : start + size], limited) for start in reversed(starts))
 
 
 class Pricing:
     """The programs of some slots; prices change from call to call."""
 
-    def __init__(self, problem: LayersProblem, slots: FloatArray) -> None:
+    def __init__(self, problem: LayersProblem, slots: FloatArray, limited: bool) -> None:
         self.problem = problem
         self.slots = slots
         self.paths = list(problem.paths())
@@ -87,7 +101,7 @@ class Pricing:
         # Stages are counted only where something limits them below the devices that there are.
         devices = min(int(problem.count.sum()), problem.num_layers)
         limits = np.stack(list(self.most_stages.values()))
-        self.counts_stages = bool((limits < devices).any())
+        self.counts_stages = limited and bool((limits < devices).any())
         self.num_stages = int(np.clip(limits.max(), 0, devices)) if self.counts_stages else 0
 
     def each_path(self, prices: FloatArray, visit: Visit, budget: Budget) -> None:

@@ -17,7 +17,7 @@ from formulations.parallelism.layers.check import check
 from formulations.parallelism.layers.explain import reasons, ways_out
 from formulations.parallelism.layers.milp import Master, build
 from formulations.parallelism.layers.pipelines import pipeline, plan_of, stages_of
-from formulations.parallelism.layers.pricing import Column, pricings
+from formulations.parallelism.layers.pricing import Column
 from formulations.parallelism.layers.problem import FloatArray, LayersProblem
 from formulations.parallelism.layers.relaxed import Pool, generate, near
 from planner.layers_plan import LayersPlan
@@ -46,9 +46,8 @@ class _Best:
 def search(problem: LayersProblem, options: SolveOptions, budget: Budget, method: str) -> SearchResult[LayersPlan]:
     """A plan with a bound; proven infeasible where no pipeline holds the model within the limits."""
     started_s = time.perf_counter()
-    parts = pricings(problem) if problem.most_pipelines > 0 else ()
     pool = Pool(problem)
-    converged = not parts or generate(problem, parts, pool, budget)
+    converged = problem.most_pipelines == 0 or generate(problem, pool, budget)
     build_s = time.perf_counter() - started_s
     best = _Best()
     if pool.known:
@@ -63,7 +62,7 @@ def search(problem: LayersProblem, options: SolveOptions, budget: Budget, method
     for _ in range(TRIES if converged else 0):
         if budget.stop() is not None or bound - best.rate <= TOLERANCE * bound:
             break
-        if not near(problem, parts, pool, within, MOST_STEPS, budget):
+        if not near(problem, pool, within, MOST_STEPS, budget):
             failed, within = within, within * NARROWER
             continue
         solved = _solve(problem, pool, options, budget, method, best)

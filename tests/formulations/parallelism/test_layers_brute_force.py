@@ -123,6 +123,17 @@ def test_many_devices_get_a_plan_and_a_bound() -> None:
     assert found.gap < 0.1
 
 
+def test_many_devices_within_a_latency_get_a_plan_and_a_bound() -> None:
+    """96 devices of 8 kinds: counting stages must not take the time that a plan needs."""
+    draw = random.Random(1)
+    kinds = [(f"d{place}", 12, draw.uniform(5, 40), draw.uniform(0.001, 0.02)) for place in range(8)]
+    found = answer(pool(kinds, 80, max_latency_s=0.15), time_limit_s=20.0)
+    assert found.plan is not None
+    assert max(one.latency_s for one in found.plan.pipelines) <= 0.15 * (1 + 1e-9)
+    assert found.gap is not None
+    assert found.gap < 0.2
+
+
 def test_a_link_that_is_cut_costs_and_one_more_device_never_does() -> None:
     """Monotone in links and devices: more of either is never worse."""
     devices = [("x", 2, 3, 0.1, "a"), ("y", 1, 3, 0.1, "b")]
