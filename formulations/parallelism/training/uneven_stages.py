@@ -35,7 +35,7 @@ Reference: Metis (ATC 2024), whose rules for groups and layers this contains.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -248,17 +248,23 @@ class _Program:
         return np.where(usable, self.through_s + after[:, None, :], np.inf)
 
     def least_pace_s(self) -> float:
-        """The smallest cap under which there is a pipeline."""
-        fitting = self.fits[0] & np.isfinite(self.pace_s)
-        paces = np.unique(self.pace_s[fitting])
-        low, high = 0, paces.size - 1
+        """The smallest cap of the slowest stage or link under which there is a pipeline."""
+        return self._least(self.pace_s, lambda cap_s: self.solve(cap_s, np.inf))
+
+    def least_sync_s(self) -> float:
+        """The same of the reduction."""
+        return self._least(self.problem.stage_sync_s, lambda cap_s: self.solve(np.inf, cap_s))
+
+    def _least(self, values_s: FloatArray, solve: Callable[[float], object]) -> float:
+        caps = np.unique(values_s[self.fits[0] & np.isfinite(self.pace_s)])
+        low, high = 0, caps.size - 1
         while low < high:
             middle = (low + high) // 2
-            if self.solve(float(paces[middle]), np.inf) is None:
+            if solve(float(caps[middle])) is None:
                 low = middle + 1
             else:
                 high = middle
-        return float(paces[low])
+        return float(caps[low])
 
 
 def choose(
@@ -278,30 +284,56 @@ def choose(
     if fastest is None:
         reason = "no run of options leads from the first layer to the last within memory"
         return _result(problem, None, Status.INFEASIBLE, Stop.PROOF, None, (reason,))
-    others = problem.micro_batches - 1
-    least_pace_s = program.least_pace_s()
-    floor_s = fastest[0] + others * least_pace_s
-    best: UnevenPlan | None = None
-    best_s = below_s
-    cap_s = np.inf
-    stop: Stop | None = None
-    while (found := program.solve(cap_s, np.inf)) is not None and stop is None:
-        # Lower bottlenecks only lengthen the way through.
-        if found[0] + others * least_pace_s >= best_s:
-            break
-        next_cap_s = cost(problem, found[1]).bottleneck_s * _BELOW
-        while found is not None and found[0] + others * least_pace_s < best_s:
-            priced = cost(problem, found[1])
-            if priced.total_s < best_s:
-                best, best_s = found[1], priced.total_s
-            stop = budget.stop()
-            if stop is not None or priced.sync_s == 0.0:
-                break
-            found = program.solve(cap_s, priced.sync_s * _BELOW)
-        cap_s = next_cap_s
+    search = _Search(program, budget, below_s, fastest[0])
+    search.descend(search.least_pace_s)
+    # A pipeline with a slower stage than this cannot better what was found, however short its way through is.
+    cap_s: float | None = search.worst_pace_s()
+    while cap_s is not None and search.stop is None:
+        cap_s = search.descend(min(cap_s, search.worst_pace_s()))
+    best, best_s, stop, floor_s = search.best, search.best_s, search.stop, fastest[0] + search.floor_s
     if stop is not None:
         return _result(problem, best, Status.UNKNOWN if best is None else Status.FEASIBLE, stop, floor_s)
     return _result(problem, best, Status.UNKNOWN if best is None else Status.OPTIMAL, Stop.PROOF, best_s)
+
+
+class _Search:
+    """Caps from high to low, and the best plan so far.
+
+    floor_s : what all micro-batches but one, and the reduction, take in any pipeline.
+    """
+
+    def __init__(self, program: _Program, budget: Budget, below_s: float, through_s: float) -> None:
+        self.program, self.budget = program, budget
+        self.others = program.problem.micro_batches - 1
+        self.least_pace_s, self.least_sync_s = program.least_pace_s(), program.least_sync_s()
+        self.floor_s = self.others * self.least_pace_s + self.least_sync_s
+        self.through_s = through_s
+        self.best: UnevenPlan | None = None
+        self.best_s = below_s
+        self.stop: Stop | None = None
+
+    def worst_pace_s(self) -> float:
+        """Bottlenecks above this are of no use."""
+        if not self.others:
+            return np.inf
+        return (self.best_s - self.through_s - self.least_sync_s) / self.others
+
+    def descend(self, pace_cap_s: float) -> float | None:
+        """All reductions under one cap of the bottleneck; the next cap below it, or None where none is of use."""
+        problem = self.program.problem
+        found = self.program.solve(pace_cap_s, np.inf)
+        if found is None or found[0] + self.floor_s >= self.best_s:
+            return None
+        next_cap_s = cost(problem, found[1]).bottleneck_s * _BELOW
+        while found is not None and found[0] + self.floor_s < self.best_s:
+            priced = cost(problem, found[1])
+            if priced.total_s < self.best_s:
+                self.best, self.best_s = found[1], priced.total_s
+            self.stop = self.budget.stop()
+            if self.stop is not None or priced.sync_s == 0.0:
+                break
+            found = self.program.solve(pace_cap_s, priced.sync_s * _BELOW)
+        return next_cap_s
 
 
 def choose_among(

@@ -166,6 +166,19 @@ def test_the_best_of_two_is_the_better_one(first: int, second: int) -> None:
     assert check(both[place], found.plan) == []
 
 
+def test_sixteen_nodes_of_two_kinds_are_proven_in_few_steps() -> None:
+    """Without the cap from what was found, thousands of pairs of bottleneck and reduction would be met."""
+    places = [(begin, begin + size) for begin in range(16) for size in (1, 2, 4) if (begin % 8) + size <= 8]
+    begin, end = np.array(places).T
+    slow = np.where(begin < 8, 1.0, 2.0) / (end - begin)
+    layer_s = slow[:, None] * np.array([0.2, *[1.0] * 30, 2.0])
+    asked = problem(begin, end, layer_s, 32, sync_s=0.05 * layer_s, send_s=np.full((begin.size, 33), 0.02))
+    found = choose(asked)
+    assert found.status is Status.OPTIMAL
+    assert found.plan is not None
+    assert check(asked, found.plan) == []
+
+
 def test_what_is_not_below_need_not_be_found() -> None:
     asked = problem([0, 1], [1, 2], [[1.0] * 6, [2.0] * 6], 10)
     found = choose(asked, below_s=44.0)
