@@ -61,6 +61,9 @@ def fleet(
     budget: Annotated[str | None, _flag("most USD in any hour", LIMITS, "$/h")] = None,
     max_watts: Annotated[str | None, _flag("most power in any hour, such as 20kW", LIMITS, "W")] = None,
     spare: Annotated[int | None, _flag("1: survive the loss of any one instance, by re-routing", LIMITS, "0|1")] = None,
+    spare_zones: Annotated[
+        int | None, _flag("1: survive the loss of any one zone, by re-routing", LIMITS, "0|1")
+    ] = None,
     max_spot_share: Annotated[
         float | None, _flag("most of each model's requests on spot, such as 0.5", LIMITS, "X")
     ] = None,
@@ -136,6 +139,7 @@ def fleet(
         **_quantities(headroom, budget, max_watts, ttft, tpot),
         ("slo", "percentile"): Flag("--percentile", percentile),
         ("spare_instances",): Flag("--spare", spare),
+        ("spare_zones",): Flag("--spare-zones", spare_zones),
         ("max_spot_share",): Flag("--max-spot-share", max_spot_share),
         ("current",): Flag("--current") if current is None else fleet_in_force(current),
         ("calibration",): Flag("--calibration", beside(instance, calibration)),

@@ -61,8 +61,7 @@ class _PeriodCheck:
         counts = self._instances()
         found = [*self._packing(self.period.replicas, counts, ""), *self._limits(counts)]
         found += self._serving(self.period.assignment, self.period.replicas, "")
-        if self.problem.spare_instances:
-            found += self._survival(counts)
+        found += self._survival(counts)
         return found
 
     def _unknown(self) -> Iterator[Violation]:
@@ -73,8 +72,12 @@ class _PeriodCheck:
         ]
         for survival in self.period.survival:
             rows += [*survival.replicas, *survival.assignment]
-            if survival.lost_offer not in self.offers:
+            if (survival.lost_offer is None) == (survival.lost_zone is None):
+                yield _broken("offer", "survival", "either the offer or the zone that is lost must be named")
+            elif survival.lost_offer is not None and survival.lost_offer not in self.offers:
                 yield _broken("offer", survival.lost_offer, f"there is no offer {survival.lost_offer!r}")
+            elif survival.lost_zone is not None and survival.lost_zone not in self.problem.zone_names:
+                yield _broken("offer", survival.lost_zone, f"there is no zone {survival.lost_zone!r}")
         for row in rows:
             if row.offer not in self.offers:
                 yield _broken("offer", row.offer, f"there is no offer {row.offer!r}")
@@ -170,13 +173,12 @@ class _PeriodCheck:
                 yield _broken(
                     "min_replicas", name, f"{running[name]} replicas of {name}, {least} are asked", running[name], least
                 )
-        if problem.max_spot_share < 1.0:
-            yield from self._spot()
+        yield from self._spot(self.period.assignment, "")
 
-    def _spot(self) -> Iterator[Violation]:
+    def _spot(self, rows: Sequence[Assignment], when: str) -> Iterator[Violation]:
         problem, rate = self.problem, self.problem.rate[self.index]
         on_spot = np.zeros(len(problem.model_names))
-        for row in self.period.assignment:
+        for row in rows:
             model = self.models[row.model]
             if problem.spot[problem.pool_of_offer[self.offers[row.offer]]]:
                 on_spot[model] += rate[self.buckets[model, row.input_tokens, row.output_tokens]] * row.fraction
@@ -184,26 +186,37 @@ class _PeriodCheck:
             total = rate[problem.bucket_model == model].sum()
             if on_spot[model] > problem.max_spot_share * total * (1 + ROUNDING) + ROUNDING:
                 share = on_spot[model] / total
-                message = f"{self.where}: {share:.1%} of {name} is on spot, {problem.max_spot_share:.1%} is the limit"
+                limit = f"{problem.max_spot_share:.1%} is the limit"
+                message = f"{self.where}{when}: {share:.1%} of {name} is on spot, {limit}"
                 yield _broken("max_spot_share", name, message, float(share), problem.max_spot_share)
 
     def _survival(self, counts: FloatArray) -> Iterator[Violation]:
-        told = {survival.lost_offer: survival for survival in self.period.survival}
-        for offer in np.flatnonzero(counts):
-            name = self.problem.offer_names[offer]
-            survival = told.get(name)
+        problem = self.problem
+        told = {(one.lost_offer, one.lost_zone): one for one in self.period.survival}
+        losses: list[tuple[str, str, str, FloatArray]] = []
+        if problem.spare_instances:
+            each = np.eye(problem.num_offers)
+            losses += [
+                ("spare_instances", problem.offer_names[offer], "one ", counts - each[offer])
+                for offer in np.flatnonzero(counts)
+            ]
+        for zone, name in enumerate(problem.zone_names):
+            left = np.where(problem.zone_of_offer == zone, 0.0, counts)
+            if (left < counts).any():
+                losses.append(("spare_zones", name, "zone ", left))
+        for rule, name, what, left in losses:
+            survival = told.get((name, None) if rule == "spare_instances" else (None, name))
             if survival is None:
-                yield _broken("spare_instances", name, f"{self.where}: nothing is said of the loss of one {name}")
+                yield _broken(rule, name, f"{self.where}: nothing is said of the loss of {what}{name}")
                 continue
-            left = counts.copy()
-            left[offer] -= 1
-            when = f", one {name} lost"
+            when = f", {what}{name} lost"
             yield from self._packing(survival.replicas, left, when)
             yield from self._serving(survival.assignment, survival.replicas, when)
+            yield from self._spot(survival.assignment, when)
             before, after = self._by_pool(self.period.replicas), self._by_pool(survival.replicas)
             for key in after - before:
-                message = f"{self.where}{when}: {self.problem.model_names[key[1]]} gains replicas of {key[2]} GPUs"
-                yield _broken("spare_instances", name, message)
+                message = f"{self.where}{when}: {problem.model_names[key[1]]} gains replicas of {key[2]} GPUs"
+                yield _broken(rule, name, message)
 
     def _by_pool(self, replicas: Sequence[Replicas]) -> Counter[Key]:
         """Replicas by pool, model and size: inside a pool one may stand in for another."""

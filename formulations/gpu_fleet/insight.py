@@ -76,6 +76,8 @@ def _binding(problem: FleetProblem, counts: FloatArray, plan: FleetPlan) -> Iter
         yield Limit("max_spot_share", problem.max_spot_share, raised, replace(problem, max_spot_share=raised))
     if problem.spare_instances:
         yield Limit("spare_instances", 1.0, 0.0, replace(problem, spare_instances=0))
+    if problem.zone_names:
+        yield Limit("spare_zones", 1.0, 0.0, replace(problem, zone_names=(), zone_of_pool=None))
     if problem.max_changes is not None and problem.current is not None:
         changed = float(np.abs(counts[0] - problem.current).sum())
         if changed >= problem.max_changes:
@@ -90,20 +92,21 @@ def _full(used: FloatArray, limit: float, each: FloatArray) -> bool:
 
 
 def _spot_share(problem: FleetProblem, plan: FleetPlan) -> float:
-    """Largest share of a model's requests that is on spot in any period."""
+    """Largest share of a model's requests that is on spot in any period, losses included."""
     offers = {name: k for k, name in enumerate(problem.offer_names)}
     keys = zip(problem.bucket_model, problem.input_tokens, problem.output_tokens, strict=True)
     buckets = {(problem.model_names[m], int(i), int(o)): d for d, (m, i, o) in enumerate(keys)}
     worst = 0.0
     for period in plan.periods:
         rate = problem.rate[problem.hours.index(period.hours)]
-        on_spot = np.zeros(len(problem.model_names))
-        for row in period.assignment:
-            if problem.spot[problem.pool_of_offer[offers[row.offer]]]:
-                bucket = buckets[row.model, row.input_tokens, row.output_tokens]
-                on_spot[problem.bucket_model[bucket]] += rate[bucket] * row.fraction
-        total = np.bincount(problem.bucket_model, weights=rate, minlength=len(on_spot))
-        worst = max(worst, float((on_spot / np.where(total > 0, total, 1.0)).max()))
+        total = np.bincount(problem.bucket_model, weights=rate, minlength=len(problem.model_names))
+        for rows in (period.assignment, *(survival.assignment for survival in period.survival)):
+            on_spot = np.zeros(total.size)
+            for row in rows:
+                if problem.spot[problem.pool_of_offer[offers[row.offer]]]:
+                    bucket = buckets[row.model, row.input_tokens, row.output_tokens]
+                    on_spot[problem.bucket_model[bucket]] += rate[bucket] * row.fraction
+            worst = max(worst, float((on_spot / np.where(total > 0, total, 1.0)).max()))
     return worst
 
 

@@ -21,6 +21,8 @@ Constraints
     changes   y[k] - current[k] = added - dropped, their sum limited and priced (one period)
     survival  (spare_instances = 1) for every offer k that is used (u[k] = 1, y[k] <= most u[k]): replicas z' <= z and
               shares x' that serve everything with one instance less of k; replicas may be packed anew
+    zones     (spare_zones = 1) for every zone: shares x' that serve everything with the replicas z of the others
+    Shares of a survival keep the limit on spot instances too.
 
 Left out without loss: configurations that smaller replicas on the same GPUs replace. Added by `covers`, for several
 models: rows that whole replicas keep. Many periods are solved apart, see `hours`.
@@ -53,7 +55,10 @@ SMALL_LOAD = 1e-3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PeriodColumns:
-    """Columns of one period: y [K], z [C], x of the pairs (bucket, config) [N]; a lost offer's z' and x' by offer."""
+    """Columns of one period: y [K], z [C], x of the pairs (bucket, config) [N]; a lost offer's z' and x' by offer.
+
+    zone_x : by lost zone, x' of the pairs whose configuration is in another one, and which pairs those are.
+    """
 
     y: Columns
     z: Columns
@@ -62,6 +67,7 @@ class PeriodColumns:
     config: Columns
     lost_z: dict[int, Columns]
     lost_x: dict[int, Columns]
+    zone_x: dict[int, tuple[Columns, Columns]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,8 +181,20 @@ class FleetBuilder:
                 self._serve(period, bucket, routed)
                 self._capacity(load, bucket, config, routed, kept)
                 self._packing(kept, y, (offer, int(used[offer])))
+                self._spot(period, bucket, config, routed)
                 lost_z[offer], lost_x[offer] = kept, routed
-        return PeriodColumns(y, z, x, bucket, config, lost_z, lost_x)
+        zone_x = {zone: self._without(zone, period, z, bucket, config) for zone in range(len(problem.zone_names))}
+        return PeriodColumns(y, z, x, bucket, config, lost_z, lost_x, zone_x)
+
+    def _without(self, zone: int, period: int, z: Columns, bucket: Columns, config: Columns) -> tuple[Columns, Columns]:
+        """Everything is served without a zone, by the replicas that run elsewhere."""
+        assert self.problem.zone_of_pool is not None
+        pairs = np.flatnonzero(self.problem.zone_of_pool[self.problem.config_pool[config]] != zone)
+        routed = self.builder.variables((pairs.size,))
+        self._serve(period, bucket[pairs], routed)
+        self._capacity(self.load(period), bucket[pairs], config[pairs], routed, z)
+        self._spot(period, bucket[pairs], config[pairs], routed)
+        return routed, pairs
 
     def _replica_bound(self) -> FloatArray:
         """Replicas that fit on all instances of the pool."""
@@ -241,14 +259,19 @@ class FleetBuilder:
             if least:
                 own = z[problem.config_model == model]
                 self.builder.sparse_rows([float(least)], np.inf, (0, own, 1.0))
-        if problem.max_spot_share < 1.0:
-            on_spot = problem.spot[problem.config_pool[config]]
-            for model in range(len(problem.model_names)):
-                own = on_spot & (problem.bucket_model[bucket] == model)
-                rate = problem.rate[period]
-                most = problem.max_spot_share * rate[problem.bucket_model == model].sum()
-                if own.any():
-                    self._limit("spot share", x[own], rate[bucket[own]], float(most))
+        self._spot(period, bucket, config, x)
+
+    def _spot(self, period: int, bucket: Columns, config: Columns, x: Columns) -> None:
+        """The share of each model's requests on spot instances; the limit and its slack are shares."""
+        problem, rate = self.problem, self.problem.rate[period]
+        if problem.max_spot_share == 1.0:
+            return
+        on_spot = problem.spot[problem.config_pool[config]]
+        for model in range(len(problem.model_names)):
+            own = on_spot & (problem.bucket_model[bucket] == model)
+            if own.any():
+                share = rate[bucket[own]] / rate[problem.bucket_model == model].sum()
+                self._limit("spot share", x[own], share, problem.max_spot_share)
 
     def _limit(self, family: str, columns: Columns, value: FloatArray, most: float) -> None:
         """sum value x columns <= most, with a slack in units of the limit where this family is relaxed."""

@@ -31,6 +31,7 @@ class FleetProblem:
 
     Shapes: offers [K], pools [P], models [M], buckets [D], configurations [C], periods [T]; quota_offers [Q, K].
     availability : share of the time that a pool's instances are there, [P].
+    zone_of_pool : index into zone_names, [P]; None where no loss of a zone is asked to be survived.
     """
 
     kind: ClassVar[str] = "fleet"
@@ -61,6 +62,8 @@ class FleetProblem:
     throughput: FloatArray
     headroom: float = 0.0
     spare_instances: int = 0
+    zone_names: tuple[str, ...] = ()
+    zone_of_pool: IntArray | None = None
     budget_usd_per_hour: float = np.inf
     max_watts: float = np.inf
     max_spot_share: float = 1.0
@@ -107,6 +110,12 @@ class FleetProblem:
         """A bucket in the user's words."""
         model = self.model_names[self.bucket_model[bucket]]
         return f"{model} {self.input_tokens[bucket]}/{self.output_tokens[bucket]} tokens"
+
+    @property
+    def zone_of_offer(self) -> IntArray:
+        """Index into zone_names, [K]; -1 where zones do not matter."""
+        none = np.full(self.num_offers, -1, dtype=np.int64)
+        return none if self.zone_of_pool is None else self.zone_of_pool[self.pool_of_offer]
 
     @property
     def decoupled(self) -> bool:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,11 @@ class _Bucket:
     model: int
     input_tokens: int
     output_tokens: int
+
+
+def _zone(offer: Offer) -> str:
+    """What fails together with an offer's instances."""
+    return str(offer.zone or offer.region)
 
 
 class _Reading(Reading):
@@ -101,6 +107,7 @@ class _Reading(Reading):
             throughput=throughput,
             headroom=instance.headroom,
             spare_instances=instance.spare_instances,
+            **self._zones(first),
             budget_usd_per_hour=np.inf if instance.budget_usd_per_hour is None else instance.budget_usd_per_hour,
             max_watts=np.inf if instance.max_watts is None else instance.max_watts,
             max_spot_share=1.0 if instance.max_spot_share is None else instance.max_spot_share,
@@ -139,7 +146,16 @@ class _Reading(Reading):
         """Profiled offers are pools of their own: what was measured on one need not hold on another."""
         if self.instance.profiles or device is None:
             return (index,)
-        return device.name, offer.region, offer.market == "spot", offer.availability
+        zone = _zone(offer) if self.instance.spare_zones else None
+        return device.name, offer.region, zone, offer.market == "spot", offer.availability
+
+    def _zones(self, first: list[int]) -> dict[str, Any]:
+        """The zone of each pool, where one is to be survived; first : an offer of each pool."""
+        if not self.instance.spare_zones:
+            return {}
+        zones = [_zone(self.instance.offers[index]) for index in first]
+        names = tuple(dict.fromkeys(zones))
+        return {"zone_names": names, "zone_of_pool": np.array([names.index(zone) for zone in zones])}
 
     def _profiled(
         self, buckets: list[_Bucket], pools: list[PoolKey], keys: list[PoolKey]

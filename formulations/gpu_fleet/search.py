@@ -20,7 +20,7 @@ from planner.fleet_plan import FleetPlan
 
 def search(problem: FleetProblem, options: SolveOptions, budget: Budget, method: str) -> SearchResult[FleetPlan]:
     """The cheapest fleet, with the solver's bound; infeasible with reasons and the smallest ways out."""
-    if problem.num_periods > MANY_PERIODS and not problem.spare_instances:
+    if problem.num_periods > MANY_PERIODS and not (problem.spare_instances or problem.zone_names):
         return _by_hour(problem, options, budget, method)
     every = tuple(range(problem.num_periods))
     groups = [(period,) for period in every] if problem.decoupled else [every]

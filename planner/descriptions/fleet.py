@@ -38,6 +38,7 @@ class Offer(Description):
     )
     min_count: Count = 0
     region: Name | None = None
+    zone: Annotated[Name | None, Field(description="what fails together; default: the region")] = None
     market: Literal["on_demand", "spot", "reserved"] = "on_demand"
     availability: Annotated[Share, Field(description="share of the time that a spot instance is there")] = 1.0
     watts: Annotated[Watts | None, Field(le=1e9, description="of one instance; default: the GPUs' board power")] = None
@@ -127,6 +128,9 @@ class FleetInstance(Description):
     spare_instances: Annotated[
         Literal[0, 1], Field(description="1: the loss of any one instance is survived, by re-routing")
     ] = 0
+    spare_zones: Annotated[
+        Literal[0, 1], Field(description="1: the loss of any one zone is survived, by re-routing")
+    ] = 0
     budget_usd_per_hour: UsdPerHour | None = None
     max_watts: Watts | None = None
     max_spot_share: Annotated[Share | None, Field(description="of each model's requests, on spot instances")] = None
@@ -156,6 +160,7 @@ class FleetInstance(Description):
             seen.add(key)
         if not any(max(demand.hourly or (demand.rate_per_s or 0.0,)) > 0 for demand in self.demand):
             yield ("demand",), "all rates are zero: there is nothing to serve"
+        yield from self._zone_problems()
         yield from self._model_problems()
         yield from self._profile_problems(dict(zip(offers, self.offers, strict=True)), set(models))
         for index, quota in enumerate(self.quotas):
@@ -167,6 +172,16 @@ class FleetInstance(Description):
                 yield ("current",), f"no offer is named {name!r}"
         if self.current is None and (self.max_changes is not None or self.change_cost_usd_per_hour):
             yield ("current",), "max_changes and change_cost_usd_per_hour need a current fleet"
+
+    def _zone_problems(self) -> Iterator[Problem]:
+        if not self.spare_zones:
+            return
+        zones = [offer.zone or offer.region for offer in self.offers]
+        for index, zone in enumerate(zones):
+            if zone is None:
+                yield ("offers", index, "zone"), "is needed where the loss of a zone is to be survived (or a region)"
+        if len(set(zones)) == 1 and zones[0] is not None:
+            yield ("spare_zones",), f"all offers are in {zones[0]!r}: nothing is left when it is lost"
 
     def _model_problems(self) -> Iterator[Problem]:
         regions = {offer.region for offer in self.offers}
