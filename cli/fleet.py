@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 WHAT, LIMITS, CHANGE = "Offers and demand", "Limits", "A fleet in force"
 STUDIES = "Studies"
 #: Keys that a file of each flag may give.
-OFFERS_KEYS, DEMAND_KEYS = ("offers",), ("demand", "headroom", "slo")
+OFFERS_KEYS, DEMAND_KEYS = ("offers",), ("demand", "headroom", "pool_slack", "slo")
 
 
 def _flag(help: str, panel: str, metavar: str | None = None, *names: str) -> typer.models.OptionInfo:

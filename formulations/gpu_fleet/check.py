@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from formulations.gpu_fleet.pools import capacity
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
 from planner.cost.verdict import Violation
 from planner.fleet_plan import Allocation, Assignment, FleetPlan, Period, Replicas
@@ -117,7 +118,7 @@ class _PeriodCheck:
 
     def _serving(self, rows: Sequence[Assignment], replicas: Sequence[Replicas], when: str) -> Iterator[Violation]:
         problem = self.problem
-        rate = problem.rate[self.index]
+        rate, needed = problem.rate[self.index], problem.needed(self.index)
         served = np.zeros(len(rate))
         load: dict[Key, float] = defaultdict(float)
         for row in rows:
@@ -132,7 +133,7 @@ class _PeriodCheck:
                 yield _broken("slo", row.offer, message)
                 continue
             served[bucket] += row.fraction
-            load[key] += (1 + problem.headroom) * rate[bucket] * row.fraction / problem.throughput[bucket, config]
+            load[key] += needed[bucket] * row.fraction / problem.throughput[bucket, config]
         for asked in np.flatnonzero(rate > 0).tolist():
             if abs(served[asked] - 1) > ROUNDING:
                 name = problem.bucket_name(asked)
@@ -141,6 +142,8 @@ class _PeriodCheck:
         have: Counter[Key] = Counter()
         for replica in replicas:
             have[self.offers[replica.offer], self.models[replica.model], replica.gpus] += replica.count
+        if problem.slack is not None:
+            yield from self._pools(load, have, when)
         for key, need in load.items():
             room = have[key] * problem.availability[problem.pool_of_offer[key[0]]]
             if need > room * (1 + ROUNDING) + ROUNDING:
@@ -148,6 +151,27 @@ class _PeriodCheck:
                 model = problem.model_names[key[1]]
                 message = f"{self.where}{when}: {model} needs {need:.4f} replicas on {name}, {room:g} run"
                 yield _broken("capacity", name, message, need, room)
+
+    def _pools(self, load: dict[Key, float], have: Counter[Key], when: str) -> Iterator[Violation]:
+        """Offers of one kind hold one pool of replicas; its room is less than their number."""
+        problem = self.problem
+        assert problem.slack is not None
+        pool_load: Counter[int] = Counter()
+        pool_have: Counter[int] = Counter()
+        for key in load | have:
+            pool_load[self.configs[key]] += load.get(key, 0.0)  # type: ignore[assignment]
+            pool_have[self.configs[key]] += have[key]
+        for config, need in pool_load.items():
+            pool = problem.config_pool[config]
+            room = problem.availability[pool] * capacity(float(problem.slack[config]), pool_have[config])
+            if need > room * (1 + ROUNDING) + ROUNDING:
+                model = problem.model_names[problem.config_model[config]]
+                name = problem.offer_names[int(np.flatnonzero(problem.pool_of_offer == pool)[0])]
+                message = (
+                    f"{self.where}{when}: {model} brings a load of {need:.4f} replicas to {name}, {pool_have[config]}"
+                    f" may carry {room:.4f}"
+                )
+                yield _broken("pool_slack", name, message, need, room)
 
     def _limits(self, counts: FloatArray) -> Iterator[Violation]:
         problem = self.problem

@@ -82,6 +82,10 @@ def _switches(problem: FleetProblem) -> Iterator[tuple[FleetProblem, str]]:
         yield replace(problem, zone_names=(), zone_of_pool=None), "set spare_zones to 0"
     if problem.headroom:
         yield replace(problem, headroom=0.0), "set headroom to 0"
+    if problem.burst is not None:
+        yield replace(problem, burst=None), "leave out `burst` of the demand"
+    if problem.slack is not None:
+        yield replace(problem, slack=None), "leave out pool_slack"
     if problem.min_replicas.any():
         yield replace(problem, min_replicas=np.zeros_like(problem.min_replicas)), "leave out min_replicas"
     if problem.least.any():
@@ -116,6 +120,10 @@ def _limits(problem: FleetProblem) -> Iterator[str]:
         yield f"spare_zones 1: the loss of any one of {', '.join(problem.zone_names)} must be survived"
     if problem.headroom:
         yield f"headroom {problem.headroom:.0%}"
+    if problem.burst is not None:
+        yield f"burst: up to {np.nanmax(problem.burst):g} times the rate"
+    if problem.slack is not None:
+        yield "pool_slack: small pools of replicas are not filled"
     kept = [f"{name} {n}" for name, n in zip(problem.model_names, problem.min_replicas, strict=True) if n]
     if kept:
         yield f"min_replicas: {', '.join(kept)}"

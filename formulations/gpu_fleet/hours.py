@@ -81,7 +81,9 @@ class HoursSearch:
         self.built = [FleetBuilder(problem, (period,)).build() for period in range(problem.num_periods)]
         self.groups = levels(problem)
         self.group_share = np.array([problem.share[group].sum() for group in self.groups])
-        self.mean = FleetBuilder(_means(problem, self.groups), tuple(range(len(self.groups)))).build()
+        # As many instances as at the peak: an hour of a group may have more than its mean asks for.
+        most = FleetBuilder(problem, tuple(range(problem.num_periods))).most
+        self.mean = FleetBuilder(_means(problem, self.groups), tuple(range(len(self.groups))), most=most).build()
         self.columns = self.mean.columns[0].y[self.reserved]
         self.tried: dict[tuple[float, ...], float] = {}
         self.best: Best | None = None
@@ -265,9 +267,11 @@ def levels(problem: FleetProblem) -> list[IntArray]:
 
 def rising(problem: FleetProblem, periods: IntArray) -> IntArray | None:
     """Periods in an order in which no bucket's demand falls, so that a later one's fleet serves an earlier one."""
-    order = periods[np.argsort(problem.rate[periods].sum(axis=1), kind="stable")]
+    needed = np.stack([problem.needed(period) for period in periods.tolist()])
+    rising = np.argsort(needed.sum(axis=1), kind="stable")
+    order = periods[rising]
     rate = problem.rate[order]
-    if (np.diff(rate, axis=0) < 0).any():
+    if (np.diff(needed[rising], axis=0) < 0).any():
         return None
     if problem.max_spot_share < 1.0:
         # The share on spot instances stays only where all sizes grow alike.
@@ -282,7 +286,10 @@ def _means(problem: FleetProblem, groups: list[IntArray]) -> FleetProblem:
     """Groups as periods, with their mean demands."""
     share = np.array([problem.share[group].sum() for group in groups])
     rate = np.stack([problem.share[group] @ problem.rate[group] for group in groups]) / share[:, None]
-    return replace(problem, rate=rate, share=share, hours=tuple((place,) for place in range(len(groups))))
+    needed = np.stack([problem.needed(period) for period in range(problem.num_periods)])
+    mean = np.stack([problem.share[group] @ needed[group] for group in groups]) / share[:, None]
+    burst = np.where(rate > 0, mean / np.where(rate > 0, rate, 1.0), np.nan)
+    return replace(problem, rate=rate, burst=burst, share=share, hours=tuple((place,) for place in range(len(groups))))
 
 
 def _curve(order: IntArray, share: FloatArray, solved: dict[int, Hour]) -> Week:

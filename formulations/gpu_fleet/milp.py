@@ -1,6 +1,7 @@
 """The cheapest fleet as a mixed-integer linear program.
 
-Sets and data: see `problem`. L[d, c] is the load of a bucket on a configuration: (1 + headroom) rate / throughput.
+Sets and data: see `problem`. L[d, c] is the load of a bucket on a configuration: (1 + headroom) rate / throughput, or
+burst in place of 1 + headroom.
 
 Variables, in each period t (left out below)
     y[k]     instances of an offer, integer; one for all periods where it is reserved
@@ -13,6 +14,8 @@ Objective
 Constraints
     serve     sum_c x[d, c] = 1                                                    every bucket with a demand
     capacity  sum_d L[d, c] x[d, c] <= availability[pool] z[c]                     every configuration
+              with pool_slack: z[c] is the room of `pools`; its parts s, b[c, s] binary, sum_s b[c, s] <= 1:
+              z[c] = sum_s n[c, s],  n[c, s] <= most b[c, s],  room[c] = sum_s slope[s] n[c, s] + start[s] b[c, s]
     running   x[d, c] <= z[c]    where L[d, c] is so small that a solver would take z = 0 for enough
     packing   sum_{c: gpus >= s} gpus[c] z[c] <= sum_k s floor(gpus[k] / s) y[k]   every pool and replica size s
               exact without a variable for any node, because the sizes of a pool divide one another
@@ -24,8 +27,8 @@ Constraints
     zones     (spare_zones = 1) for every zone: shares x' that serve everything with the replicas z of the others
     Shares of a survival keep the limit on spot instances too.
 
-Left out without loss: configurations that smaller replicas on the same GPUs replace. Added by `covers`, for several
-models: rows that whole replicas keep. Many periods are solved apart, see `hours`.
+Left out without loss: configurations that smaller replicas on the same GPUs replace (not with pool_slack). Added by
+`covers`, for several models: rows that whole replicas keep. Many periods are solved apart, see `hours`.
 
 Continuous shares make this small: counts are the only integers. Slicing the demand (Mélange) approximates them from
 above; see `melange`. Ignored: start-up time of instances, requests that are not yet known, interference of sizes on one
@@ -43,6 +46,7 @@ import numpy.typing as npt
 
 from formulations.backends.linear import IntArray as Columns
 from formulations.backends.linear import LinearBuilder, LinearModel
+from formulations.gpu_fleet.pools import replicas_for, tangents
 from formulations.gpu_fleet.problem import BoolArray, FleetProblem, FloatArray
 
 #: Row within a family, column, value.
@@ -87,6 +91,9 @@ def needless_configs(problem: FleetProblem) -> BoolArray:
     against it: instances stay as they are, replicas only become more.
     """
     found = np.zeros(problem.num_configs, dtype=np.bool_)
+    if problem.slack is not None:
+        # The slack depends on the mix of requests, so more throughput of each size may still be less room.
+        return found
     asked = problem.throughput[(problem.rate > 0).any(axis=0)]
     for config in range(problem.num_configs):
         same = (problem.config_pool == problem.config_pool[config]) & (
@@ -101,13 +108,19 @@ def needless_configs(problem: FleetProblem) -> BoolArray:
 class FleetBuilder:
     """Builds the rows of some periods; `relaxed` names a family whose limits get a priced slack (see `explain`)."""
 
-    def __init__(self, problem: FleetProblem, periods: tuple[int, ...], relaxed: str | None = None) -> None:
+    def __init__(
+        self,
+        problem: FleetProblem,
+        periods: tuple[int, ...],
+        relaxed: str | None = None,
+        most: FloatArray | None = None,
+    ) -> None:
         self.problem, self.periods, self.relaxed = problem, periods, relaxed
         self.builder = LinearBuilder()
         self.slack: Columns = np.zeros(0, dtype=np.int64)
         self.share = problem.share[list(periods)] / problem.share[list(periods)].sum()
         self.needless = needless_configs(problem)
-        self.most = self._most_useful()
+        self.most = self._most_useful() if most is None else most
         self.packing_rows: list[tuple[tuple[int, int, int], ...]] = []
 
     def build(self) -> FleetModel:
@@ -147,7 +160,10 @@ class FleetBuilder:
         for period in self.periods:
             load = problem.load(period)
             needed = np.maximum(needed, np.where(np.isfinite(load), load, 0.0).sum(axis=0))
-        replicas = np.maximum(np.ceil(needed / problem.availability[problem.config_pool] - 1e-9), needed > 0)
+        needed = needed / problem.availability[problem.config_pool]
+        if problem.slack is not None:
+            needed = np.array([replicas_for(*pair) for pair in zip(problem.slack, needed, strict=True)], dtype=float)
+        replicas = np.maximum(np.ceil(needed - 1e-9), needed > 0)
         by_pool = np.bincount(
             problem.config_pool, weights=replicas * problem.config_gpus, minlength=len(problem.availability)
         )
@@ -164,7 +180,8 @@ class FleetBuilder:
         bucket, config = np.nonzero(np.isfinite(load) & (problem.rate[period] > 0)[:, None])
         x = builder.variables((bucket.size,))
         self._serve(period, bucket, x)
-        self._capacity(load, bucket, config, x, z)
+        room = self._room(z)
+        self._capacity(load, bucket, config, x, z, room)
         self.packing_rows.append(self._packing(z, y, None))
         self._limits(period, y, z, bucket, config, x)
         lost_z: dict[int, Columns] = {}
@@ -179,20 +196,22 @@ class FleetBuilder:
                 every = np.arange(kept.size)
                 builder.sparse_rows(np.full(kept.size, -np.inf), 0.0, (every, kept, 1.0), (every, z, -1.0))
                 self._serve(period, bucket, routed)
-                self._capacity(load, bucket, config, routed, kept)
+                self._capacity(load, bucket, config, routed, kept, self._room(kept))
                 self._packing(kept, y, (offer, int(used[offer])))
                 self._spot(period, bucket, config, routed)
                 lost_z[offer], lost_x[offer] = kept, routed
-        zone_x = {zone: self._without(zone, period, z, bucket, config) for zone in range(len(problem.zone_names))}
+        zone_x = {zone: self._without(zone, period, z, room, bucket, config) for zone in range(len(problem.zone_names))}
         return PeriodColumns(y, z, x, bucket, config, lost_z, lost_x, zone_x)
 
-    def _without(self, zone: int, period: int, z: Columns, bucket: Columns, config: Columns) -> tuple[Columns, Columns]:
+    def _without(
+        self, zone: int, period: int, z: Columns, room: list[Entries], bucket: Columns, config: Columns
+    ) -> tuple[Columns, Columns]:
         """Everything is served without a zone, by the replicas that run elsewhere."""
         assert self.problem.zone_of_pool is not None
         pairs = np.flatnonzero(self.problem.zone_of_pool[self.problem.config_pool[config]] != zone)
         routed = self.builder.variables((pairs.size,))
         self._serve(period, bucket[pairs], routed)
-        self._capacity(self.load(period), bucket[pairs], config[pairs], routed, z)
+        self._capacity(self.load(period), bucket[pairs], config[pairs], routed, z, room)
         self._spot(period, bucket[pairs], config[pairs], routed)
         return routed, pairs
 
@@ -215,12 +234,28 @@ class FleetBuilder:
             entries.append((np.arange(asked.size), left, 1.0))
         self.builder.sparse_rows(np.ones(asked.size), 1.0, *entries)
 
-    def _capacity(self, load: FloatArray, bucket: Columns, config: Columns, x: Columns, z: Columns) -> None:
-        there = self.problem.availability[self.problem.config_pool]
-        every = np.arange(self.problem.num_configs)
-        self.builder.sparse_rows(
-            np.full(every.size, -np.inf), 0.0, (config, x, load[bucket, config]), (every, z, -there)
-        )
+    def _room(self, z: Columns) -> list[Entries]:
+        """What replicas may carry: entries by configuration, negative."""
+        problem, builder = self.problem, self.builder
+        there = problem.availability[problem.config_pool]
+        if problem.slack is None:
+            return [(np.arange(z.size), z, -there)]
+        entries: list[Entries] = []
+        for config, (slack, most) in enumerate(zip(problem.slack, self._replica_bound(), strict=True)):
+            slope, start = tangents(slack, most)
+            within = builder.variables((slope.size,), upper=most)
+            chosen = builder.variables((slope.size,), integer=True)
+            builder.sparse_rows([0.0], 0.0, (0, within, 1.0), (0, z[config], -1.0))
+            builder.rows(-np.inf, 0.0, (within[:, None], 1.0), (chosen[:, None], -most))
+            builder.sparse_rows([-np.inf], 1.0, (0, chosen, 1.0))
+            entries += [(config, within, -there[config] * slope), (config, chosen, -there[config] * start)]
+        return entries
+
+    def _capacity(
+        self, load: FloatArray, bucket: Columns, config: Columns, x: Columns, z: Columns, room: list[Entries]
+    ) -> None:
+        none = np.full(self.problem.num_configs, -np.inf)
+        self.builder.sparse_rows(none, 0.0, (config, x, load[bucket, config]), *room)
         small = np.flatnonzero(load[bucket, config] < SMALL_LOAD)
         if small.size:
             self.builder.rows(-np.inf, 0.0, (x[small][:, None], 1.0), (z[config[small]][:, None], -1.0))

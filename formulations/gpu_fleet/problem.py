@@ -4,6 +4,7 @@ Sets    t in periods (hours of equal demand, merged), k in offers, p in pools (o
         size and price), m in models, d in buckets (a model's requests of one size), c in configurations (a model's
         replicas of some GPUs in a pool)
 Data    rate[t, d]        requests a second
+        burst[t, d]       rate to be ready for, as a multiple; NaN: 1 + headroom
         share[t]          of the hours, summing to 1
         throughput[d, c]  requests a second of a bucket that one replica serves within the SLO; 0: it cannot
         gpus[k], price[k], watts[k]     of one instance; watts is NaN where unknown
@@ -31,6 +32,7 @@ class FleetProblem:
 
     Shapes: offers [K], pools [P], models [M], buckets [D], configurations [C], periods [T]; quota_offers [Q, K].
     availability : share of the time that a pool's instances are there, [P].
+    burst : [T, D], or None where headroom counts everywhere. slack : beta of `pools`, [C]; None: pools keep none.
     zone_of_pool : index into zone_names, [P]; None where no loss of a zone is asked to be survived.
     """
 
@@ -61,6 +63,8 @@ class FleetProblem:
     config_gpus: IntArray
     throughput: FloatArray
     headroom: float = 0.0
+    burst: FloatArray | None = None
+    slack: FloatArray | None = None
     spare_instances: int = 0
     zone_names: tuple[str, ...] = ()
     zone_of_pool: IntArray | None = None
@@ -96,9 +100,14 @@ class FleetProblem:
         """Configurations."""
         return len(self.config_pool)
 
+    def needed(self, period: int) -> FloatArray:
+        """Requests a second of each bucket to be ready for, [D]."""
+        times = np.full(self.rate.shape[1], np.nan) if self.burst is None else self.burst[period]
+        return np.asarray(np.where(np.isnan(times), 1.0 + self.headroom, times) * self.rate[period])
+
     def load(self, period: int) -> FloatArray:
         """Replicas that a bucket's whole demand takes of a configuration, headroom included, [D, C]; inf: it cannot."""
-        need = (1.0 + self.headroom) * self.rate[period][:, None]
+        need = self.needed(period)[:, None]
         possible = self.throughput > 0
         return np.where(possible, need / np.where(possible, self.throughput, 1.0), np.inf)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from formulations.gpu_fleet.pools import slack_of
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
 from formulations.gpu_fleet.throughput import Config, computed
 from formulations.reading import Reading
@@ -77,7 +78,12 @@ class _Reading(Reading):
         # A configuration that serves nothing is no replica, not even one of min_replicas.
         useful = np.flatnonzero((throughput > 0).any(axis=0))
         configs, throughput = [configs[index] for index in useful], throughput[:, useful]
-        rate, share, hours = self._periods()
+        rate, burst, share, hours = self._periods()
+        slack = None
+        if instance.pool_slack is not None:
+            rule = instance.pool_slack
+            slack = slack_of(throughput, share @ rate, rule.window_s, rule.quantile)
+            self.assumptions.append("requests to a pool are independent of those to others, but for headroom or burst")
         first = [pools.index(key) for key in keys]
         quotas = instance.quotas
         return FleetProblem(
@@ -106,6 +112,8 @@ class _Reading(Reading):
             config_gpus=np.array([config.gpus for config in configs], dtype=np.int64),
             throughput=throughput,
             headroom=instance.headroom,
+            burst=burst,
+            slack=slack,
             spare_instances=instance.spare_instances,
             **self._zones(first),
             budget_usd_per_hour=np.inf if instance.budget_usd_per_hour is None else instance.budget_usd_per_hour,
@@ -257,8 +265,11 @@ class _Reading(Reading):
         self.assumptions += notes
         return configs, throughput
 
-    def _periods(self) -> tuple[FloatArray, FloatArray, tuple[tuple[int, ...], ...]]:
-        """Rates of each distinct hour, its share of all, and which hours it stands for: merging loses nothing."""
+    def _periods(self) -> tuple[FloatArray, FloatArray | None, FloatArray, tuple[tuple[int, ...], ...]]:
+        """Rates and bursts of each distinct hour, its share of all, and which hours it stands for.
+
+        Merging loses nothing.
+        """
         demand = self.instance.demand
         hours = max((len(one.hourly) for one in demand if one.hourly is not None), default=1)
         rates = np.array(
@@ -268,10 +279,13 @@ class _Reading(Reading):
             ],
             dtype=np.float64,
         ).T
-        distinct, place = np.unique(rates, axis=0, return_inverse=True)
+        # A burst is 1 at least: 0 stands for none, as NaN is unlike itself.
+        bursts = np.array([np.broadcast_to(0.0 if one.burst is None else one.burst, (hours,)) for one in demand]).T
+        distinct, place = np.unique(np.hstack([rates, bursts]), axis=0, return_inverse=True)
+        distinct, bursts = np.hsplit(distinct, 2)
         members = [tuple(np.flatnonzero(place.ravel() == period).tolist()) for period in range(len(distinct))]
         share = np.array([len(one) / hours for one in members])
-        return distinct, share, tuple(members)
+        return distinct, np.where(bursts > 0, bursts, np.nan) if bursts.any() else None, share, tuple(members)
 
     def _current(self, num_periods: int) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
         current = self.instance.current

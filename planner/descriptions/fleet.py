@@ -67,6 +67,9 @@ class ServedModel(Description):
     regions: Annotated[tuple[Name, ...] | None, Field(description="where it may run; default: anywhere")] = None
 
 
+Burst = Annotated[FiniteFloat, Field(ge=1, le=1001)]
+
+
 class Demand(Description):
     """Requests of one size for one model: a constant rate, or one for each hour."""
 
@@ -75,9 +78,16 @@ class Demand(Description):
     output_tokens: Tokens
     rate_per_s: Rate | None = None
     hourly: Annotated[tuple[Rate, ...] | None, Field(min_length=1, max_length=8784)] = None
+    burst: Annotated[
+        Burst | tuple[Burst, ...] | None,
+        Field(description="rate to be ready for, as a multiple, of all hours or of each; stands instead of headroom"),
+    ] = None
 
     def problems(self) -> Iterator[Problem]:
-        """Exactly one rate."""
+        """Exactly one rate, and a burst for each hour or one for all."""
+        if isinstance(self.burst, tuple) and len(self.burst) != len(self.hourly or ()):
+            message = f"{len(self.burst)} are given for {len(self.hourly or ())} hourly rates"
+            yield ("burst",), message
         if (self.rate_per_s is None) == (self.hourly is None):
             yield (), "give exactly one of rate_per_s and hourly"
 
@@ -107,6 +117,13 @@ class Quota(Description):
     max_gpus: Count
 
 
+class PoolSlack(Description):
+    """Slack of each pool of replicas against arrivals that are independent of one another; small pools need more."""
+
+    window_s: Annotated[FiniteFloat, Field(ge=0.01, le=86400, description="about as long as a request is served")]
+    quantile: Annotated[FiniteFloat, Field(ge=0.5, lt=1, description="share of the windows to hold")] = 0.95
+
+
 class FleetInstance(Description):
     """Rent the cheapest instances that serve the demand within the SLO."""
 
@@ -125,6 +142,7 @@ class FleetInstance(Description):
         Name | None, Field(description="efficiency.yaml of `gpuplan calibrate`, for throughput from the cost model")
     ] = None
     headroom: Annotated[NonNegative, Field(le=1000, description="capacity kept free, as a share of the demand")] = 0.0
+    pool_slack: PoolSlack | None = None
     spare_instances: Annotated[
         Literal[0, 1], Field(description="1: the loss of any one instance is survived, by re-routing")
     ] = 0

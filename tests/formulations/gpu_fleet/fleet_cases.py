@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linprog
+from scipy.optimize import brentq, linprog
 
 from formulations.base import solve
 from formulations.gpu_fleet.formulation import GPU_FLEET
@@ -111,6 +111,8 @@ def brute_force(instance: FleetProblem) -> float:
 def _period_cost(instance: FleetProblem, period: int) -> float:
     load = instance.load(period)
     need = np.where(np.isfinite(load), load, 0.0).sum(axis=0) / instance.availability[instance.config_pool]
+    if instance.slack is not None:
+        need = need + 1.1 * instance.slack * np.sqrt(need) + (need > 0)
     most = int(np.ceil(need).sum() + instance.min_replicas.sum() + instance.spare_instances + instance.least.max())
     if instance.current is not None:
         most = max(most, int(instance.current.max()))
@@ -144,6 +146,8 @@ def _serves(instance: FleetProblem, period: int, fleet: np.ndarray) -> bool:
     """Whether some replicas on the fleet serve everything, and after any one loss some of them still do."""
     load = instance.load(period)
     need = np.where(np.isfinite(load), load, 0.0).sum(axis=0) / instance.availability[instance.config_pool]
+    if instance.slack is not None:
+        need = need + 1.1 * instance.slack * np.sqrt(need) + (need > 0)
     useful = np.ceil(need).astype(int) + instance.min_replicas[instance.config_model]
     losses = [fleet - one for one in np.eye(len(fleet), dtype=int)[np.flatnonzero(fleet)]]
     left = losses if instance.spare_instances else []
@@ -190,6 +194,16 @@ def _replicas(instance: FleetProblem, fleet: np.ndarray, most: np.ndarray) -> It
             yield replicas
 
 
+def room(beta: float, replicas: int) -> float:
+    """The largest tangent of the load a with a + beta sqrt(a) = n, at n = 1, 2, 4, ...; by bisection."""
+    best, at = 0.0, 1
+    while at < 2 * replicas:
+        load = brentq(lambda a, n=at: a + beta * np.sqrt(a) - n, 0.0, at)
+        best = max(best, load + (replicas - at) / (1 + beta / (2 * np.sqrt(load))))
+        at *= 2
+    return best
+
+
 def _fits(instance: FleetProblem, fleet: np.ndarray, replicas: np.ndarray, pool: int) -> bool:
     bins = [int(instance.gpus[k]) for k in np.flatnonzero(instance.pool_of_offer == pool) for _ in range(int(fleet[k]))]
     own = instance.config_pool == pool
@@ -207,7 +221,10 @@ def _routes(instance: FleetProblem, period: int, replicas: np.ndarray) -> bool:
     if not (equal.sum(axis=1) > 0).all() if len(pairs) else len(asked):
         return False
     rows = [[load[d, c] * (c == config) for d, c in pairs] for config in range(instance.num_configs)]
-    limits = (instance.availability[instance.config_pool] * replicas).tolist()
+    held = replicas
+    if instance.slack is not None:
+        held = np.array([room(beta, int(n)) for beta, n in zip(instance.slack, replicas, strict=True)])
+    limits = (instance.availability[instance.config_pool] * held).tolist()
     if instance.max_spot_share < 1:
         for model in range(len(instance.model_names)):
             own = instance.bucket_model == model
