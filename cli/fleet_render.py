@@ -39,6 +39,8 @@ def fleet_answer(document: PlanDocument, problem: FleetProblem) -> Iterable[Part
         yield "instances", _counts_text(Counter({row.offer: 0 for row in plan.allocation}), busiest)
     else:
         yield from _hours(problem, plan)
+    if "start_usd_per_hour" in terms:
+        yield "starts", f"{number(terms['start_usd_per_hour'])} USD/hour besides, for instances that are started"
     if plan.changes is not None:
         changed = ", ".join(f"{count:+d} {printable(offer)}" for offer, count in plan.changes.items())
         yield "changes", changed or "none"

@@ -263,6 +263,17 @@ def _across(problem: FleetProblem, plan: FleetPlan) -> Iterator[Violation]:
     for offer in np.flatnonzero(problem.reserved & (counts.max(axis=0) != counts.min(axis=0))):
         name = problem.offer_names[offer]
         yield _broken("reserved", name, f"{name} is reserved, but its count changes from hour to hour")
+    order = np.argsort([problem.hours.index(period.hours) for period in plan.periods])
+    for before, after in problem.steps:
+        moved = counts[order[after]] - counts[order[before]]
+        for rule, most, number in (
+            ("max_starts", problem.max_starts, np.maximum(moved, 0).sum()),
+            ("max_stops", problem.max_stops, np.maximum(-moved, 0).sum()),
+        ):
+            if most is not None and number > most:
+                what = {"max_starts": "started", "max_stops": "stopped"}[rule]
+                message = f"{number:g} instances are {what} before hour {after}, {most} are allowed"
+                yield _broken(rule, "fleet", message, float(number), float(most))
     if problem.current is not None and problem.max_changes is not None:
         changed = float(np.abs(counts[0] - problem.current).sum())
         if changed > problem.max_changes:

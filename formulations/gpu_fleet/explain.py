@@ -71,6 +71,10 @@ def _families(problem: FleetProblem) -> Iterator[str]:
         yield "spot share"
     if problem.max_changes is not None:
         yield "changes"
+    if problem.max_starts is not None:
+        yield "starts"
+    if problem.max_stops is not None:
+        yield "stops"
     yield "demand"
 
 
@@ -112,8 +116,11 @@ def _limits(problem: FleetProblem) -> Iterator[str]:
     )
     if problem.max_spot_share < 1.0:
         yield f"max_spot_share {problem.max_spot_share:g}"
-    if problem.max_changes is not None:
-        yield f"max_changes {problem.max_changes}"
+    for label, most in (
+        ("max_changes", problem.max_changes), ("max_starts", problem.max_starts), ("max_stops", problem.max_stops)
+    ):  # fmt: skip
+        if most is not None:
+            yield f"{label} {most}"
     if problem.spare_instances:
         yield "spare_instances 1: the loss of any one instance must be survived"
     if problem.zone_names:
@@ -179,7 +186,8 @@ def _say(problem: FleetProblem, groups: Groups, family: str, slacks: list[FloatA
         return f"raise budget_usd_per_hour from {now:g} to {_rounded_up(now + most):.10g}"
     if family == "watts":
         return f"raise max_watts from {problem.max_watts:g} to {_rounded_up(problem.max_watts + most):.10g}"
-    return f"raise max_changes from {problem.max_changes} to {(problem.max_changes or 0) + math.ceil(most - LEAST)}"
+    now = {"changes": problem.max_changes, "starts": problem.max_starts, "stops": problem.max_stops}[family] or 0
+    return f"raise max_{family} from {now} to {now + math.ceil(most - LEAST)}"
 
 
 def _raised(what: str, names: Sequence[str], limits: FloatArray, more: FloatArray, unit: str) -> str | None:

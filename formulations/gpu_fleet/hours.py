@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from formulations.backends.result import SolverResult
-from formulations.gpu_fleet.milp import FleetBuilder
+from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
 from formulations.gpu_fleet.packing import Counts
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
 from formulations.gpu_fleet.relaxation import Relaxation, relax
@@ -173,7 +173,7 @@ class HoursSearch:
 
     def _lagrangian(self, relaxed: Relaxation, box: Box) -> float:
         """The bound of the module docstring; infinite where an hour has no fleet within the box."""
-        prices = self._prices(relaxed)
+        prices = reserved_prices(self.problem, self.mean, relaxed)
         rest = self.price - prices.sum(axis=0)
         total = float(np.minimum(rest * box[0], rest * box[1]).sum())
         for group, share, price in zip(self.groups, self.group_share, prices, strict=True):
@@ -182,23 +182,6 @@ class HoursSearch:
                 return np.inf
             total += week.bound
         return total
-
-    def _prices(self, relaxed: Relaxation) -> FloatArray:
-        """What one reserved instance is worth to each group, [groups, R]: duals of the group's rows that it is in."""
-        model = self.mean.model
-        group_of_column = np.full(model.num_variables, -1)
-        for group, columns in enumerate(self.mean.columns):
-            for own in (columns.y[~self.problem.reserved], columns.z, columns.x):
-                group_of_column[own] = group
-        group_of_row = np.full(model.row_lower.size, -1)
-        known = group_of_column[model.column] >= 0
-        group_of_row[model.row[known]] = group_of_column[model.column[known]]
-        prices = np.zeros((len(self.groups), self.reserved.size))
-        for place, column in enumerate(self.columns):
-            entry = (model.column == column) & (group_of_row[model.row] >= 0)
-            row = model.row[entry]
-            np.add.at(prices[:, place], group_of_row[row], model.value[entry] * relaxed.duals[row])
-        return np.maximum(prices, 0.0)
 
     def _week(self, periods: IntArray, price: FloatArray, box: Box, scale: float) -> Week | None:
         """Hours at a price of reserved instances within a box, as many as the gap asks for; None: one has no fleet."""
@@ -254,6 +237,25 @@ class HoursSearch:
             return None
         found = np.inf if result.objective is None else result.objective - scale
         return Hour(found, 0.0 if result.bound is None else max(0.0, result.bound - scale), values)
+
+
+def reserved_prices(problem: FleetProblem, built: FleetModel, relaxed: Relaxation) -> FloatArray:
+    """What a reserved instance is worth to each period of the model, [periods, R]: duals of the rows that it is in."""
+    model = built.model
+    period_of_column = np.full(model.num_variables, -1)
+    for period, columns in enumerate(built.columns):
+        for own in (columns.y[~problem.reserved], columns.z, columns.x):
+            period_of_column[own] = period
+    period_of_row = np.full(model.row_lower.size, -1)
+    known = period_of_column[model.column] >= 0
+    period_of_row[model.row[known]] = period_of_column[model.column[known]]
+    shared = built.columns[0].y[problem.reserved]
+    prices = np.zeros((len(built.columns), shared.size))
+    for place, column in enumerate(shared):
+        entry = (model.column == column) & (period_of_row[model.row] >= 0)
+        row = model.row[entry]
+        np.add.at(prices[:, place], period_of_row[row], model.value[entry] * relaxed.duals[row])
+    return np.maximum(prices, 0.0)
 
 
 def levels(problem: FleetProblem) -> list[IntArray]:

@@ -78,6 +78,12 @@ def _binding(problem: FleetProblem, counts: FloatArray, plan: FleetPlan) -> Iter
         yield Limit("spare_instances", 1.0, 0.0, replace(problem, spare_instances=0))
     if problem.zone_names:
         yield Limit("spare_zones", 1.0, 0.0, replace(problem, zone_names=(), zone_of_pool=None))
+    order = np.argsort([problem.hours.index(period.hours) for period in plan.periods])
+    moved = [counts[order[after]] - counts[order[before]] for before, after in problem.steps]
+    for key, allowed, sign in (("max_starts", problem.max_starts, 1), ("max_stops", problem.max_stops, -1)):
+        if allowed is not None and max((np.maximum(sign * one, 0).sum() for one in moved), default=0.0) >= allowed:
+            changed_problem = replace(problem, **{key: allowed + 1})  # type: ignore[arg-type]
+            yield Limit(key, allowed, allowed + 1, changed_problem)
     if problem.max_changes is not None and problem.current is not None:
         changed = float(np.abs(counts[0] - problem.current).sum())
         if changed >= problem.max_changes:

@@ -10,6 +10,7 @@ Variables, in each period t (left out below)
 
 Objective
     minimise  sum_t share[t] sum_k price[k] y[k]  +  change cost x (instances added or dropped)
+              + sum_t share[t] sum_k start cost[k] s[k, t]
 
 Constraints
     serve     sum_c x[d, c] = 1                                                    every bucket with a demand
@@ -21,6 +22,8 @@ Constraints
               exact without a variable for any node, because the sizes of a pool divide one another
     limits    least <= y <= most, quotas on GPUs, budget, watts, least replicas of a model,
               share of a model's requests on spot instances
+    steps     s >= y[k, t + 1] - y[k, t], e the other way: instances started and stopped from one hour to the next,
+              priced and limited in sum; then all hours are periods, in order
     changes   y[k] - current[k] = added - dropped, their sum limited and priced (one period)
     survival  (spare_instances = 1) for every offer k that is used (u[k] = 1, y[k] <= most u[k]): replicas z' <= z and
               shares x' that serve everything with one instance less of k; replicas may be packed anew
@@ -28,7 +31,7 @@ Constraints
     Shares of a survival keep the limit on spot instances too.
 
 Left out without loss: configurations that smaller replicas on the same GPUs replace (not with pool_slack). Added by
-`covers`, for several models: rows that whole replicas keep. Many periods are solved apart, see `hours`.
+`covers`, for several models: rows that whole replicas keep. Many periods are solved apart, see `hours` and `switching`.
 
 Continuous shares make this small: counts are the only integers. Slicing the demand (Mélange) approximates them from
 above; see `melange`. Ignored: start-up time of instances, requests that are not yet known, interference of sizes on one
@@ -121,6 +124,8 @@ class FleetBuilder:
         self.share = problem.share[list(periods)] / problem.share[list(periods)].sum()
         self.needless = needless_configs(problem)
         self.most = self._most_useful() if most is None else most
+        #: By family (starts, stops) and step: the rows of each offer that is not reserved, and that of their limit.
+        self.step_rows: dict[tuple[str, int], tuple[Columns, int | None]] = {}
         self.packing_rows: list[tuple[tuple[int, int, int], ...]] = []
 
     def build(self) -> FleetModel:
@@ -133,6 +138,7 @@ class FleetBuilder:
             own = self._instances(np.where(reserved, 0.0, price) * self.share[place])
             columns.append(self._period(period, np.where(reserved, fixed, own)))
         self._changes(columns)
+        self._switching(columns)
         return FleetModel(self.builder.build(), self.periods, tuple(columns), tuple(self.packing_rows))
 
     def at_least(self, columns: Columns, value: FloatArray, least: float) -> None:
@@ -319,6 +325,32 @@ class FleetBuilder:
         made = self.builder.variables((count,), upper=upper, cost=np.asarray(cost, dtype=np.float64))
         self.slack = np.concatenate([self.slack, made])
         return made
+
+    def _switching(self, columns: list[PeriodColumns]) -> None:
+        """Instances that are started and stopped from one hour to the next: no more are bought than needed."""
+        problem = self.problem
+        moving = np.flatnonzero(~problem.reserved)
+        place = {period: index for index, period in enumerate(self.periods)}
+        price = np.zeros(problem.num_offers) if problem.start_cost is None else problem.start_cost
+        price = price[moving] / problem.num_periods * (self.relaxed is None)
+        for step, (before, after) in enumerate(problem.steps):
+            if before not in place or after not in place:
+                continue
+            old, new = (columns[place[period]].y[moving] for period in (before, after))
+            for most, family, left, right in (
+                (problem.max_starts, "starts", old, new), (problem.max_stops, "stops", new, old)
+            ):  # fmt: skip
+                cost = price if family == "starts" else np.zeros(moving.size)
+                if most is None and not cost.any():
+                    continue
+                moved = self.builder.variables((moving.size,), upper=self.most[moving], cost=cost)
+                rows = np.arange(self.builder.num_rows, self.builder.num_rows + moving.size)
+                self.builder.rows(0.0, np.inf, (moved[:, None], 1.0), (right[:, None], -1.0), (left[:, None], 1.0))
+                limit = None
+                if most is not None:
+                    limit = self.builder.num_rows
+                    self._limit(family, moved, np.ones(moved.size), float(most))
+                self.step_rows[family, step] = rows, limit
 
     def _changes(self, columns: list[PeriodColumns]) -> None:
         """One period only: with several, what is kept of the current fleet has no single answer."""

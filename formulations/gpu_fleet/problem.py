@@ -14,6 +14,7 @@ Data    rate[t, d]        requests a second
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -33,6 +34,8 @@ class FleetProblem:
     Shapes: offers [K], pools [P], models [M], buckets [D], configurations [C], periods [T]; quota_offers [Q, K].
     availability : share of the time that a pool's instances are there, [P].
     burst : [T, D], or None where headroom counts everywhere. slack : beta of `pools`, [C]; None: pools keep none.
+    start_cost : USD of each instance of an offer that is started from one hour to the next, [K]; with it, or with a
+        limit on starts or stops, every period is one hour, and they are in order (in a circle where `cyclic`).
     zone_of_pool : index into zone_names, [P]; None where no loss of a zone is asked to be survived.
     """
 
@@ -74,6 +77,10 @@ class FleetProblem:
     quota_names: tuple[str, ...] = ()
     quota_offers: BoolArray
     quota_gpus: FloatArray
+    start_cost: FloatArray | None = None
+    max_starts: int | None = None
+    max_stops: int | None = None
+    cyclic: bool = False
     current: IntArray | None = None
     max_changes: int | None = None
     change_cost: float = 0.0
@@ -129,4 +136,17 @@ class FleetProblem:
     @property
     def decoupled(self) -> bool:
         """Nothing ties the periods to one another: each can be solved alone."""
-        return not self.reserved.any() and self.current is None
+        return not self.reserved.any() and self.current is None and not self.switching
+
+    @property
+    def switching(self) -> bool:
+        """Periods are hours in order: what is started and stopped between them has a price or a limit."""
+        priced = self.start_cost is not None and bool(self.start_cost.any())
+        return priced or self.max_starts is not None or self.max_stops is not None
+
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """Pairs of an hour and the next one, where switching counts."""
+        hours = range(self.num_periods)
+        pairs = [*pairwise(hours), *([(hours[-1], 0)] if self.cyclic and len(hours) > 1 else [])]
+        return pairs if self.switching else []

@@ -124,6 +124,10 @@ class _Reading(Reading):
                 [[offer.name in quota.offers for offer in instance.offers] for quota in quotas], dtype=np.bool_
             ).reshape(len(quotas), len(instance.offers)),
             quota_gpus=np.array([quota.max_gpus for quota in quotas], dtype=np.float64),
+            start_cost=np.array([offer.start_cost_usd for offer in instance.offers]),
+            max_starts=instance.max_starts,
+            max_stops=instance.max_stops,
+            cyclic=instance.cyclic,
             current=self._current(len(hours)),
             max_changes=instance.max_changes,
             change_cost=instance.change_cost_usd_per_hour,
@@ -268,7 +272,7 @@ class _Reading(Reading):
     def _periods(self) -> tuple[FloatArray, FloatArray | None, FloatArray, tuple[tuple[int, ...], ...]]:
         """Rates and bursts of each distinct hour, its share of all, and which hours it stands for.
 
-        Merging loses nothing.
+        Merging loses nothing, but where switching counts: then all hours stay, in order.
         """
         demand = self.instance.demand
         hours = max((len(one.hourly) for one in demand if one.hourly is not None), default=1)
@@ -281,11 +285,19 @@ class _Reading(Reading):
         ).T
         # A burst is 1 at least: 0 stands for none, as NaN is unlike itself.
         bursts = np.array([np.broadcast_to(0.0 if one.burst is None else one.burst, (hours,)) for one in demand]).T
+        if self._switching():
+            told = np.where(bursts > 0, bursts, np.nan) if bursts.any() else None
+            return rates, told, np.full(hours, 1 / hours), tuple((hour,) for hour in range(hours))
         distinct, place = np.unique(np.hstack([rates, bursts]), axis=0, return_inverse=True)
         distinct, bursts = np.hsplit(distinct, 2)
         members = [tuple(np.flatnonzero(place.ravel() == period).tolist()) for period in range(len(distinct))]
         share = np.array([len(one) / hours for one in members])
         return distinct, np.where(bursts > 0, bursts, np.nan) if bursts.any() else None, share, tuple(members)
+
+    def _switching(self) -> bool:
+        instance = self.instance
+        limited = instance.max_starts is not None or instance.max_stops is not None
+        return limited or any(offer.start_cost_usd for offer in instance.offers)
 
     def _current(self, num_periods: int) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
         current = self.instance.current

@@ -41,6 +41,9 @@ class Offer(Description):
     zone: Annotated[Name | None, Field(description="what fails together; default: the region")] = None
     market: Literal["on_demand", "spot", "reserved"] = "on_demand"
     availability: Annotated[Share, Field(description="share of the time that a spot instance is there")] = 1.0
+    start_cost_usd: Annotated[
+        NonNegative, Field(le=1e9, description="of each instance that is started from one hour to the next")
+    ] = 0.0
     watts: Annotated[Watts | None, Field(le=1e9, description="of one instance; default: the GPUs' board power")] = None
 
     def problems(self) -> Iterator[Problem]:
@@ -153,6 +156,9 @@ class FleetInstance(Description):
     max_watts: Watts | None = None
     max_spot_share: Annotated[Share | None, Field(description="of each model's requests, on spot instances")] = None
     quotas: tuple[Quota, ...] = ()
+    max_starts: Annotated[Count | None, Field(description="most instances started from one hour to the next")] = None
+    max_stops: Annotated[Count | None, Field(description="most instances stopped from one hour to the next")] = None
+    cyclic: Annotated[bool, Field(description="the first hour follows the last one, as in a day that repeats")] = False
     current: Annotated[dict[Name, Count] | None, Field(description="instances in force, by offer")] = None
     max_changes: Annotated[Count | None, Field(description="most instances added or dropped")] = None
     change_cost_usd_per_hour: Annotated[NonNegative, Field(description="price of one instance added or dropped")] = 0.0
@@ -179,6 +185,12 @@ class FleetInstance(Description):
         if not any(max(demand.hourly or (demand.rate_per_s or 0.0,)) > 0 for demand in self.demand):
             yield ("demand",), "all rates are zero: there is nothing to serve"
         yield from self._zone_problems()
+        switching = self.max_starts is not None or self.max_stops is not None
+        if not hours and (switching or any(offer.start_cost_usd for offer in self.offers)):
+            yield ("demand",), "start costs, max_starts and max_stops are of hours: give hourly rates"
+        for index, offer in enumerate(self.offers):
+            if offer.start_cost_usd and offer.market == "reserved":
+                yield ("offers", index, "start_cost_usd"), "reserved instances run in all hours: none is started"
         yield from self._model_problems()
         yield from self._profile_problems(dict(zip(offers, self.offers, strict=True)), set(models))
         for index, quota in enumerate(self.quotas):
