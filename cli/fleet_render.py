@@ -47,6 +47,10 @@ def fleet_answer(document: PlanDocument, problem: FleetProblem) -> Iterable[Part
     watts = full.get("watts_peak", 0.0)
     if watts:
         yield "power", f"{watts / 1000:.4g} kW of GPUs" + ("" if len(plan.periods) == 1 else " at the peak")
+    if "watts_drawn_peak" in full:
+        drawn, chance = full["watts_drawn_peak"], full["capping_share"]
+        text = f"{drawn / 1000:.4g} kW are expected, boards are {percent(full['oversubscription'])} of the cap"
+        yield "draw", f"{text}; swings reach it in {percent(chance)} of moments, if they are as assumed"
     yield _runs(problem, busiest, full)
     yield from _routes(problem, busiest)
     limits = [f"{printable(limit.name)} {number(limit.now)}" for limit in binding(problem, plan)]

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from formulations.gpu_fleet.pools import capacity
+from formulations.gpu_fleet.power import drawn
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
 from planner.cost.verdict import Violation
 from planner.fleet_plan import Allocation, Assignment, FleetPlan, Period, Replicas
@@ -179,9 +180,9 @@ class _PeriodCheck:
             name, count = problem.offer_names[offer], counts[offer]
             limit = problem.most[offer] if count > problem.most[offer] else problem.least[offer]
             yield _broken("count", name, f"{self.where}: {count:g} of {name}, the limit is {limit:g}", count, limit)
-        sums = [
-            ("budget", "USD/hour", counts @ problem.price, problem.budget_usd_per_hour),
-            ("watts", "W", counts @ problem.watts, problem.max_watts),
+        sums: list[tuple[str, str, float, float]] = [
+            ("budget", "USD/hour", float(counts @ problem.price), problem.budget_usd_per_hour),
+            ("watts", "W", self._watts(counts), problem.max_watts * (1 - problem.watt_margin)),
         ]
         quotas = zip(problem.quota_names, problem.quota_offers, problem.quota_gpus, strict=True)
         sums += [(f"quota {name}", "GPUs", counts[mask] @ problem.gpus[mask], limit) for name, mask, limit in quotas]
@@ -198,6 +199,11 @@ class _PeriodCheck:
                     "min_replicas", name, f"{running[name]} replicas of {name}, {least} are asked", running[name], least
                 )
         yield from self._spot(self.period.assignment, "")
+
+    def _watts(self, counts: FloatArray) -> float:
+        """What the cap is filled by."""
+        problem = self.problem
+        return float(counts @ problem.watts) if problem.draw is None else drawn(problem, self.period).expected
 
     def _spot(self, rows: Sequence[Assignment], when: str) -> Iterator[Violation]:
         problem, rate = self.problem, self.problem.rate[self.index]

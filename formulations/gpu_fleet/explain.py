@@ -90,6 +90,8 @@ def _switches(problem: FleetProblem) -> Iterator[tuple[FleetProblem, str]]:
         yield replace(problem, burst=None), "leave out `burst` of the demand"
     if problem.slack is not None:
         yield replace(problem, slack=None), "leave out pool_slack"
+    if problem.watt_margin:
+        yield replace(problem, watt_margin=0.0), "set the margin of power to 0"
     if problem.min_replicas.any():
         yield replace(problem, min_replicas=np.zeros_like(problem.min_replicas)), "leave out min_replicas"
     if problem.least.any():

@@ -13,6 +13,7 @@ import numpy as np
 
 from formulations.base import solve
 from formulations.gpu_fleet.formulation import GPU_FLEET
+from formulations.gpu_fleet.power import drawn
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
 from formulations.outcome import TOLERANCE, Budget, OnProgress, Outcome, SolveOptions
 from planner.fleet_plan import FleetPlan, Insight, Relief, Substitute
@@ -64,7 +65,12 @@ def _binding(problem: FleetProblem, counts: FloatArray, plan: FleetPlan) -> Iter
     if _full(counts @ problem.price, budget, problem.price):
         raised = budget * (1 + STEP)
         yield Limit("budget_usd_per_hour", budget, raised, replace(problem, budget_usd_per_hour=raised))
-    if _full(counts @ problem.watts, watts, problem.watts):
+    if problem.draw is None:
+        filled, each = counts @ problem.watts, problem.watts
+    else:
+        filled = np.array([drawn(problem, period).expected for period in plan.periods]) / (1 - problem.watt_margin)
+        each = problem.draw.idle / (1 - problem.watt_margin)
+    if _full(filled, watts, each):
         yield Limit("max_watts", watts, watts * (1 + STEP), replace(problem, max_watts=watts * (1 + STEP)))
     for quota, (name, mask) in enumerate(zip(problem.quota_names, problem.quota_offers, strict=True)):
         if _full(counts[:, mask] @ problem.gpus[mask], problem.quota_gpus[quota], problem.gpus[mask]):

@@ -30,8 +30,9 @@ Constraints
     zones     (spare_zones = 1) for every zone: shares x' that serve everything with the replicas z of the others
     Shares of a survival keep the limit on spot instances too.
 
-Left out without loss: configurations that smaller replicas on the same GPUs replace (not with pool_slack). Added by
-`covers`, for several models: rows that whole replicas keep. Many periods are solved apart, see `hours` and `switching`.
+Left out without loss: configurations that smaller replicas on the same GPUs replace (not with pool_slack or power).
+Added by `covers`, for several models: rows that whole replicas keep. Many periods are solved apart, see `hours` and
+`switching`.
 
 Continuous shares make this small: counts are the only integers. Slicing the demand (Mélange) approximates them from
 above; see `melange`. Ignored: start-up time of instances, requests that are not yet known, interference of sizes on one
@@ -94,8 +95,9 @@ def needless_configs(problem: FleetProblem) -> BoolArray:
     against it: instances stay as they are, replicas only become more.
     """
     found = np.zeros(problem.num_configs, dtype=np.bool_)
-    if problem.slack is not None:
-        # The slack depends on the mix of requests, so more throughput of each size may still be less room.
+    if problem.slack is not None or problem.draw is not None:
+        # The slack depends on the mix of requests, so more throughput of each size may still be less room; and the
+        # prefills of smaller replicas may draw more.
         return found
     asked = problem.throughput[(problem.rate > 0).any(axis=0)]
     for config in range(problem.num_configs):
@@ -293,7 +295,7 @@ class FleetBuilder:
         if np.isfinite(problem.budget_usd_per_hour):
             self._limit("budget", y, problem.price, problem.budget_usd_per_hour)
         if np.isfinite(problem.max_watts):
-            self._limit("watts", y, problem.watts, problem.max_watts)
+            self._watts(period, y, z, bucket, config, x)
         for mask, most in zip(problem.quota_offers, problem.quota_gpus, strict=True):
             self._limit("quota", y[mask], problem.gpus[mask].astype(np.float64), float(most))
         for model, least in enumerate(problem.min_replicas):
@@ -301,6 +303,16 @@ class FleetBuilder:
                 own = z[problem.config_model == model]
                 self.builder.sparse_rows([float(least)], np.inf, (0, own, 1.0))
         self._spot(period, bucket, config, x)
+
+    def _watts(self, period: int, y: Columns, z: Columns, bucket: Columns, config: Columns, x: Columns) -> None:
+        """What instances could draw, or what they are expected to, with its margin."""
+        problem, draw = self.problem, self.problem.draw
+        if draw is None:
+            self._limit("watts", y, problem.watts, problem.max_watts)
+            return
+        joules = problem.needed(period)[bucket] * draw.joules[bucket, config]
+        each = np.concatenate([draw.idle, draw.running, joules]) / (1 - problem.watt_margin)
+        self._limit("watts", np.concatenate([y, z, x]), each, problem.max_watts)
 
     def _spot(self, period: int, bucket: Columns, config: Columns, x: Columns) -> None:
         """The share of each model's requests on spot instances; the limit and its slack are shares."""

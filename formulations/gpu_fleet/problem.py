@@ -27,6 +27,15 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Draw:
+    """What a fleet is expected to draw: W of an instance [K], W more of a replica [C], J more of a request [D, C]."""
+
+    idle: FloatArray
+    running: FloatArray
+    joules: FloatArray
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FleetProblem:
     """Everything a search may know; arrays are read-only. See the module docstring for the symbols.
@@ -34,6 +43,7 @@ class FleetProblem:
     Shapes: offers [K], pools [P], models [M], buckets [D], configurations [C], periods [T]; quota_offers [Q, K].
     availability : share of the time that a pool's instances are there, [P].
     burst : [T, D], or None where headroom counts everywhere. slack : beta of `pools`, [C]; None: pools keep none.
+    draw, watt_margin : see `power`; None: max_watts is kept by the watts of all instances.
     start_cost : USD of each instance of an offer that is started from one hour to the next, [K]; with it, or with a
         limit on starts or stops, every period is one hour, and they are in order (in a circle where `cyclic`).
     zone_of_pool : index into zone_names, [P]; None where no loss of a zone is asked to be survived.
@@ -73,6 +83,8 @@ class FleetProblem:
     zone_of_pool: IntArray | None = None
     budget_usd_per_hour: float = np.inf
     max_watts: float = np.inf
+    draw: Draw | None = None
+    watt_margin: float = 0.0
     max_spot_share: float = 1.0
     quota_names: tuple[str, ...] = ()
     quota_offers: BoolArray

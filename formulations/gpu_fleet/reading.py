@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from formulations.gpu_fleet.pools import slack_of
-from formulations.gpu_fleet.problem import FleetProblem, FloatArray
+from formulations.gpu_fleet.power import by_phases, by_share, prefill_seconds
+from formulations.gpu_fleet.problem import Draw, FleetProblem, FloatArray, IntArray
 from formulations.gpu_fleet.throughput import Config, computed
 from formulations.reading import Reading
 from planner import catalog
@@ -54,6 +55,7 @@ class _Reading(Reading):
         super().__init__(source)
         self.instance = instance
         self.assumptions: list[str] = []
+        self.prefill_s: FloatArray | None = None
 
     def problem(self) -> FleetProblem:
         instance = self.instance
@@ -117,6 +119,8 @@ class _Reading(Reading):
             spare_instances=instance.spare_instances,
             **self._zones(first),
             budget_usd_per_hour=np.inf if instance.budget_usd_per_hour is None else instance.budget_usd_per_hour,
+            draw=self._draw(watts, pools, keys, configs, useful, len(buckets)),
+            watt_margin=0.0 if instance.power is None else instance.power.margin,
             max_watts=np.inf if instance.max_watts is None else instance.max_watts,
             max_spot_share=1.0 if instance.max_spot_share is None else instance.max_spot_share,
             quota_names=tuple(quota.name for quota in quotas),
@@ -153,6 +157,29 @@ class _Reading(Reading):
             message = f"the power of {offer.device!r} is not known, and max_watts is given: say `watts`"
             self.find(("offers", index, "device"), message)
         return math.nan
+
+    def _draw(
+        self,
+        watts: FloatArray,
+        pools: list[PoolKey],
+        keys: list[PoolKey],
+        configs: list[Config],
+        useful: IntArray,
+        num_buckets: int,
+    ) -> Draw | None:
+        power = self.instance.power
+        if power is None:
+            return None
+        self.assumptions.append(
+            f"max_watts is kept by expected draw with a margin of {power.margin:.0%}: "
+            + ("by phase, modelled" if power.draw == "phases" else f"{power.draw:.0%} of the watts of each instance")
+        )
+        if not isinstance(power.draw, str):
+            return by_share(watts, power.draw, num_buckets, len(configs))
+        assert self.prefill_s is not None
+        gpus = np.array([offer.gpus for offer in self.instance.offers])
+        pool_of_offer = np.array([keys.index(pool) for pool in pools])
+        return by_phases(watts, gpus, pool_of_offer, configs, self.prefill_s[:, useful])
 
     def _pool(self, index: int, offer: Offer, device: DeviceKind | None) -> PoolKey:
         """Profiled offers are pools of their own: what was measured on one need not hold on another."""
@@ -267,6 +294,8 @@ class _Reading(Reading):
         configs, throughput, notes = computed(instance, specs, kinds, largest, regions, sizes, coefficients)
         self._refuse_uneven_sizes(configs, {one: ("models", one.model, "gpus_per_replica") for one in configs})
         self.assumptions += notes
+        if instance.power is not None and instance.power.draw == "phases":
+            self.prefill_s = prefill_seconds(instance, specs, kinds, sizes, configs, coefficients)
         return configs, throughput
 
     def _periods(self) -> tuple[FloatArray, FloatArray | None, FloatArray, tuple[tuple[int, ...], ...]]:

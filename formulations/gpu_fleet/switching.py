@@ -214,7 +214,8 @@ class SwitchingSearch:
             for first in range(hours - length + 1):
                 fleet = fleets[first : first + length].max(axis=0)
                 within = fleet @ problem.price <= problem.budget_usd_per_hour
-                within &= not np.isfinite(problem.max_watts) or fleet @ problem.watts <= problem.max_watts
+                if problem.draw is None and np.isfinite(problem.max_watts):
+                    within &= fleet @ problem.watts <= problem.max_watts
                 if within and (problem.quota_offers @ (fleet * problem.gpus) <= problem.quota_gpus).all():
                     self.offered.add(tuple(fleet.astype(int).tolist()))
 

@@ -127,6 +127,16 @@ class PoolSlack(Description):
     quantile: Annotated[FiniteFloat, Field(ge=0.5, lt=1, description="share of the windows to hold")] = 0.95
 
 
+class Power(Description):
+    """How `max_watts` is filled: by what instances are expected to draw, which is less than what they could draw."""
+
+    draw: Annotated[
+        Literal["phases"] | Annotated[FiniteFloat, Field(gt=0, le=1)],
+        Field(description="a share of an instance's watts, or phases: by what runs, from the cost model"),
+    ]
+    margin: Annotated[FiniteFloat, Field(ge=0, lt=1, description="share of max_watts left free by that")] = 0.1
+
+
 class FleetInstance(Description):
     """Rent the cheapest instances that serve the demand within the SLO."""
 
@@ -154,6 +164,7 @@ class FleetInstance(Description):
     ] = 0
     budget_usd_per_hour: UsdPerHour | None = None
     max_watts: Watts | None = None
+    power: Power | None = None
     max_spot_share: Annotated[Share | None, Field(description="of each model's requests, on spot instances")] = None
     quotas: tuple[Quota, ...] = ()
     max_starts: Annotated[Count | None, Field(description="most instances started from one hour to the next")] = None
@@ -184,6 +195,10 @@ class FleetInstance(Description):
             seen.add(key)
         if not any(max(demand.hourly or (demand.rate_per_s or 0.0,)) > 0 for demand in self.demand):
             yield ("demand",), "all rates are zero: there is nothing to serve"
+        if self.power is not None and self.max_watts is None:
+            yield ("power",), "says how max_watts is filled, which is not given"
+        if self.power is not None and self.power.draw == "phases" and self.profiles:
+            yield ("power", "draw"), "phases come from the cost model, and profiles are given: give a share"
         yield from self._zone_problems()
         switching = self.max_starts is not None or self.max_stops is not None
         if not hours and (switching or any(offer.start_cost_usd for offer in self.offers)):
