@@ -88,6 +88,7 @@ def refuse(problem: FleetProblem, method: str) -> None:
             ("spare_zones", bool(problem.zone_names)),
             ("max_spot_share", problem.max_spot_share < 1.0),
             ("a current fleet", problem.current is not None),
+            ("demand that may stay unserved", problem.leave_unserved),
         )
         if there
     ]

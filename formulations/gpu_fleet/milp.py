@@ -7,13 +7,14 @@ Variables, in each period t (left out below)
     y[k]     instances of an offer, integer; one for all periods where it is reserved
     z[c]     replicas of a configuration, integer
     x[d, c]  share of a bucket's requests on a configuration, continuous, only where throughput allows
+    u[d]     share that stays unserved, continuous, only where the instance allows it (see `tiers`)
 
 Objective
     minimise  sum_t share[t] sum_k price[k] y[k]  +  change cost x (instances added or dropped)
               + sum_t share[t] sum_k start cost[k] s[k, t]
 
 Constraints
-    serve     sum_c x[d, c] = 1                                                    every bucket with a demand
+    serve     sum_c x[d, c] + u[d] = 1                                             every bucket with a demand
     capacity  sum_d L[d, c] x[d, c] <= availability[pool] z[c]                     every configuration
               with pool_slack: z[c] is the room of `pools`; its parts s, b[c, s] binary, sum_s b[c, s] <= 1:
               z[c] = sum_s n[c, s],  n[c, s] <= most b[c, s],  room[c] = sum_s slope[s] n[c, s] + start[s] b[c, s]
@@ -21,7 +22,7 @@ Constraints
     packing   sum_{c: gpus >= s} gpus[c] z[c] <= sum_k s floor(gpus[k] / s) y[k]   every pool and replica size s
               exact without a variable for any node, because the sizes of a pool divide one another
     limits    least <= y <= most, quotas on GPUs, budget, watts, least replicas of a model,
-              share of a model's requests on spot instances
+              share of a model's served requests on spot instances
     steps     s >= y[k, t + 1] - y[k, t], e the other way: instances started and stopped from one hour to the next,
               priced and limited in sum; then all hours are periods, in order
     changes   y[k] - current[k] = added - dropped, their sum limited and priced (one period)
@@ -66,11 +67,14 @@ class PeriodColumns:
     """Columns of one period: y [K], z [C], x of the pairs (bucket, config) [N]; a lost offer's z' and x' by offer.
 
     zone_x : by lost zone, x' of the pairs whose configuration is in another one, and which pairs those are.
+    u : of the buckets with a demand (asked); empty where all must be served.
     """
 
     y: Columns
     z: Columns
     x: Columns
+    u: Columns
+    asked: Columns
     bucket: Columns
     config: Columns
     lost_z: dict[int, Columns]
@@ -80,12 +84,16 @@ class PeriodColumns:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FleetModel:
-    """The model of some periods, where its variables are, and each period's packing rows: (row, pool, size)."""
+    """The model of some periods, where its variables are, and each period's packing rows: (row, pool, size).
+
+    changed : columns of instances added and dropped; empty without a current fleet.
+    """
 
     model: LinearModel
     periods: tuple[int, ...]
     columns: tuple[PeriodColumns, ...]
     packing: tuple[tuple[tuple[int, int, int], ...], ...]
+    changed: Columns
 
 
 def needless_configs(problem: FleetProblem) -> BoolArray:
@@ -111,16 +119,21 @@ def needless_configs(problem: FleetProblem) -> BoolArray:
 
 
 class FleetBuilder:
-    """Builds the rows of some periods; `relaxed` names a family whose limits get a priced slack (see `explain`)."""
+    """Builds the rows of some periods.
+
+    relaxed : a family whose limits get a priced slack (see `explain`); unserved : demand may be left out, unpriced.
+    most : instances of each offer at most, where these periods are not all that count, [K].
+    """
 
     def __init__(
         self,
         problem: FleetProblem,
         periods: tuple[int, ...],
         relaxed: str | None = None,
+        unserved: bool = False,
         most: FloatArray | None = None,
     ) -> None:
-        self.problem, self.periods, self.relaxed = problem, periods, relaxed
+        self.problem, self.periods, self.relaxed, self.unserved = problem, periods, relaxed, unserved
         self.builder = LinearBuilder()
         self.slack: Columns = np.zeros(0, dtype=np.int64)
         self.share = problem.share[list(periods)] / problem.share[list(periods)].sum()
@@ -139,9 +152,9 @@ class FleetBuilder:
         for place, period in enumerate(self.periods):
             own = self._instances(np.where(reserved, 0.0, price) * self.share[place])
             columns.append(self._period(period, np.where(reserved, fixed, own)))
-        self._changes(columns)
+        changed = self._changes(columns)
         self._switching(columns)
-        return FleetModel(self.builder.build(), self.periods, tuple(columns), tuple(self.packing_rows))
+        return FleetModel(self.builder.build(), self.periods, tuple(columns), tuple(self.packing_rows), changed)
 
     def at_least(self, columns: Columns, value: FloatArray, least: float) -> None:
         """One more row, sum value x columns >= least; it is in the next `builder.build()`."""
@@ -187,11 +200,13 @@ class FleetBuilder:
         z = builder.variables((problem.num_configs,), upper=self._replica_bound(), integer=True)
         bucket, config = np.nonzero(np.isfinite(load) & (problem.rate[period] > 0)[:, None])
         x = builder.variables((bucket.size,))
-        self._serve(period, bucket, x)
+        asked = np.flatnonzero(problem.rate[period] > 0)
+        u = builder.variables((asked.size * self.unserved,))
+        self._serve(period, bucket, x, u)
         room = self._room(z)
         self._capacity(load, bucket, config, x, z, room)
         self.packing_rows.append(self._packing(z, y, None))
-        self._limits(period, y, z, bucket, config, x)
+        self._limits(period, y, z, bucket, config, x, u)
         lost_z: dict[int, Columns] = {}
         lost_x: dict[int, Columns] = {}
         if problem.spare_instances:
@@ -203,24 +218,26 @@ class FleetBuilder:
                 routed = builder.variables((bucket.size,))
                 every = np.arange(kept.size)
                 builder.sparse_rows(np.full(kept.size, -np.inf), 0.0, (every, kept, 1.0), (every, z, -1.0))
-                self._serve(period, bucket, routed)
+                self._serve(period, bucket, routed, u)
                 self._capacity(load, bucket, config, routed, kept, self._room(kept))
                 self._packing(kept, y, (offer, int(used[offer])))
-                self._spot(period, bucket, config, routed)
+                self._spot(period, bucket, config, routed, u)
                 lost_z[offer], lost_x[offer] = kept, routed
-        zone_x = {zone: self._without(zone, period, z, room, bucket, config) for zone in range(len(problem.zone_names))}
-        return PeriodColumns(y, z, x, bucket, config, lost_z, lost_x, zone_x)
+        zone_x = {
+            zone: self._without(zone, period, z, room, bucket, config, u) for zone in range(len(problem.zone_names))
+        }
+        return PeriodColumns(y, z, x, u, asked, bucket, config, lost_z, lost_x, zone_x)
 
     def _without(
-        self, zone: int, period: int, z: Columns, room: list[Entries], bucket: Columns, config: Columns
+        self, zone: int, period: int, z: Columns, room: list[Entries], bucket: Columns, config: Columns, u: Columns
     ) -> tuple[Columns, Columns]:
         """Everything is served without a zone, by the replicas that run elsewhere."""
         assert self.problem.zone_of_pool is not None
         pairs = np.flatnonzero(self.problem.zone_of_pool[self.problem.config_pool[config]] != zone)
         routed = self.builder.variables((pairs.size,))
-        self._serve(period, bucket[pairs], routed)
+        self._serve(period, bucket[pairs], routed, u)
         self._capacity(self.load(period), bucket[pairs], config[pairs], routed, z, room)
-        self._spot(period, bucket[pairs], config[pairs], routed)
+        self._spot(period, bucket[pairs], config[pairs], routed, u)
         return routed, pairs
 
     def _replica_bound(self) -> FloatArray:
@@ -232,10 +249,10 @@ class FleetBuilder:
             upper[config] = (self.most[inside] * (problem.gpus[inside] // problem.config_gpus[config])).sum()
         return upper
 
-    def _serve(self, period: int, bucket: Columns, x: Columns) -> None:
+    def _serve(self, period: int, bucket: Columns, x: Columns, u: Columns) -> None:
         asked = np.flatnonzero(self.problem.rate[period] > 0)
         place = np.searchsorted(asked, bucket)
-        entries = [(place, x, 1.0)]
+        entries = [(place, x, 1.0), (np.arange(u.size), u, 1.0)]
         if self.relaxed == "demand":
             rate = self.problem.rate[period][asked]
             left = self._slacks(asked.size, 1.0, rate / rate.sum() * self.problem.share[period])
@@ -290,7 +307,9 @@ class FleetBuilder:
                 self.builder.sparse_rows([-np.inf], 0.0, *terms)
         return tuple(made)
 
-    def _limits(self, period: int, y: Columns, z: Columns, bucket: Columns, config: Columns, x: Columns) -> None:
+    def _limits(
+        self, period: int, y: Columns, z: Columns, bucket: Columns, config: Columns, x: Columns, u: Columns
+    ) -> None:
         problem = self.problem
         if np.isfinite(problem.budget_usd_per_hour):
             self._limit("budget", y, problem.price, problem.budget_usd_per_hour)
@@ -302,7 +321,7 @@ class FleetBuilder:
             if least:
                 own = z[problem.config_model == model]
                 self.builder.sparse_rows([float(least)], np.inf, (0, own, 1.0))
-        self._spot(period, bucket, config, x)
+        self._spot(period, bucket, config, x, u)
 
     def _watts(self, period: int, y: Columns, z: Columns, bucket: Columns, config: Columns, x: Columns) -> None:
         """What instances could draw, or what they are expected to, with its margin."""
@@ -314,17 +333,25 @@ class FleetBuilder:
         each = np.concatenate([draw.idle, draw.running, joules]) / (1 - problem.watt_margin)
         self._limit("watts", np.concatenate([y, z, x]), each, problem.max_watts)
 
-    def _spot(self, period: int, bucket: Columns, config: Columns, x: Columns) -> None:
-        """The share of each model's requests on spot instances; the limit and its slack are shares."""
+    def _spot(self, period: int, bucket: Columns, config: Columns, x: Columns, u: Columns) -> None:
+        """The share of each model's served requests on spot instances; the limit and its slack are shares of all."""
         problem, rate = self.problem, self.problem.rate[period]
         if problem.max_spot_share == 1.0:
             return
         on_spot = problem.spot[problem.config_pool[config]]
         for model in range(len(problem.model_names)):
             own = on_spot & (problem.bucket_model[bucket] == model)
-            if own.any():
-                share = rate[bucket[own]] / rate[problem.bucket_model == model].sum()
-                self._limit("spot share", x[own], share, problem.max_spot_share)
+            if not own.any():
+                continue
+            total = rate[problem.bucket_model == model].sum()
+            columns, share = x[own], rate[bucket[own]] / total
+            if u.size:
+                # Of what is served: what is left out of the model counts for nobody.
+                asked = np.flatnonzero(rate > 0)
+                left = problem.bucket_model[asked] == model
+                columns = np.concatenate([columns, u[left]])
+                share = np.concatenate([share, problem.max_spot_share * rate[asked[left]] / total])
+            self._limit("spot share", columns, share, problem.max_spot_share)
 
     def _limit(self, family: str, columns: Columns, value: FloatArray, most: float) -> None:
         """sum value x columns <= most, with a slack in units of the limit where this family is relaxed."""
@@ -364,11 +391,11 @@ class FleetBuilder:
                     self._limit(family, moved, np.ones(moved.size), float(most))
                 self.step_rows[family, step] = rows, limit
 
-    def _changes(self, columns: list[PeriodColumns]) -> None:
+    def _changes(self, columns: list[PeriodColumns]) -> Columns:
         """One period only: with several, what is kept of the current fleet has no single answer."""
         problem = self.problem
         if problem.current is None:
-            return
+            return np.zeros(0, dtype=np.int64)
         price = problem.change_cost * (self.relaxed is None)
         added, dropped = (
             self.builder.variables((problem.num_offers,), upper=MOST_INSTANCES, cost=price) for _ in range(2)
@@ -376,6 +403,7 @@ class FleetBuilder:
         current = problem.current.astype(np.float64)
         terms = ((columns[0].y[:, None], 1.0), (added[:, None], -1.0), (dropped[:, None], 1.0))
         self.builder.rows(current, current, *terms)
+        both = np.concatenate([added, dropped])
         if problem.max_changes is not None:
-            both = np.concatenate([added, dropped])
             self._limit("changes", both, np.ones(both.size), float(problem.max_changes))
+        return both

@@ -23,7 +23,8 @@ from dataclasses import replace
 import numpy as np
 
 from formulations.backends.result import SolverResult
-from formulations.gpu_fleet.hours import ALIKE, CLOSED, HOUR_S, reserved_prices
+from formulations.gpu_fleet.hour_groups import reserved_prices
+from formulations.gpu_fleet.hours import ALIKE, CLOSED, HOUR_S
 from formulations.gpu_fleet.milp import FleetBuilder, PeriodColumns
 from formulations.gpu_fleet.packing import Counts
 from formulations.gpu_fleet.problem import BoolArray, FleetProblem, FloatArray
