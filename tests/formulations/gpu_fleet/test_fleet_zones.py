@@ -164,3 +164,18 @@ def test_zones_must_be_known() -> None:
         fleet(offers(a=1.0, b=1.0), 1.0, {"a": 1.0, "b": 1.0}, spare_zones=1)
     with pytest.raises(ValidationError, match="all offers are in 'east'"):
         fleet(offers(a={"price": 1.0, "zone": "east"}), 1.0, {"a": 1.0}, spare_zones=1)
+
+
+def test_what_is_left_out_is_left_out_after_a_loss_as_well_and_no_more() -> None:
+    """Two of each zone at most, 4/s: either zone alone serves 2, so half is left out, and all four are rented."""
+    rows = offers(a={"price": 1.0, "zone": "east", "max_count": 2}, b={"price": 1.2, "zone": "west", "max_count": 2})
+    served = {"a": 1.0, "b": 1.0}
+    assert run(problem(rows, 4.0, served, spare_zones=1)).status == "infeasible"
+    made = problem(rows, 4.0, served, spare_zones=1, unserved="by_priority")
+    outcome = run(made)
+    assert outcome.objective is not None
+    assert outcome.objective.total == pytest.approx(4.4)
+    assert outcome.plan is not None
+    (left,) = outcome.plan.periods[0].unserved
+    assert left.fraction == pytest.approx(0.5)
+    assert check(made, outcome.plan) == []
