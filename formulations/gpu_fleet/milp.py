@@ -51,8 +51,9 @@ import numpy.typing as npt
 
 from formulations.backends.linear import IntArray as Columns
 from formulations.backends.linear import LinearBuilder, LinearModel
+from formulations.gpu_fleet.dominance import needless_configs
 from formulations.gpu_fleet.pools import replicas_for, tangents
-from formulations.gpu_fleet.problem import BoolArray, FleetProblem, FloatArray
+from formulations.gpu_fleet.problem import FleetProblem, FloatArray
 
 #: Row within a family, column, value.
 Entries = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
@@ -94,28 +95,6 @@ class FleetModel:
     columns: tuple[PeriodColumns, ...]
     packing: tuple[tuple[tuple[int, int, int], ...], ...]
     changed: Columns
-
-
-def needless_configs(problem: FleetProblem) -> BoolArray:
-    """Configurations whose every replica is as well replaced by smaller ones on the same GPUs, [C].
-
-    A replica of r x g GPUs is, where r replicas of g GPUs serve at least as much of every bucket. No limit speaks
-    against it: instances stay as they are, replicas only become more.
-    """
-    found = np.zeros(problem.num_configs, dtype=np.bool_)
-    if problem.slack is not None or problem.draw is not None:
-        # The slack depends on the mix of requests, so more throughput of each size may still be less room; and the
-        # prefills of smaller replicas may draw more.
-        return found
-    asked = problem.throughput[(problem.rate > 0).any(axis=0)]
-    for config in range(problem.num_configs):
-        same = (problem.config_pool == problem.config_pool[config]) & (
-            problem.config_model == problem.config_model[config]
-        )
-        smaller = np.flatnonzero(same & (problem.config_gpus < problem.config_gpus[config]))
-        times = problem.config_gpus[config] // problem.config_gpus[smaller]
-        found[config] = (asked[:, config, None] <= asked[:, smaller] * times).all(axis=0).any()
-    return found
 
 
 class FleetBuilder:
