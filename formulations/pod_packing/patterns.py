@@ -83,8 +83,8 @@ class _Search:
 
     def run(self) -> SearchResult[PodsPlan]:
         problem = self.problem
-        for aim in problem.aims:
-            self._offer(self._greedy(aim))
+        for state in (State(problem), *(self._greedy(aim) for aim in problem.aims)):
+            self._offer(state)
         bounds: list[int | None] = []
         for place, aim in enumerate(problem.aims):
             slice_s = self.budget.remaining_s if problem.time_slice_s is None else problem.time_slice_s
