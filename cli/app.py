@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
+from cli.batch import batch, results
 from cli.calibrate import calibrate
 from cli.catalog import catalog, schema
 from cli.check import check
-from cli.command import Command
+from cli.command import Command, keep_stdout
 from cli.compare import compare
 from cli.estimate import estimate
 from cli.experts import experts
@@ -33,6 +34,8 @@ app.command(cls=SolveCommand)(plan)
 app.command(cls=ExpertsCommand)(experts)
 app.command(cls=FleetCommand)(fleet)
 app.command(cls=ParallelCommand)(parallel)
+app.command(cls=SolveCommand)(batch)
+app.command(cls=Command)(results)
 app.command(cls=PodsCommand)(pods)
 app.command(cls=Command)(check)
 app.command(cls=Command)(compare)
@@ -66,4 +69,5 @@ def gpuplan(
 
 def main() -> None:
     """Run the program; leaves by SystemExit with the exit code of the command."""
+    keep_stdout()
     app(prog_name="gpuplan")

@@ -56,16 +56,20 @@ def _changes(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
     """What a change from one plan to the next takes; `why` says why it cannot be told."""
     if before.kind_name != after.kind_name:
         return {"why": f"one is a plan of {before.kind_name}, the other of {after.kind_name}"}
+    if before.kind_name == "experts":
+        return _moves(before, after)
     if before.kind_name == "pods":
         return _pods(before, after)
-    return _counts(before, after) if before.kind_name in COUNTED else _moves(before, after)
+    if before.kind_name not in COUNTED:
+        return {"why": f"nothing is counted between plans of {before.kind_name}"}
+    return _counts(before, after)
 
 
 def _counts(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
     """Instances or workers to add (+) and to drop (-), by name; of hourly plans, in the most expensive hour."""
     from collections import Counter
 
-    what, rows, label = COUNTED[before.problem]
+    what, rows, label = COUNTED[before.kind_name]
 
     counts: list[Counter[str]] = []
     for document in (before, after):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -11,24 +12,21 @@ from formulations.backends.result import SolverResult, as_integer
 from formulations.gpu_fleet.milp import PeriodColumns
 from formulations.gpu_fleet.packing import Counts
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
-from formulations.outcome import Budget, SolveOptions
 
 Solver = Callable[..., tuple[SolverResult, FloatArray | None]]
 #: How far a solver's count may be from a whole number.
 WHOLE = 1e-5
 #: Shares below this are rounding of the solver.
 NOTHING = 1e-9
+#: Unserved shares below this are none: a solver keeps its rows to 1e-6.
+ALL_SERVED = 1e-6
 
 
-def solver_of(method: str) -> Solver:
-    """The backend of a method: highs, scip or cbc."""
+def solver_of(method: str, small: bool = False) -> Solver:
+    """The backend of a method: highs, scip or cbc. For many `small` models HiGHS goes without searches in searches."""
     if method == "cbc":
         return solve_linear_pulp
-
-    def solve(model: object, budget: Budget, options: SolveOptions) -> tuple[SolverResult, FloatArray | None]:
-        return solve_linear_mathopt(model, budget, options, solver=method)  # type: ignore[arg-type]
-
-    return solve
+    return partial(solve_linear_mathopt, solver=method, sub_searches=not small)
 
 
 def counts_of(problem: FleetProblem, columns: PeriodColumns, values: FloatArray) -> Counts:
@@ -41,8 +39,14 @@ def counts_of(problem: FleetProblem, columns: PeriodColumns, values: FloatArray)
         table = np.zeros((len(problem.bucket_model), problem.num_configs))
         table[columns.bucket, columns.config] = np.where(values[where] > NOTHING, values[where], 0.0)
         total = table.sum(axis=1, keepdims=True)
-        return np.where(total > 0, table / np.where(total > 0, total, 1.0), 0.0)
+        return np.where(total > 0, table / np.where(total > 0, total, 1.0), 0.0) * served[:, None]
 
+    served = np.ones(len(problem.bucket_model))
+    if columns.u.size:
+        left = np.clip(values[columns.u], 0.0, 1.0)
+        left[left < ALL_SERVED] = 0.0
+        left[left > 1 - ALL_SERVED] = 1.0
+        served[columns.asked] = 1.0 - left
     return Counts(
         instances=whole(columns.y),
         replicas=whole(columns.z),
