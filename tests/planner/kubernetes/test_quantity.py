@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.kubernetes.quantity import parse_amount
@@ -75,6 +75,7 @@ def test_refused(value: object) -> None:
 SUFFIX = {"": 1, "m": Fraction(1, 1000), "k": 1000, "Ki": 1024, "M": 10**6, "Mi": 2**20}
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**5), st.integers(0, 999), st.sampled_from(sorted(SUFFIX)), st.sampled_from([1, 1000]))
 def test_rounds_up_exactly(whole: int, part: int, suffix: str, per_unit: int) -> None:
     exact = (whole + Fraction(part, 1000)) * SUFFIX[suffix] * per_unit
