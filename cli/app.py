@@ -17,9 +17,10 @@ from cli.experts import experts
 from cli.export import ExportCommand, export
 from cli.fleet import fleet
 from cli.imports import imports
-from cli.options import ExpertsCommand, FleetCommand, ParallelCommand, SolveCommand
+from cli.options import ExpertsCommand, FleetCommand, ParallelCommand, PodsCommand, SolveCommand
 from cli.parallel import parallel
 from cli.plan import plan
+from cli.pods import pods
 
 # Help is plain text: it starts faster than rich's panels and reads the same in a pipe.
 app = typer.Typer(
@@ -35,6 +36,7 @@ app.command(cls=FleetCommand)(fleet)
 app.command(cls=ParallelCommand)(parallel)
 app.command(cls=SolveCommand)(batch)
 app.command(cls=Command)(results)
+app.command(cls=PodsCommand)(pods)
 app.command(cls=Command)(check)
 app.command(cls=Command)(compare)
 app.command(cls=Command)(estimate)

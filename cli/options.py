@@ -56,6 +56,12 @@ class ParallelCommand(Command):
     listing = ("Methods", lambda: _kind("parallel").formulation.methods)
 
 
+class PodsCommand(Command):
+    """A command that searches places for pods."""
+
+    listing = ("Methods", lambda: _kind("pods").formulation.methods)
+
+
 def _kind(name: str) -> Kind[Any, Any, Any]:
     from formulations.kinds import kind
 

@@ -31,8 +31,8 @@ SMOOTHING = 0.6
 CLOSE = 2e-6
 #: Rounds in which the prices of amounts besides cores and devices settle.
 SETTLING = 14
-#: What a pod counts that has to run and for which no pattern is known yet, in costs of the dearest node.
-MISSING = 10.0
+#: What a pod counts that has to run and for which no pattern is known yet, in costs of the dearest node or pod.
+MISSING = 1000.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

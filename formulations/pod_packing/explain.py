@@ -88,7 +88,8 @@ def no_room_for_all(problem: PodsProblem, empty: State, most: int | None) -> tup
     for j in np.flatnonzero(problem.demand).tolist():
         if not empty.room(j).any():
             name = problem.pod_names[int(np.flatnonzero(problem.pod_class == j)[0])]
-            found.append(f"{name} and {problem.demand[j] - 1} like it: {reason(problem, empty, j)}")
+            more = f" and {problem.demand[j] - 1} like it" if problem.demand[j] > 1 else ""
+            found.append(f"{name}{more}: {reason(problem, empty, j)}")
     if found:
         return tuple(found[:MOST_NAMED])
     pods = int(problem.demand.sum())

@@ -24,8 +24,8 @@ def judge(problem: PodsProblem, plan: PodsPlan) -> Verdict:
     terms = price(problem, plan).terms
     names = {name: index for index, name in enumerate(problem.pod_names)}
     classes = [int(problem.pod_class[names[one.pod]]) for one in plan.placements]
-    used = problem.request[classes].sum(axis=0)
-    have = problem.capacity.sum(axis=0)
+    used = problem.request[classes].astype(np.float64).sum(axis=0)
+    have = problem.capacity.astype(np.float64).sum(axis=0)
     full = {name: used[r] / have[r] for r, name in enumerate(problem.resources) if have[r] and name != "pods"}
     if terms["gpu_milli_total"]:
         full["gpu"] = terms["gpu_allocated_fraction"]

@@ -33,18 +33,23 @@ from formulations.pod_packing.master import solve_master
 from formulations.pod_packing.objective import total
 from formulations.pod_packing.problem import GPU_MILLI, Aim, PodsProblem
 from formulations.pod_packing.realise import contents, fill, realise
-from formulations.pod_packing.shapes import shapes_of
+from formulations.pod_packing.shapes import counts, shapes_of
 from formulations.pod_packing.state import State
 from planner.kubernetes.snapshot import WHOLE_MILLI
 from planner.pods_plan import PodsPlan, Tier
-from planner.workload import FloatArray
+from planner.version import gpuplan_version
+from planner.workload import FloatArray, IntArray
 
 #: Rounds of new patterns for one tier, where nobody limits them.
 ROUNDS = 600
-#: Rounds of patterns at prices shaken by so much, and how often they are tried after the first integer program.
-SHAKEN_ROUNDS, SHAKE, TRIES = 12, 0.15, 6
+#: Integer programs for one tier, and how many in a row may bring nothing.
+TRIES, PATIENCE = 40, 10
+#: Before each: rounds of patterns at prices shaken by so much, and rounds for what is left.
+SHAKEN_ROUNDS, SHAKE, RESIDUAL_ROUNDS = 6, 0.2, 4
+#: Nodes that one integer program settles anew, and up to how many it settles all.
+LOOSE_NODES, ALL_LOOSE = 100, 150
 #: Seconds for one integer program.
-MASTER_S = 6.0
+MASTER_S = 4.0
 
 
 @dataclass(slots=True)
@@ -69,8 +74,9 @@ class _Search:
         self.empty = State(problem)
         self.shapes = shapes_of(self.empty)
         self.demand = problem.demand[self.shapes.classes]
+        self.kind_of = {node: k for k, nodes in enumerate(self.shapes.nodes) for node in nodes.tolist()}
         self.columns = Columns()
-        self.solver_version = ""
+        self.solver_version = gpuplan_version()
         self.must = problem.objective == "consolidate"
         self.best: _Reached | None = None
         self.build_s = time.perf_counter() - started
@@ -145,7 +151,7 @@ class _Search:
         self.solver_version = program.lp.version
         if self.best is not None:
             for node, pattern in contents(self.best.state, self.shapes).items():
-                program.add(self._kind_of(node), pattern)
+                program.add(self.kind_of[node], pattern)
         rounds = ROUNDS if self.options.work_limit is None else int(self.options.work_limit)
         amounts = program.improve(budget, rounds)
         bound = self._tightest(aim, bound, program.bound)
@@ -161,12 +167,9 @@ class _Search:
         for index, other in enumerate(problem.aims[:place]):
             assert self.best is not None
             least = self.best.values[index] - int(other.weight @ problem.running)
-            kept.append((other.weight[classes] * other.scale, least * other.scale))
-        weight = aim.weight[classes] * aim.scale
+            kept.append((_floats(other.weight[classes], other.scale), least * other.scale))
+        weight = _floats(aim.weight[classes], aim.scale)
         return Goal(weight=weight, costs=aim.sense == "least", must=self.must, kept=tuple(kept))
-
-    def _kind_of(self, node: int) -> int:
-        return next(k for k, nodes in enumerate(self.shapes.nodes) if node in set(nodes.tolist()))
 
     def _tightest(self, aim: Aim, trivial: int, lagrange: float) -> int:
         """The better of two bounds, in whole units: sums of the weights are multiples of their greatest divisor."""
@@ -183,27 +186,55 @@ class _Search:
         return min(trivial, running + found)
 
     def _integer(self, place: int, aim: Aim, program: Program, amounts: FloatArray, bound: int, budget: Budget) -> None:
-        """Whole nodes: dive, then integer programs over the patterns, with patterns at shaken prices in between."""
-        goal, order = program.goal, self._order(aim)
-        prices = program.prices
-        start = dive(program, amounts, budget)
-        self._try(start, order)
+        """Whole nodes: dive, then integer programs over some nodes, with patterns at shaken prices in between."""
+        order, prices = self._order(aim), program.prices
+        best = dive(program, amounts, budget)
+        self._try(best, order)
+        idle = 0
         for attempt in range(TRIES):
-            if self._met(place, aim, bound) or budget.stop() is not None:
+            if self._met(place, aim, bound) or budget.stop() is not None or idle > PATIENCE:
                 return
-            again = Program(self.shapes, goal, self.demand, self.columns)
             if attempt:
-                self._shake(again, prices)
+                self._shake(program, prices)
+            fixed, loose = self._split(best)
+            program.shrink(*self._left(program, fixed))
+            program.improve(budget, RESIDUAL_ROUNDS, bounded=False)
             limits = SolveOptions(
                 time_limit_s=min(MASTER_S, max(0.1, budget.remaining_s)),
-                relative_gap=self.options.relative_gap,
                 seed=self.options.seed,
                 work_limit=None if self.options.work_limit is None else int(self.options.work_limit),
             )
-            found = solve_master(again, start, budget, limits)
+            found = solve_master(program, loose, budget, limits)
+            idle += 1
             if found is not None:
-                start = found
-                self._try(found, order)
+                best = fixed + found
+                idle = 0 if self._try(best, order) else idle
+
+    def _split(self, chosen: Chosen) -> tuple[Chosen, Chosen]:
+        """Patterns that stay, and those of some nodes that are free again: patterns used once first, then at random."""
+        ranks = self.rng.random(len(chosen))
+        total_nodes = sum(times for _, _, times in chosen)
+        fixed: Chosen = []
+        loose: Chosen = []
+        left = LOOSE_NODES if total_nodes > ALL_LOOSE else total_nodes
+        for place in np.lexsort((ranks, np.array([min(times, 2) for _, _, times in chosen]))).tolist():
+            kind, pattern, times = chosen[place]
+            some = min(times, left) if times == 1 or total_nodes <= ALL_LOOSE else min(times, left, 1 + times // 4)
+            left -= some
+            loose += [(kind, pattern, some)] if some else []
+            fixed += [(kind, pattern, times - some)] if times > some else []
+        return fixed, loose
+
+    def _left(self, program: Program, fixed: Chosen) -> tuple[IntArray, IntArray, list[float]]:
+        """Nodes, pods and sums of the tiers before that are left beside fixed patterns."""
+        nodes, demand = self.shapes.count, self.demand.copy()
+        kept = [least for _, least in program.goal.kept]
+        for kind, pattern, times in fixed:
+            used = np.minimum(demand, counts(self.shapes, pattern) * times)
+            demand -= used
+            nodes[kind] -= times
+            kept = [least - float(weight @ used) for (weight, _), least in zip(program.goal.kept, kept, strict=True)]
+        return nodes, demand, kept
 
     def _shake(self, program: Program, prices: FloatArray) -> None:
         """Patterns at prices near the best, cut to the pods there are: the integer program needs near misses too."""
@@ -212,11 +243,11 @@ class _Search:
             for kind, pattern in program.pricer.contents(np.maximum(shaken, 0.0), self.demand):
                 program.add(kind, pattern)
 
-    def _try(self, chosen: Chosen, order: FloatArray) -> None:
+    def _try(self, chosen: Chosen, order: FloatArray) -> bool:
         state = State(self.problem)
         realise(state, self.shapes, chosen)
         fill(state, order)
-        self._offer(state)
+        return self._offer(state)
 
     def _result(self, bounds: list[int | None]) -> SearchResult[PodsPlan]:
         problem = self.problem
@@ -267,3 +298,7 @@ class _Search:
             status=status, stop=Stop.PROOF if found else self.budget.stop() or Stop.HEURISTIC, plan=None,
             solver="glop+highs", solver_version=program.lp.version, build_s=self.build_s, reasons=found,
         )  # fmt: skip
+
+
+def _floats(weight: IntArray, scale: float) -> FloatArray:
+    return np.asarray(weight * scale, dtype=np.float64)

@@ -69,7 +69,7 @@ def fill(state: State, weight: FloatArray) -> None:
 
 def _size(problem: PodsProblem) -> FloatArray:
     """Largest share of anything that a pod of each class takes of all there is, [J]."""
-    shares = problem.request / np.maximum(1, problem.capacity.sum(axis=0))
+    shares = problem.request / np.maximum(1, problem.capacity.astype(np.float64).sum(axis=0))
     gpus = problem.milli / max(1.0, 1000.0 * float(problem.gpus.sum()))
     found: FloatArray = np.maximum(shares.max(axis=1, initial=0.0), gpus)
     return found

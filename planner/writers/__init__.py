@@ -39,6 +39,7 @@ WRITERS: Mapping[str, Mapping[str, Writer]] = {
     },
     "exflow-csv": {"experts": Writer("ExFlow solution CSV (Expert,Node)", _module("exflow"))},
     "lws": {"parallel": Writer("Kubernetes LeaderWorkerSet, one a kind of worker", _module("lws"))},
+    "k8s": {"pods": Writer("Binding objects for pending pods, a JSON list for kubectl create", _module("bindings"))},
     "moves": {"experts": Writer("ordered expert moves from the current placement, CSV or JSON", _module("moves"))},
     "sglang": {
         "experts": Writer("SGLang --init-expert-location JSON and its launch flags", _module("sglang")),
