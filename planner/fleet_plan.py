@@ -42,9 +42,10 @@ class Assignment(Description):
 
 
 class Survival(Description):
-    """Where requests go when one instance of an offer is lost."""
+    """Where requests go when one instance of an offer, or all of a zone, is lost; one of the two is named."""
 
-    lost_offer: str
+    lost_offer: str | None = None
+    lost_zone: str | None = None
     replicas: tuple[Replicas, ...]
     assignment: tuple[Assignment, ...]
 

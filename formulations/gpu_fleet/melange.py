@@ -84,6 +84,8 @@ def refuse(problem: FleetProblem, method: str) -> None:
             ("rates that change by the hour", problem.num_periods > 1),
             ("several models or replica sizes on one kind of GPU", shared),
             ("spare_instances", problem.spare_instances > 0),
+            ("pool_slack", problem.slack is not None),
+            ("spare_zones", bool(problem.zone_names)),
             ("max_spot_share", problem.max_spot_share < 1.0),
             ("a current fleet", problem.current is not None),
             ("demand that may stay unserved", problem.leave_unserved),

@@ -14,12 +14,16 @@ from planner.fleet_plan import Allocation, Assignment, FleetPlan, Period, Replic
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Counts:
-    """The decisions of one period: instances [K], replicas [C], shares [D, C]; by lost offer, replicas and shares."""
+    """The decisions of one period: instances [K], replicas [C], shares [D, C]; by lost offer, replicas and shares.
+
+    lost_zone : shares by lost zone, on the replicas of the others.
+    """
 
     instances: IntArray
     replicas: IntArray
     shares: FloatArray
     lost: dict[int, tuple[IntArray, FloatArray]] = field(default_factory=dict)
+    lost_zone: dict[int, FloatArray] = field(default_factory=dict)
 
 
 def place(
@@ -92,6 +96,15 @@ def _period(problem: FleetProblem, period: int, counts: Counts, fleets: IntArray
         survival.append(
             Survival(
                 lost_offer=problem.offer_names[lost],
+                replicas=_replicas(problem, kept),
+                assignment=_assignment(problem, period, shares, kept),
+            )
+        )
+    for zone, shares in sorted(counts.lost_zone.items()):
+        kept = np.where(problem.zone_of_offer == zone, 0, where)
+        survival.append(
+            Survival(
+                lost_zone=problem.zone_names[zone],
                 replicas=_replicas(problem, kept),
                 assignment=_assignment(problem, period, shares, kept),
             )

@@ -7,10 +7,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from formulations.gpu_fleet.problem import FleetProblem, FloatArray
+from formulations.gpu_fleet.pools import slack_of
+from formulations.gpu_fleet.power import by_phases, by_share, prefill_seconds
+from formulations.gpu_fleet.problem import Draw, FleetProblem, FloatArray, IntArray
 from formulations.gpu_fleet.throughput import Config, computed
 from formulations.reading import Reading
 from planner import catalog
@@ -40,6 +43,11 @@ class _Bucket:
     output_tokens: int
 
 
+def _zone(offer: Offer) -> str:
+    """What fails together with an offer's instances."""
+    return str(offer.zone or offer.region)
+
+
 class _Reading(Reading):
     """Builds the arrays and collects findings at the keys that cause them."""
 
@@ -47,6 +55,7 @@ class _Reading(Reading):
         super().__init__(source)
         self.instance = instance
         self.assumptions: list[str] = []
+        self.prefill_s: FloatArray | None = None
 
     def problem(self) -> FleetProblem:
         instance = self.instance
@@ -71,7 +80,12 @@ class _Reading(Reading):
         # A configuration that serves nothing is no replica, not even one of min_replicas.
         useful = np.flatnonzero((throughput > 0).any(axis=0))
         configs, throughput = [configs[index] for index in useful], throughput[:, useful]
-        rate, share, hours = self._periods()
+        rate, burst, share, hours = self._periods()
+        slack = None
+        if instance.pool_slack is not None:
+            rule = instance.pool_slack
+            slack = slack_of(throughput, share @ rate, rule.window_s, rule.quantile)
+            self.assumptions.append("requests to a pool are independent of those to others, but for headroom or burst")
         first = [pools.index(key) for key in keys]
         quotas = instance.quotas
         return FleetProblem(
@@ -107,8 +121,13 @@ class _Reading(Reading):
             config_gpus=np.array([config.gpus for config in configs], dtype=np.int64),
             throughput=throughput,
             headroom=instance.headroom,
+            burst=burst,
+            slack=slack,
             spare_instances=instance.spare_instances,
+            **self._zones(first),
             budget_usd_per_hour=np.inf if instance.budget_usd_per_hour is None else instance.budget_usd_per_hour,
+            draw=self._draw(watts, pools, keys, configs, useful, len(buckets)),
+            watt_margin=0.0 if instance.power is None else instance.power.margin,
             max_watts=np.inf if instance.max_watts is None else instance.max_watts,
             max_spot_share=1.0 if instance.max_spot_share is None else instance.max_spot_share,
             quota_names=tuple(quota.name for quota in quotas),
@@ -116,6 +135,10 @@ class _Reading(Reading):
                 [[offer.name in quota.offers for offer in instance.offers] for quota in quotas], dtype=np.bool_
             ).reshape(len(quotas), len(instance.offers)),
             quota_gpus=np.array([quota.max_gpus for quota in quotas], dtype=np.float64),
+            start_cost=np.array([offer.start_cost_usd for offer in instance.offers]),
+            max_starts=instance.max_starts,
+            max_stops=instance.max_stops,
+            cyclic=instance.cyclic,
             current=self._current(len(hours)),
             max_changes=instance.max_changes,
             change_cost=instance.change_cost_usd_per_hour,
@@ -142,11 +165,43 @@ class _Reading(Reading):
             self.find(("offers", index, "device"), message)
         return math.nan
 
+    def _draw(
+        self,
+        watts: FloatArray,
+        pools: list[PoolKey],
+        keys: list[PoolKey],
+        configs: list[Config],
+        useful: IntArray,
+        num_buckets: int,
+    ) -> Draw | None:
+        power = self.instance.power
+        if power is None:
+            return None
+        self.assumptions.append(
+            f"max_watts is kept by expected draw with a margin of {power.margin:.0%}: "
+            + ("by phase, modelled" if power.draw == "phases" else f"{power.draw:.0%} of the watts of each instance")
+        )
+        if not isinstance(power.draw, str):
+            return by_share(watts, power.draw, num_buckets, len(configs))
+        assert self.prefill_s is not None
+        gpus = np.array([offer.gpus for offer in self.instance.offers])
+        pool_of_offer = np.array([keys.index(pool) for pool in pools])
+        return by_phases(watts, gpus, pool_of_offer, configs, self.prefill_s[:, useful])
+
     def _pool(self, index: int, offer: Offer, device: DeviceKind | None) -> PoolKey:
         """Profiled offers are pools of their own: what was measured on one need not hold on another."""
         if self.instance.profiles or device is None:
             return (index,)
-        return device.name, offer.region, offer.market == "spot", offer.availability
+        zone = _zone(offer) if self.instance.spare_zones else None
+        return device.name, offer.region, zone, offer.market == "spot", offer.availability
+
+    def _zones(self, first: list[int]) -> dict[str, Any]:
+        """The zone of each pool, where one is to be survived; first : an offer of each pool."""
+        if not self.instance.spare_zones:
+            return {}
+        zones = [_zone(self.instance.offers[index]) for index in first]
+        names = tuple(dict.fromkeys(zones))
+        return {"zone_names": names, "zone_of_pool": np.array([names.index(zone) for zone in zones])}
 
     def _profiled(
         self, buckets: list[_Bucket], pools: list[PoolKey], keys: list[PoolKey]
@@ -246,10 +301,15 @@ class _Reading(Reading):
         configs, throughput, notes = computed(instance, specs, kinds, largest, regions, sizes, coefficients)
         self._refuse_uneven_sizes(configs, {one: ("models", one.model, "gpus_per_replica") for one in configs})
         self.assumptions += notes
+        if instance.power is not None and instance.power.draw == "phases":
+            self.prefill_s = prefill_seconds(instance, specs, kinds, sizes, configs, coefficients)
         return configs, throughput
 
-    def _periods(self) -> tuple[FloatArray, FloatArray, tuple[tuple[int, ...], ...]]:
-        """Rates of each distinct hour, its share of all, and which hours it stands for: merging loses nothing."""
+    def _periods(self) -> tuple[FloatArray, FloatArray | None, FloatArray, tuple[tuple[int, ...], ...]]:
+        """Rates and bursts of each distinct hour, its share of all, and which hours it stands for.
+
+        Merging loses nothing, but where switching counts: then all hours stay, in order.
+        """
         demand = self.instance.demand
         hours = max((len(one.hourly) for one in demand if one.hourly is not None), default=1)
         rates = np.array(
@@ -259,10 +319,21 @@ class _Reading(Reading):
             ],
             dtype=np.float64,
         ).T
-        distinct, place = np.unique(rates, axis=0, return_inverse=True)
+        # A burst is 1 at least: 0 stands for none, as NaN is unlike itself.
+        bursts = np.array([np.broadcast_to(0.0 if one.burst is None else one.burst, (hours,)) for one in demand]).T
+        if self._switching():
+            told = np.where(bursts > 0, bursts, np.nan) if bursts.any() else None
+            return rates, told, np.full(hours, 1 / hours), tuple((hour,) for hour in range(hours))
+        distinct, place = np.unique(np.hstack([rates, bursts]), axis=0, return_inverse=True)
+        distinct, bursts = np.hsplit(distinct, 2)
         members = [tuple(np.flatnonzero(place.ravel() == period).tolist()) for period in range(len(distinct))]
         share = np.array([len(one) / hours for one in members])
-        return distinct, share, tuple(members)
+        return distinct, np.where(bursts > 0, bursts, np.nan) if bursts.any() else None, share, tuple(members)
+
+    def _switching(self) -> bool:
+        instance = self.instance
+        limited = instance.max_starts is not None or instance.max_stops is not None
+        return limited or any(offer.start_cost_usd for offer in instance.offers)
 
     def _current(self, num_periods: int) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
         current = self.instance.current

@@ -35,9 +35,9 @@ def counts_of(problem: FleetProblem, columns: PeriodColumns, values: FloatArray)
     def whole(where: IntArray) -> IntArray:
         return np.array([as_integer(value, WHOLE) for value in values[where]], dtype=np.int64)
 
-    def shares(where: IntArray) -> FloatArray:
+    def shares(where: IntArray, pairs: IntArray | slice = slice(None)) -> FloatArray:
         table = np.zeros((len(problem.bucket_model), problem.num_configs))
-        table[columns.bucket, columns.config] = np.where(values[where] > NOTHING, values[where], 0.0)
+        table[columns.bucket[pairs], columns.config[pairs]] = np.where(values[where] > NOTHING, values[where], 0.0)
         total = table.sum(axis=1, keepdims=True)
         return np.where(total > 0, table / np.where(total > 0, total, 1.0), 0.0) * served[:, None]
 
@@ -55,5 +55,10 @@ def counts_of(problem: FleetProblem, columns: PeriodColumns, values: FloatArray)
             offer: (whole(columns.lost_z[offer]), shares(columns.lost_x[offer]))
             for offer in columns.lost_z
             if values[columns.y[offer]] > 0.5
+        },
+        lost_zone={
+            zone: shares(routed, pairs)
+            for zone, (routed, pairs) in columns.zone_x.items()
+            if values[columns.y[problem.zone_of_offer == zone]].sum() > 0.5
         },
     )
