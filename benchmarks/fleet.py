@@ -66,7 +66,7 @@ def timed(problem: FleetProblem, limit_s: float, gap: float | None = None, metho
 
 def melange(short: bool) -> Iterator[Row]:
     """Random instances and the examples of the Mélange repository: never costlier than any slice factor."""
-    count = 12 if short else 100
+    count = 4 if short else 100
     plans = [(problem, timed(problem, 20.0)) for problem in map(instances.random_grid, range(count))]
     case = f"melange, {count} random"
     for slices in (1, 4, 8):
