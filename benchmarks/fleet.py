@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks import fleet_instances as instances
 from benchmarks.common import Row, main
+from benchmarks.fleet_replay import replayed
 from formulations.backends.linear import LinearModel, solve_linear_pulp
 from formulations.base import solve
 from formulations.gpu_fleet.formulation import GPU_FLEET
@@ -225,6 +226,7 @@ CASES = {
     "hours": hours,
     "paper": paper,
     "spare": spare,
+    "replay": replayed,
 }
 
 if __name__ == "__main__":
