@@ -18,7 +18,14 @@ from planner.plan import PlanDocument
 
 INSTANCES = Path(__file__).resolve().parents[1] / "instances"
 #: Methods of each problem that find the best plans and bounds.
-METHODS = {"experts": ("local-search", "cp-sat", "milp"), "fleet": ("highs", "scip"), "parallel": ("highs", "scip")}
+METHODS = {
+    "experts": ("local-search", "cp-sat", "milp"),
+    "fleet": ("highs", "scip"),
+    "parallel": ("highs", "scip"),
+    "layers": ("highs", "scip"),
+    "windows": ("highs", "scip"),
+    "pods": ("patterns",),
+}
 
 
 def known(path: Path, problem: Problem) -> PlanDocument | None:
@@ -30,6 +37,12 @@ def known(path: Path, problem: Problem) -> PlanDocument | None:
         return None
 
 
+def unserved(document: PlanDocument) -> list[float]:
+    """Goals of a fleet that go before its cost."""
+    tiers = getattr(document.plan, "tiers", ())
+    return [round(tier.value, 6) for tier in tiers if tier.goal.startswith("unserved")]
+
+
 def better(fresh: PlanDocument, old: PlanDocument | None) -> PlanDocument | None:
     """The document to keep when it differs from `old`: the lower objective, with the higher bound of both."""
     if fresh.outcome.objective is None or fresh.outcome.bound is None:
@@ -38,6 +51,8 @@ def better(fresh: PlanDocument, old: PlanDocument | None) -> PlanDocument | None
         return fresh
     assert old.outcome.objective is not None
     assert old.outcome.bound is not None
+    if unserved(fresh) != unserved(old):
+        return fresh if unserved(fresh) < unserved(old) else None
     # Objectives and bounds may be negative: throughput is.
     slack = 1e-9 * abs(old.outcome.objective)
     best = fresh if fresh.outcome.objective < old.outcome.objective - slack else old

@@ -54,6 +54,22 @@ def report(error: Exception) -> ExitCode:
     return ExitCode.CRASH
 
 
+def keep_stdout() -> None:
+    """Give the file descriptor 1 to stderr and keep stdout for what Python writes: solvers print there.
+
+    HiGHS (OR-Tools 9.15) prints a line of its own to stdout for some models whatever its options say.
+    """
+    if sys.stdout is None or sys.stderr is None:
+        return
+    sys.stdout.flush()
+    try:
+        own = os.dup(sys.stdout.fileno())
+    except OSError:
+        return
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.stdout = open(own, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: SIM115
+
+
 def _mute_stdout() -> None:
     """Keep the interpreter from complaining about unwritten output when it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -126,10 +126,11 @@ def experts(
     limits hold for each plan that it makes.
     """
     from cli import studies
-    from cli.instances import Flag, beside, load_source, merge, with_slots
+    from cli.instances import beside, load_source, merge, with_slots
     from cli.solving import Delivery, run_plan
     from formulations.planning import problem_of
     from planner.errors import OptionError
+    from planner.overlay import Flag
 
     chosen = [bool(validate), find_slots is not None, pareto]
     if sum(chosen) > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,8 +20,8 @@ from cli.options import (
 )
 
 if TYPE_CHECKING:
-    from cli.instances import Flag
     from planner.files import Loc, SourceText
+    from planner.overlay import Flag
 
 WHAT, LIMITS, CHANGE = "Offers and demand", "Limits", "A fleet in force"
 STUDIES = "Studies"
@@ -63,6 +63,10 @@ def fleet(
     spare: Annotated[int | None, _flag("1: survive the loss of any one instance, by re-routing", LIMITS, "0|1")] = None,
     max_spot_share: Annotated[
         float | None, _flag("most of each model's requests on spot, such as 0.5", LIMITS, "X")
+    ] = None,
+    unserved: Annotated[
+        Literal["refuse", "by_priority"] | None,
+        _flag("where not all can be served: no plan, or the lowest priorities left out first", LIMITS),
     ] = None,
     calibration: Annotated[
         str | None, _flag("your own measurements, from `gpuplan calibrate`", LIMITS, "efficiency.yaml")
@@ -122,9 +126,11 @@ def fleet(
     """
     from cli import fleet_studies as studies
     from cli import fleet_traces as traces
-    from cli.instances import Flag, beside, fleet_in_force, merge
+    from cli.instances import beside, merge
     from cli.solving import Delivery
+    from formulations.in_force import fleet_in_force
     from planner.errors import OptionError
+    from planner.overlay import Flag
 
     chosen = [sweep is not None, bool(bound_trace), explain or bool(simulate)]
     if sum(chosen) > 1:
@@ -137,6 +143,7 @@ def fleet(
         ("slo", "percentile"): Flag("--percentile", percentile),
         ("spare_instances",): Flag("--spare", spare),
         ("max_spot_share",): Flag("--max-spot-share", max_spot_share),
+        ("unserved",): Flag("--unserved", unserved),
         ("current",): Flag("--current") if current is None else fleet_in_force(current),
         ("calibration",): Flag("--calibration", beside(instance, calibration)),
         ("max_changes",): Flag("--max-changes", max_changes),
@@ -162,9 +169,9 @@ def _default_name(demand: str | None) -> str:
 
 def _file_flags(instance: str | None, offers: str | None, demand: str | None) -> dict[Loc, Flag]:
     """What the files of --offers and --demand give; DescriptionError for other keys, or none, in them."""
-    from cli.instances import Flag
     from planner.errors import DescriptionError, OptionError
     from planner.files import read_source
+    from planner.overlay import Flag
 
     if [instance, offers, demand].count("-") > 1:
         raise OptionError("only one of INSTANCE, --offers and --demand can be standard input")
@@ -188,7 +195,7 @@ def _quantities(
 ) -> dict[Loc, Flag]:
     """Flags with units, in SI; DescriptionError with all that cannot be read."""
     from cli.flags import FlagReader
-    from cli.instances import Flag
+    from planner.overlay import Flag
     from planner.units import POWER_UNITS, PRICE_UNITS, TIME_UNITS, parse_quantity
 
     reader = FlagReader()
@@ -212,8 +219,9 @@ def _quantities(
 
 def with_models(instance: str | None, source: SourceText, given: list[str] | None) -> SourceText:
     """Put --model over the models of the same name; without any, the demand's names are catalogue names."""
-    from cli.instances import Flag, beside, over
+    from cli.instances import beside
     from planner.errors import OptionError
+    from planner.overlay import Flag, over
 
     if not isinstance(source.value, dict):
         return source

@@ -10,7 +10,6 @@ import numpy as np
 from rich.table import Table
 
 from cli.render import number, percent, printable, table
-from formulations.gpu_fleet.formulation import GPU_FLEET
 from formulations.gpu_fleet.insight import binding, instance_counts
 from formulations.gpu_fleet.problem import FleetProblem
 from planner.fleet_plan import FleetPlan, Insight, Period, Relief
@@ -30,7 +29,7 @@ def fleet_answer(document: PlanDocument, problem: FleetProblem) -> Iterable[Part
     plan = document.plan
     assert isinstance(plan, FleetPlan)
     cost, terms = plan.cost_usd_per_hour, document.outcome.terms
-    per_tokens = number(terms["usd_per_million_output_tokens"])
+    per_tokens = number(terms.get("usd_per_million_output_tokens"))
     yield "cost", f"{number(cost)} USD/hour, {cost * HOURS_PER_MONTH:,.0f} USD a month of {HOURS_PER_MONTH} hours"
     yield "per token", f"{per_tokens} USD per million output tokens"
     busiest = max(plan.periods, key=lambda period: period.cost_usd_per_hour)
@@ -47,12 +46,9 @@ def fleet_answer(document: PlanDocument, problem: FleetProblem) -> Iterable[Part
         yield "power", f"{watts / 1000:.4g} kW of GPUs" + ("" if len(plan.periods) == 1 else " at the peak")
     yield _runs(problem, busiest, full)
     yield from _routes(problem, busiest)
+    yield from _unserved(problem, plan, busiest)
     limits = [f"{printable(limit.name)} {number(limit.now)}" for limit in binding(problem, plan)]
     yield "limits", f"reached: {', '.join(limits)}" if limits else "none is reached; demand alone sets the size"
-    name, rule = GPU_FLEET.baseline(problem)
-    broken = [] if rule is None else GPU_FLEET.check(problem, rule)
-    if broken:
-        yield name, f"breaks {', '.join(dict.fromkeys(one.rule for one in broken))}: {printable(broken[0].message)}"
     for model in problem.model_names:
         yield from _simulated(full, model)
     if plan.insight is not None:
@@ -111,6 +107,37 @@ def _routes(problem: FleetProblem, period: Period) -> Iterator[Part]:
     if len(flows) > MOST_ROWS:
         rest = sum(flow for flow, _ in flows[MOST_ROWS:]) / sum(flow for flow, _ in flows)
         yield "routes", f"{len(flows) - MOST_ROWS} more, {percent(rest)} of the requests; --json lists all"
+
+
+def _unserved(problem: FleetProblem, plan: FleetPlan, busiest: Period) -> Iterator[Part]:
+    """What is left out by priority, with what is proven of it; the sizes of the period with most of it."""
+    mean = problem.share @ problem.rate
+    for tier in plan.tiers:
+        if not tier.goal.startswith("unserved"):
+            continue
+        priority = int(tier.goal.rsplit(" ", 1)[1])
+        asked = float(mean[problem.priority == priority].sum())
+        proven = "nothing is proven of it" if tier.bound is None else f"at least {number(tier.bound)} in any plan"
+        text = f"{number(tier.value)} of {number(asked)} requests/s; {proven}" if tier.value else "none"
+        yield "unserved", f"priority {priority}: {text}"
+    worst = max(plan.periods, key=lambda period: sum(row.rate_per_s for row in period.unserved))
+    if not worst.unserved:
+        return
+    if worst is not busiest:
+        yield "unserved", f"most in hour {worst.hours[0]}, of which the table is"
+    rows = [
+        (
+            f"{printable(row.model)} {row.input_tokens}/{row.output_tokens}",
+            str(row.priority),
+            number(row.rate_per_s),
+            percent(row.fraction),
+            printable(", ".join(row.limits)),
+        )
+        for row in worst.unserved[:MOST_ROWS]
+    ]
+    yield table(("unserved, tokens in/out", "priority", "a second", "share", "in the way"), rows)
+    if len(worst.unserved) > MOST_ROWS:
+        yield "unserved", f"{len(worst.unserved) - MOST_ROWS} more sizes; --json lists all"
 
 
 def _hours(problem: FleetProblem, plan: FleetPlan) -> Iterator[Part]:
@@ -184,10 +211,17 @@ def _insight(insight: Insight) -> Iterator[Part]:
     else:
         instances = ", ".join(f"{count} x {printable(name)}" for name, count in gone.instances.items())
         extra, cost = number(gone.extra_usd_per_hour), number(gone.objective_usd_per_hour)
-        yield "without", f"{printable(gone.offer)}: {cost} USD/hour (+{extra}, gap {percent(gone.gap)}): {instances}"
+        more = f"+{extra}" if gone.unserved_per_s is None else _left(gone.unserved_per_s)
+        yield "without", f"{printable(gone.offer)}: {cost} USD/hour ({more}, gap {percent(gone.gap)}): {instances}"
+
+
+def _left(unserved: dict[str, float]) -> str:
+    return "; ".join(f"{goal} {number(value)}/s" for goal, value in unserved.items())
 
 
 def _saving(relief: Relief) -> str:
+    if relief.unserved_per_s is not None:
+        return _left(relief.unserved_per_s)
     least, most = relief.saves_at_least_usd_per_hour, relief.saves_at_most_usd_per_hour
     if least is None or most is None:
         return "not known, no answer in time"

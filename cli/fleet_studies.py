@@ -12,7 +12,6 @@ from rich.table import Table
 
 from cli import fleet_traces as traces
 from cli.command import ExitCode
-from cli.instances import Flag, over
 from cli.progress import watched
 from cli.render import console, number, percent, printable, table
 from cli.solving import Delivery, print_json, run_plan
@@ -25,6 +24,7 @@ from formulations.planning import problem_of
 from planner.errors import OptionError
 from planner.files import SourceText, write_text
 from planner.fleet_plan import FleetPlan
+from planner.overlay import Flag, over
 from planner.plan import FleetDocument
 from planner.units import TIME_UNITS, parse_quantity
 
@@ -162,12 +162,15 @@ def _print(what: str, points: Sequence[Point], source: SourceText, output: str |
 def _curve(first: str, points: Sequence[Point], heights: Sequence[float | None], label: str) -> Table:
     top = max((height for height in heights if height is not None), default=1.0) or 1.0
     rows = []
+    short = any(point.unserved_per_s for point in points)
     for point, height in zip(points, heights, strict=True):
         mix = ", ".join(f"{count} x {printable(name)}" for name, count in point.instances.items())
         bar = "" if height is None else "█" * max(1, round(BAR * height / top))
         cost, tokens = number(point.usd_per_hour), number(point.usd_per_million_output_tokens)
-        rows.append((number(point.value), cost, tokens, percent(point.gap), bar, mix or point.status))
-    shown = table((first, "USD/hour", "USD/M tokens", "gap", f"{label} (longest: {number(top)})", "instances"), rows)
+        left = [number(point.unserved_per_s)] if short else []
+        rows.append((number(point.value), cost, tokens, percent(point.gap), *left, bar, mix or point.status))
+    gap = ("gap", "unserved/s") if short else ("gap",)
+    shown = table((first, "USD/hour", "USD/M tokens", *gap, f"{label} (longest: {number(top)})", "instances"), rows)
     for column in shown.columns[-2:]:
         column.justify = "left"
     return shown

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from cli.command import ExitCode, tell
-from cli.instances import Flag, over
 from cli.render import console, number, printable, table
 from cli.solving import print_json
 from formulations.gpu_fleet.explain import impossible_buckets
@@ -22,6 +21,7 @@ from planner.descriptions.fleet import FleetInstance
 from planner.errors import DescriptionError, OptionError
 from planner.files import SourceText, validate, write_text
 from planner.fleet_plan import FleetPlan
+from planner.overlay import Flag, over
 from planner.plan import FleetDocument
 from planner.readers.request_traces import read_request_trace
 from planner.request_trace import MELANGE_INPUT, MELANGE_OUTPUT, Periods, RequestTrace, to_demand

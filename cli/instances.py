@@ -3,54 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from formulations.kinds import kind_name
+from formulations.in_force import in_force
 from planner.descriptions.experts import ExpertsInstance
-from planner.errors import DescriptionError, Finding
 from planner.files import Loc, SourceText, read_source, validate
-from planner.plan import FleetDocument
+from planner.overlay import Flag, MergedSource, over
 from planner.readers.expert_loads import read_expert_load
 from planner.readers.routing_trace import read_routing_trace
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """A flag on the command line and the value it gives to a key; None when it was not given.
-
-    source : the file that the value was read from, under the same key; mistakes in it are located there.
-    """
-
-    name: str
-    value: Any = None
-    source: SourceText | None = None
-
-
-@dataclass(frozen=True)
-class MergedSource(SourceText):
-    """A file's text with values of flags put over it; what is wrong with those is located at the flag."""
-
-    flags: Mapping[Loc, Flag] = field(default_factory=dict)
-
-    def finding(self, loc: Loc, message: str) -> Finding:
-        """A Finding at the flag that gave the value, or in the file that the flag named, else in the instance."""
-        for length in range(len(loc), 0, -1):
-            flag = self.flags.get(loc[:length])
-            if flag is None:
-                continue
-            if flag.source is not None:
-                return flag.source.finding(loc, message)
-            rest = ".".join(str(step) for step in loc[length:])
-            return Finding(flag.name, f"{rest}: {message}" if rest else message)
-        return super().finding(loc, message)
-
-
 def merge(instance: str | None, flags: Mapping[Loc, Flag], problem: str = "experts") -> SourceText:
-    """Read the instance, if any, and put the flags' values over its keys. A location is one or two keys deep.
+    """Read the instance, if any, and put the flags' values over its keys.
 
     Without a file it is a `problem` of that name, and every key that has a flag is located at that flag, missing
     ones included.
@@ -61,43 +27,10 @@ def merge(instance: str | None, flags: Mapping[Loc, Flag], problem: str = "exper
     return over(read_source(instance), flags)
 
 
-def over(source: SourceText, flags: Mapping[Loc, Flag], all_located: bool = False) -> SourceText:
-    """Put the flags' values over the keys; `all_located` also places what is missing at its flag."""
-    given = {loc: flag for loc, flag in flags.items() if flag.value is not None}
-    if not isinstance(source.value, dict) or not (given or all_located):
-        return source
-    value = dict(source.value)
-    for loc, flag in given.items():
-        if len(loc) == 1:
-            value[loc[0]] = flag.value
-        else:
-            parent = value.get(loc[0])
-            value[loc[0]] = {**(parent if isinstance(parent, dict) else {}), loc[1]: flag.value}
-    return MergedSource(source.path, source.text, value, source.base_dir, flags if all_located else given)
-
-
 def with_current(instance: str, path: str | None) -> SourceText:
-    """The instance with what is in force: the file's name, or for a fleet its counts."""
+    """The instance with what is in force."""
     source = read_source(instance)
-    if path is None:
-        return source
-    if kind_name(source) == "fleet":
-        return over(source, {("current",): fleet_in_force(path)})
-    return over(source, {("current",): Flag("--current", beside(instance, path))})
-
-
-def fleet_in_force(path: str) -> Flag:
-    """`--current` of a fleet: the instances of a plan document, or of a file that maps offers to counts."""
-    source = read_source(path)
-    if not (isinstance(source.value, dict) and "schema_version" in source.value):
-        return Flag("--current", source.value)
-    document = validate(source, FleetDocument)
-    if document.plan is None:
-        raise DescriptionError([source.finding(("plan",), "the document holds no plan")])
-    counts = Counter[str]()
-    for row in document.plan.allocation:
-        counts[row.offer] += row.count
-    return Flag("--current", dict(counts))
+    return source if path is None else over(source, in_force(source, path))
 
 
 def base_dir(instance: str | None) -> Path:

@@ -21,8 +21,8 @@ from cli.options import (
 )
 
 if TYPE_CHECKING:
-    from cli.instances import Flag
     from planner.files import Loc
+    from planner.overlay import Flag
 
 WHAT, LOAD, GOAL = "Model and cluster", "Requests and limits", "Goal and choices"
 
@@ -49,6 +49,7 @@ class GoalName(StrEnum):
     THROUGHPUT = "throughput"
     GPUS = "gpus"
     COST = "cost"
+    JOULES = "joules"
 
 
 def _flag(help: str, panel: str, metavar: str | None = None, *names: str) -> typer.models.OptionInfo:
@@ -74,10 +75,21 @@ def parallel(
     input_tokens: Annotated[int | None, _flag("of each prompt", LOAD, "N")] = None,
     output_tokens: Annotated[int | None, _flag("of each answer", LOAD, "N")] = None,
     rate: Annotated[float | None, _flag("requests a second to serve; default: as many as can be", LOAD, "R")] = None,
+    mix: Annotated[
+        list[str] | None,
+        _flag("requests of another size, W of them for each of --input-tokens; repeatable", LOAD, "INPUT/OUTPUT=W"),
+    ] = None,
+    hourly: Annotated[
+        str | None, _flag("requests a second of each hour, in place of --rate: a plan for each", LOAD, "R,R,...")
+    ] = None,
     ttft: Annotated[str | None, _flag("most time to the first token, such as 2s", LOAD, "S", "--ttft")] = None,
     tpot: Annotated[str | None, _flag("most time of each next token, such as 30ms", LOAD, "S", "--tpot")] = None,
     margin: Annotated[
         float | None, _flag("predictions count so much longer against the limits; default: 0.05", LOAD, "X")
+    ] = None,
+    slo_confidence: Annotated[
+        float | None,
+        _flag("share of measurements that are to keep a limit, such as 0.9; in place of --margin", LOAD, "P"),
     ] = None,
     objective: Annotated[GoalName | None, _flag("default: throughput, or with --rate the fewest GPUs", GOAL)] = None,
     price: Annotated[
@@ -90,6 +102,12 @@ def parallel(
         str | None, _flag("workers to choose from, measured or predicted elsewhere", GOAL, "WORKERS.csv")
     ] = None,
     max_workers: Annotated[int | None, _flag("most workers in all", GOAL, "N")] = None,
+    current: Annotated[
+        str | None, _flag("plan document of what runs now: prints the steps from there", GOAL, "PLAN.json")
+    ] = None,
+    change_cost: Annotated[
+        float | None, _flag("of a GPU whose worker starts: hours of what is minimised (GPUs, USD/hour, W)", GOAL, "X")
+    ] = None,
     calibration: Annotated[
         str | None, _flag("your own measurements, from `gpuplan calibrate`", LOAD, "efficiency.yaml")
     ] = None,
@@ -110,10 +128,11 @@ def parallel(
 
     Exit codes: 0 a plan, 2 usage, 3 proven infeasible, 4 short of the asked gap, 5 no plan found, 7 bad files.
     """
-    from cli.instances import Flag, beside, merge
+    from cli.instances import beside, merge
     from cli.solving import Delivery, run_plan
     from formulations.kinds import kind_name
     from formulations.planning import problem_of
+    from planner.overlay import Flag
 
     delivery = Delivery(output, as_json, quiet)
     if instance is None and name is None:
@@ -128,7 +147,11 @@ def parallel(
         ("workload", "input_tokens"): Flag("--input-tokens", input_tokens),
         ("workload", "output_tokens"): Flag("--output-tokens", output_tokens),
         ("workload", "rate_per_s"): Flag("--rate", rate),
+        ("current",): Flag("--current", beside(instance, current)),
+        ("change_cost",): Flag("--change-cost", change_cost),
+        **_demand(mix or [], hourly),
         ("margin",): Flag("--margin", margin),
+        ("slo_confidence",): Flag("--slo-confidence", slo_confidence),
         ("objective",): Flag("--objective", objective),
         ("disaggregated",): Flag("--disaggregated", disaggregated),
         ("candidates",): Flag("--candidates", beside(instance, candidates)),
@@ -155,8 +178,9 @@ def _cluster(
     instance: str | None, cluster: str | None, device: str | None, nodes: int | None, gpus_per_node: int | None
 ) -> Flag:
     """The cluster of the flags: a file, or equal nodes of one device."""
-    from cli.instances import Flag, beside
+    from cli.instances import beside
     from planner.errors import OptionError
+    from planner.overlay import Flag
 
     if cluster is not None and device is not None:
         raise OptionError("choose one of --cluster and --device")
@@ -168,10 +192,36 @@ def _cluster(
     return Flag("--device", {"nodes": [{"device": device} | {k: v for k, v in sizes.items() if v is not None}]})
 
 
+def _demand(mixes: list[str], hourly: str | None) -> dict[Loc, Flag]:
+    """Other sizes of requests and rates by the hour; DescriptionError with all that cannot be read."""
+    from cli.flags import FlagReader
+    from cli.instances import Flag
+
+    reader = FlagReader()
+    others: list[dict[str, float]] = []
+    for text in mixes:
+        size, _, weight = text.partition("=")
+        prompt, _, output = size.partition("/")
+        try:
+            sizes = {"input_tokens": int(prompt), "output_tokens": int(output), "weight": float(weight or 1)}
+        except ValueError:
+            reader.tell("--mix", f"is {text!r}, but must be INPUT/OUTPUT=WEIGHT, such as 500/200=2")
+            continue
+        others.append(sizes)
+    rates: list[float] | None = None
+    if hourly is not None:
+        rates = reader.take("--hourly", lambda: [float(rate) for rate in hourly.split(",")])
+    reader.refuse()
+    return {
+        ("workload", "others"): Flag("--mix", others or None),
+        ("workload", "hourly"): Flag("--hourly", rates),
+    }
+
+
 def _quantities(ttft: str | None, tpot: str | None, prices: list[str]) -> dict[Loc, Flag]:
     """Flags with units, in SI; DescriptionError with all that cannot be read."""
     from cli.flags import FlagReader
-    from cli.instances import Flag
+    from planner.overlay import Flag
     from planner.units import PRICE_UNITS, TIME_UNITS, parse_quantity
 
     reader = FlagReader()

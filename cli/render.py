@@ -105,6 +105,11 @@ def print_document(
                 out.print(f"  {part[0]:<13} {part[1]}", soft_wrap=True)
         if document.baseline is not None:
             out.print(_beside_baseline(outcome, document.baseline))
+            broken = document.baseline.violations
+            if broken:
+                rules = ", ".join(dict.fromkeys(one.rule for one in broken))
+                text = f"{document.baseline.name} breaks {rules}: {printable(broken[0].message)}"
+                out.print(f"  {'beware':<13} {text}", soft_wrap=True)
         for label, text in _proven(document):
             out.print(f"  {label:<13} {text}", soft_wrap=True)
     solver = f"{outcome.method} ({outcome.solver} {outcome.solver_version})"

@@ -76,6 +76,9 @@ HOMES: Mapping[str, Home] = {
     "experts": Home("formulations.expert_placement.kind", "experts"),
     "fleet": Home("formulations.gpu_fleet.kind", "fleet"),
     "parallel": Home("formulations.parallelism.kind", "parallel"),
+    "layers": Home("formulations.parallelism.layers.kind", "parallel", {"task": "layers"}),
+    "windows": Home("formulations.parallelism.windows.kind", "parallel", {"task": "windows"}),
+    "pods": Home("formulations.pod_packing.kind", "pods"),
 }
 
 

@@ -86,7 +86,8 @@ def _baseline(problem: Problem) -> BaselineRecord | None:
     if rule is None:
         return None
     worth = formulation.objective(problem, rule)
-    return BaselineRecord(name=name, objective=worth.total, terms=worth.terms)
+    broken = tuple(formulation.check(problem, rule))
+    return BaselineRecord(name=name, objective=worth.total, terms=worth.terms, violations=broken)
 
 
 def judge(problem: Problem, plan: Description) -> Verdict:

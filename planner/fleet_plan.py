@@ -49,6 +49,28 @@ class Survival(Description):
     assignment: tuple[Assignment, ...]
 
 
+class Unserved(Description):
+    """Requests of one size that are left out, and the limits that keep more from being served."""
+
+    model: str
+    input_tokens: Annotated[int, Field(ge=1)]
+    output_tokens: Annotated[int, Field(ge=1)]
+    priority: int
+    fraction: Fraction
+    rate_per_s: FiniteFloat
+    limits: tuple[str, ...]
+
+
+class Tier(Description):
+    """One goal of several in order: the value reached, and what is proven of it with all earlier ones held."""
+
+    goal: str
+    unit: str
+    value: FiniteFloat
+    bound: FiniteFloat | None
+    gap: FiniteFloat | None
+
+
 class Period(Description):
     """What runs in some hours (indices of the hourly demand; all when there is one constant rate)."""
 
@@ -58,20 +80,25 @@ class Period(Description):
     replicas: tuple[Replicas, ...]
     assignment: tuple[Assignment, ...]
     survival: tuple[Survival, ...] = ()
+    unserved: tuple[Unserved, ...] = ()
 
 
 class Relief(Description):
-    """What one unit more of a limit would save, of the objective; 0 at least: not told apart from the gap."""
+    """What one unit more of a limit would save, of the objective; 0 at least: not told apart from the gap.
+
+    unserved_per_s : by goal, what then stays unserved; where demand is unserved, in place of savings.
+    """
 
     limit: str
     now: FiniteFloat
     relaxed: FiniteFloat
     saves_at_least_usd_per_hour: FiniteFloat | None
     saves_at_most_usd_per_hour: FiniteFloat | None
+    unserved_per_s: dict[str, FiniteFloat] | None = None
 
 
 class Substitute(Description):
-    """The cheapest plan found without one offer; instances at most at a time."""
+    """The cheapest plan found without one offer; instances at most at a time. unserved_per_s : by goal, if anything."""
 
     offer: str
     status: Literal["optimal", "feasible", "infeasible", "unknown"]
@@ -79,6 +106,7 @@ class Substitute(Description):
     extra_usd_per_hour: FiniteFloat | None
     gap: FiniteFloat | None
     instances: dict[str, int]
+    unserved_per_s: dict[str, FiniteFloat] | None = None
 
 
 class Insight(Description):
@@ -93,6 +121,7 @@ class FleetPlan(Description):
     """The fleet of every period. `allocation` and `assignment` are those of the most expensive one.
 
     cost_usd_per_hour : mean over the hours; changes : instances added (+) or dropped (-) from the current fleet.
+    tiers : goals in order, where demand may stay unserved.
     """
 
     allocation: tuple[Allocation, ...]
@@ -100,4 +129,5 @@ class FleetPlan(Description):
     cost_usd_per_hour: FiniteFloat
     periods: tuple[Period, ...]
     changes: dict[str, int] | None = None
+    tiers: tuple[Tier, ...] = ()
     insight: Insight | None = None

@@ -9,12 +9,14 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, PositiveInt, SerializeAsAny
 
-from planner.cost.verdict import Verdict
+from planner.cost.verdict import Verdict, Violation
 from planner.descriptions.base import Description, Problem
 from planner.errors import DescriptionError
 from planner.files import read_source, validate
 from planner.fleet_plan import FleetPlan
+from planner.layers_plan import LayersPlan, WindowsPlan
 from planner.parallel_plan import ParallelPlan
+from planner.pods_plan import PodsPlan
 from planner.workload import IntArray
 
 #: Largest number an id or count may be; what arrays of 64-bit integers hold with room to multiply.
@@ -149,11 +151,12 @@ class OutcomeRecord(Description):
 
 
 class BaselineRecord(Description):
-    """What the field's plain rule reaches on the same instance."""
+    """What the field's plain rule reaches on the same instance, and the instance's rules that it breaks."""
 
     name: str
     objective: float
     terms: dict[str, float] = Field(default_factory=dict)
+    violations: tuple[Violation, ...] = ()
 
 
 class PlanDocument(Description):
@@ -198,11 +201,37 @@ class ParallelDocument(PlanDocument):
     plan: ParallelPlan | None = None
 
 
+class LayersDocument(PlanDocument):
+    """An answered `parallel` instance of the task `layers`."""
+
+    problem: Literal["parallel"]
+    kind: Literal["layers"] = "layers"
+    plan: LayersPlan | None = None
+
+
+class WindowsDocument(PlanDocument):
+    """An answered `parallel` instance of the task `windows`."""
+
+    problem: Literal["parallel"]
+    kind: Literal["windows"] = "windows"
+    plan: WindowsPlan | None = None
+
+
+class PodsDocument(PlanDocument):
+    """An answered `pods` instance."""
+
+    problem: Literal["pods"]
+    plan: PodsPlan | None = None
+
+
 #: The document of each kind.
 DOCUMENTS: Mapping[str, type[PlanDocument]] = {
     "experts": ExpertsDocument,
     "fleet": FleetDocument,
     "parallel": ParallelDocument,
+    "layers": LayersDocument,
+    "windows": WindowsDocument,
+    "pods": PodsDocument,
 }
 
 

@@ -11,10 +11,19 @@ from planner.cluster import Cluster
 from planner.descriptions.efficiency import Efficiency
 from planner.descriptions.experts import ExpertsInstance
 from planner.descriptions.fleet import FleetInstance
+from planner.descriptions.layers import LayersInstance, WindowsInstance
 from planner.descriptions.parallel import ParallelInstance
+from planner.descriptions.pods import PodsInstance
 from planner.errors import OptionError
 from planner.hardware import DeviceKind, Link
-from planner.plan import ExpertsDocument, FleetDocument, ParallelDocument
+from planner.plan import (
+    ExpertsDocument,
+    FleetDocument,
+    LayersDocument,
+    ParallelDocument,
+    PodsDocument,
+    WindowsDocument,
+)
 
 #: Models by file kind.
 KINDS: Mapping[str, type[BaseModel]] = {
@@ -24,6 +33,12 @@ KINDS: Mapping[str, type[BaseModel]] = {
     "fleet-plan": FleetDocument,
     "parallel": ParallelInstance,
     "parallel-plan": ParallelDocument,
+    "layers": LayersInstance,
+    "layers-plan": LayersDocument,
+    "windows": WindowsInstance,
+    "windows-plan": WindowsDocument,
+    "pods": PodsInstance,
+    "pods-plan": PodsDocument,
     "cluster": Cluster,
     "device": DeviceKind,
     "link": Link,

@@ -7,7 +7,7 @@ subject to  row_lower <= A x <= row_upper,  lower <= x <= upper,  x integer wher
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +48,17 @@ class LinearModel:
     def num_variables(self) -> int:
         """Columns of A."""
         return self.cost.size
+
+    def with_row(self, column: IntArray, value: FloatArray, most: float) -> LinearModel:
+        """One more row, sum value x column <= most; columns ascend."""
+        return replace(
+            self,
+            row=np.concatenate([self.row, np.full(column.size, self.row_lower.size)]),
+            column=np.concatenate([self.column, column]),
+            value=np.concatenate([self.value, value]),
+            row_lower=np.append(self.row_lower, -np.inf),
+            row_upper=np.append(self.row_upper, most),
+        )
 
 
 class LinearBuilder:

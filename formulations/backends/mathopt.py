@@ -9,7 +9,7 @@ What OR-Tools 9.15 does, and what follows from it here:
   interrupt its last saved solution and the last bound in its log are returned at once, and the search itself
   goes on unseen until its time limit.
 - SCIP honours the interrupter, but prints two harmless lines about SCIPcatchEvent to stderr when it gets one.
-  HiGHS prints one to stdout past all its settings. See `silence` for both.
+- HiGHS prints a line to standard output past all its settings; commands keep theirs apart (`cli.command.keep_stdout`).
 - HiGHS's presolve can lose the optimum and prove a worse one; the rule that does so is switched off (`highs`).
 - HiGHS stops at a gap of 1e-4 unless 0 is asked, and both say "optimal" at any gap that was asked.
 - Scale the objective: where differences that matter are 1e-6 or less, HiGHS stops early (and is reported as
@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 from formulations.backends import load_ortools_first
 from formulations.backends.highs import highs_options, last_solution, read_log, save_solutions
 from formulations.backends.result import SolverResult, conclude, finite, node_limit, not_started
-from formulations.backends.silence import silent
 from formulations.backends.worker import Seen, run_watched
 from formulations.outcome import Budget, SolveOptions, Status, Stop
 from planner.errors import OptionError, SolverError
@@ -112,14 +111,13 @@ def _run_scip(
     interrupter = SolveInterrupter()
 
     def work() -> mathopt.SolveResult:
-        with silent("stderr"):
-            return _call(
-                model,
-                mathopt.SolverType.GSCIP,
-                params=parameters,
-                model_params=model_parameters,
-                interrupter=interrupter,
-            )
+        return _call(
+            model,
+            mathopt.SolverType.GSCIP,
+            params=parameters,
+            model_params=model_parameters,
+            interrupter=interrupter,
+        )
 
     return _read(run_watched(work, budget, Seen(), interrupter.interrupt), options, budget)
 
@@ -140,7 +138,7 @@ def _run_highs(
         read_log(lines, seen, minimize)
 
     def work() -> mathopt.SolveResult:
-        with directory, silent("stdout"):
+        with directory:
             return _call(
                 model,
                 mathopt.SolverType.HIGHS,

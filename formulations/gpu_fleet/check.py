@@ -63,7 +63,7 @@ class _PeriodCheck:
         found += self._serving(self.period.assignment, self.period.replicas, "")
         if self.problem.spare_instances:
             found += self._survival(counts)
-        return found
+        return [*found, *self._left_out()]
 
     def _unknown(self) -> Iterator[Violation]:
         rows: list[Allocation | Replicas | Assignment] = [
@@ -71,6 +71,10 @@ class _PeriodCheck:
             *self.period.replicas,
             *self.period.assignment,
         ]
+        for left in self.period.unserved:
+            name = f"{left.model} {left.input_tokens}/{left.output_tokens}"
+            if (self.models.get(left.model, -1), left.input_tokens, left.output_tokens) not in self.buckets:
+                yield _broken("assignment", name, f"{name} is unknown")
         for survival in self.period.survival:
             rows += [*survival.replicas, *survival.assignment]
             if survival.lost_offer not in self.offers:
@@ -112,9 +116,36 @@ class _PeriodCheck:
                     )
                     yield _broken("packing", self.problem.offer_names[offer], message, need, room)
 
+    def _left(self) -> FloatArray:
+        """Share of each bucket that the plan says is unserved, [D]."""
+        left = np.zeros(len(self.problem.bucket_model))
+        for row in self.period.unserved:
+            left[self.buckets[self.models[row.model], row.input_tokens, row.output_tokens]] += row.fraction
+        return left
+
+    def _left_out(self) -> Iterator[Violation]:
+        """Unserved demand is allowed, and told with its priority, its rate and a reason."""
+        for row in self.period.unserved:
+            bucket = self.buckets[self.models[row.model], row.input_tokens, row.output_tokens]
+            name = self.problem.bucket_name(bucket)
+            rate = float(self.problem.rate[self.index, bucket]) * row.fraction
+            if not self.problem.leave_unserved:
+                yield _broken(
+                    "unserved", name, f"{self.where}: {row.fraction:.4%} of {name} is unserved", row.fraction, 0
+                )
+            if row.priority != self.problem.priority[bucket]:
+                message = f"{self.where}: {name} has priority {self.problem.priority[bucket]}, not {row.priority}"
+                yield _broken("unserved", name, message)
+            if abs(row.rate_per_s - rate) > ROUNDING * max(1.0, rate):
+                message = f"{self.where}: {row.rate_per_s:.9g} requests/s of {name} are told unserved, it is {rate:.9g}"
+                yield _broken("unserved", name, message, row.rate_per_s, rate)
+            if not row.limits:
+                yield _broken("unserved", name, f"{self.where}: nothing is said of why {name} is unserved")
+
     def _serving(self, rows: Sequence[Assignment], replicas: Sequence[Replicas], when: str) -> Iterator[Violation]:
         problem = self.problem
         rate = problem.rate[self.index]
+        left = self._left()
         served = np.zeros(len(rate))
         load: dict[Key, float] = defaultdict(float)
         for row in rows:
@@ -131,10 +162,11 @@ class _PeriodCheck:
             served[bucket] += row.fraction
             load[key] += (1 + problem.headroom) * rate[bucket] * row.fraction / problem.throughput[bucket, config]
         for asked in np.flatnonzero(rate > 0).tolist():
-            if abs(served[asked] - 1) > ROUNDING:
+            if abs(served[asked] + left[asked] - 1) > ROUNDING:
                 name = problem.bucket_name(asked)
-                message = f"{self.where}{when}: {served[asked]:.4%} of {name} is served"
-                yield _broken("demand", name, message, float(served[asked]), 1.0)
+                told = f", {left[asked]:.4%} is told unserved" if left[asked] else ""
+                message = f"{self.where}{when}: {served[asked]:.4%} of {name} is served{told}"
+                yield _broken("demand", name, message, float(served[asked]), float(1.0 - left[asked]))
         have: Counter[Key] = Counter()
         for replica in replicas:
             have[self.offers[replica.offer], self.models[replica.model], replica.gpus] += replica.count
@@ -175,15 +207,16 @@ class _PeriodCheck:
 
     def _spot(self) -> Iterator[Violation]:
         problem, rate = self.problem, self.problem.rate[self.index]
+        served = rate * (1 - self._left())
         on_spot = np.zeros(len(problem.model_names))
         for row in self.period.assignment:
             model = self.models[row.model]
             if problem.spot[problem.pool_of_offer[self.offers[row.offer]]]:
                 on_spot[model] += rate[self.buckets[model, row.input_tokens, row.output_tokens]] * row.fraction
         for model, name in enumerate(problem.model_names):
-            total = rate[problem.bucket_model == model].sum()
+            total = served[problem.bucket_model == model].sum()
             if on_spot[model] > problem.max_spot_share * total * (1 + ROUNDING) + ROUNDING:
-                share = on_spot[model] / total
+                share = on_spot[model] / total if total else 1.0
                 message = f"{self.where}: {share:.1%} of {name} is on spot, {problem.max_spot_share:.1%} is the limit"
                 yield _broken("max_spot_share", name, message, float(share), problem.max_spot_share)
 
@@ -248,8 +281,32 @@ def _told(problem: FleetProblem, plan: FleetPlan, counts: FloatArray) -> Iterato
         yield _broken("summary", "fleet", "allocation and assignment of the plan are those of no period")
     added = counts[0] - (counts[0] if problem.current is None else problem.current)
     changes = {name: n for name, n in zip(problem.offer_names, added.tolist(), strict=True) if n}
+    yield from _told_tiers(problem, plan, mean, float(np.abs(added).sum()))
     if changes != (plan.changes or {}):
         yield _broken("changes", "fleet", f"changes {plan.changes} are told, which are not those of the counts")
+
+
+def _told_tiers(problem: FleetProblem, plan: FleetPlan, cost: float, changed: float) -> Iterator[Violation]:
+    """Goals have the values that follow from the plan, and no bound above them."""
+    share = dict(zip(problem.hours, problem.share.tolist(), strict=True))
+    values = dict.fromkeys((f"unserved, priority {priority}" for priority in problem.tiers()), 0.0)
+    for period in plan.periods:
+        for row in period.unserved:
+            values[f"unserved, priority {row.priority}"] = (
+                values.get(f"unserved, priority {row.priority}", 0.0) + share[period.hours] * row.rate_per_s
+            )
+    values |= {"cost": cost + problem.change_cost * changed, "changes": changed}
+    for tier in plan.tiers:
+        value = values.get(tier.goal)
+        if value is None:
+            yield _broken("tiers", tier.goal, f"there is no goal {tier.goal!r}")
+        elif abs(tier.value - value) > ROUNDING * max(1.0, value):
+            yield _broken(
+                "tiers", tier.goal, f"{tier.goal}: {tier.value:.9g} is told, it is {value:.9g}", tier.value, value
+            )
+        elif tier.bound is not None and tier.bound > value + ROUNDING * max(1.0, value):
+            message = f"{tier.goal}: the bound {tier.bound:.9g} is above the value {value:.9g}"
+            yield _broken("tiers", tier.goal, message, tier.bound, value)
 
 
 def _broken(

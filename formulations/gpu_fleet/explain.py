@@ -42,7 +42,7 @@ def explain(problem: FleetProblem, groups: Groups, budget: Budget) -> tuple[tupl
 
     groups : periods that are solved together.
     """
-    hopeless = impossible_buckets(problem)
+    hopeless = [] if problem.leave_unserved else impossible_buckets(problem)
     if hopeless:
         reasons = tuple(f"no offer serves {problem.bucket_name(bucket)} within the SLO" for bucket in hopeless)
         ways = ("relax the SLO, profile a larger replica or another GPU for these sizes, or leave them out",)
@@ -71,7 +71,8 @@ def _families(problem: FleetProblem) -> Iterator[str]:
         yield "spot share"
     if problem.max_changes is not None:
         yield "changes"
-    yield "demand"
+    if not problem.leave_unserved:
+        yield "demand"
 
 
 def _switches(problem: FleetProblem) -> Iterator[tuple[FleetProblem, str]]:
@@ -129,7 +130,7 @@ def _solve(builder: FleetBuilder, budget: Budget) -> tuple[Status, FloatArray | 
 def _without(changed: FleetProblem, groups: Groups, text: str, budget: Budget) -> Tried:
     """Whether the changed instance has a fleet."""
     for group in groups:
-        status, values = _solve(FleetBuilder(changed, group), budget)
+        status, values = _solve(FleetBuilder(changed, group, unserved=changed.leave_unserved), budget)
         if values is None:
             return Tried(None, status is Status.INFEASIBLE)
     return Tried(text, True)
@@ -139,7 +140,7 @@ def _relaxed(problem: FleetProblem, groups: Groups, family: str, budget: Budget)
     """A small change of one family that is enough, in words."""
     slacks = []
     for group in groups:
-        builder = FleetBuilder(problem, group, relaxed=family)
+        builder = FleetBuilder(problem, group, family, problem.leave_unserved)
         status, values = _solve(builder, budget)
         if values is None:
             return Tried(None, status is Status.INFEASIBLE)

@@ -12,6 +12,8 @@ from formulations.gpu_fleet.baseline import best_single_offer
 from formulations.gpu_fleet.check import check
 from formulations.gpu_fleet.problem import FleetProblem
 from formulations.gpu_fleet.search import search
+from formulations.gpu_fleet.tiers import search_by_tiers
+from formulations.gpu_fleet.unserved import served_per_s, unserved_per_s
 from formulations.outcome import Budget, Objective, SearchResult, SolveOptions
 from planner.cost.verdict import Violation
 from planner.errors import OptionError
@@ -44,6 +46,8 @@ class GpuFleet:
         method = options.method or next(iter(self.methods))
         if method in melange.SLICES:
             return melange.search(problem, options, budget, method)
+        if problem.leave_unserved:
+            return search_by_tiers(problem, options, budget, method)
         return search(problem, options, budget, method)
 
     def check(self, problem: FleetProblem, plan: FleetPlan) -> list[Violation]:
@@ -64,15 +68,20 @@ class GpuFleet:
         if problem.current is not None:
             changed = float(np.abs(counts[0] - problem.current).sum())
             parts["change_usd_per_hour"] = problem.change_cost * changed
-        requests = float(weights @ problem.rate.sum(axis=1))
-        tokens = float(weights @ (problem.rate @ problem.output_tokens))
+        served = served_per_s(problem, plan)
+        requests = float(weights @ served.sum(axis=1))
+        tokens = float(weights @ (served @ problem.output_tokens))
         measures = {
             "instances_mean": float(weights @ counts.sum(axis=1)),
             "gpus_mean": float(weights @ (counts @ problem.gpus)),
             "gpus_peak": float((counts @ problem.gpus).max()),
-            "usd_per_million_requests": rent / 3600 / requests * 1e6,
-            "usd_per_million_output_tokens": rent / 3600 / tokens * 1e6,
         }
+        if requests:
+            measures["usd_per_million_requests"] = rent / 3600 / requests * 1e6
+            measures["usd_per_million_output_tokens"] = rent / 3600 / tokens * 1e6
+        if problem.leave_unserved:
+            for priority, left in unserved_per_s(problem, plan).items():
+                measures[f"unserved_per_s[priority {priority}]"] = left
         return Objective(total=sum(parts.values()), parts=parts, measures=measures)
 
     def baseline(self, problem: FleetProblem) -> tuple[str, FleetPlan | None]:

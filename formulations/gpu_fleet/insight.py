@@ -126,7 +126,11 @@ def explain_plan(
         watch.report(incumbent=objective, bound=bound, message="what would change")
         return solve(GPU_FLEET, changed, replace(options, time_limit_s=min(RESOLVE_S, options.time_limit_s)))
 
-    reliefs = tuple(_relief(limit, objective, bound, again(limit.problem)) for limit in limits[:MOST_RELIEFS])
+    short = any(period.unserved for period in plan.periods)
+    reliefs = tuple(
+        _service(limit, again(limit.problem)) if short else _relief(limit, objective, bound, again(limit.problem))
+        for limit in limits[:MOST_RELIEFS]
+    )
     counts = instance_counts(problem, plan)
     spent = counts.sum(axis=0) * problem.price
     main = int(np.argmax(spent if spent.any() else counts.sum(axis=0)))
@@ -158,6 +162,25 @@ def _relief(limit: Limit, objective: float, bound: float | None, outcome: Outcom
     )
 
 
+def _service(limit: Limit, outcome: Outcome[FleetPlan]) -> Relief:
+    """What stays unserved with one unit more: where demand is, a relief buys service and not money."""
+    return Relief(
+        limit=limit.name,
+        now=float(limit.now),
+        relaxed=float(limit.relaxed),
+        saves_at_least_usd_per_hour=None,
+        saves_at_most_usd_per_hour=None,
+        unserved_per_s=_unserved(outcome),
+    )
+
+
+def _unserved(outcome: Outcome[FleetPlan]) -> dict[str, float] | None:
+    """What stays unserved, by goal; None without a plan."""
+    if outcome.plan is None:
+        return None
+    return {tier.goal: tier.value for tier in outcome.plan.tiers if tier.goal.startswith("unserved")}
+
+
 def _substitute(problem: FleetProblem, offer: int, objective: float, outcome: Outcome[FleetPlan]) -> Substitute:
     instances: dict[str, int] = {}
     if outcome.plan is not None:
@@ -170,4 +193,5 @@ def _substitute(problem: FleetProblem, offer: int, objective: float, outcome: Ou
         extra_usd_per_hour=None if outcome.objective is None else outcome.objective.total - objective,
         gap=outcome.gap,
         instances=instances,
+        unserved_per_s=_unserved(outcome) if problem.leave_unserved else None,
     )

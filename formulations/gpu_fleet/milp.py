@@ -6,18 +6,19 @@ Variables, in each period t (left out below)
     y[k]     instances of an offer, integer; one for all periods where it is reserved
     z[c]     replicas of a configuration, integer
     x[d, c]  share of a bucket's requests on a configuration, continuous, only where throughput allows
+    u[d]     share that stays unserved, continuous, only where the instance allows it (see `tiers`)
 
 Objective
     minimise  sum_t share[t] sum_k price[k] y[k]  +  change cost x (instances added or dropped)
 
 Constraints
-    serve     sum_c x[d, c] = 1                                                    every bucket with a demand
+    serve     sum_c x[d, c] + u[d] = 1                                             every bucket with a demand
     capacity  sum_d L[d, c] x[d, c] <= availability[pool] z[c]                     every configuration
     running   x[d, c] <= z[c]    where L[d, c] is so small that a solver would take z = 0 for enough
     packing   sum_{c: gpus >= s} gpus[c] z[c] <= sum_k s floor(gpus[k] / s) y[k]   every pool and replica size s
               exact without a variable for any node, because the sizes of a pool divide one another
     limits    least <= y <= most, quotas on GPUs, budget, watts, least replicas of a model,
-              share of a model's requests on spot instances
+              share of a model's served requests on spot instances
     changes   y[k] - current[k] = added - dropped, their sum limited and priced (one period)
     survival  (spare_instances = 1) for every offer k that is used (u[k] = 1, y[k] <= most u[k]): replicas z' <= z and
               shares x' that serve everything with one instance less of k; replicas may be packed anew
@@ -53,11 +54,16 @@ SMALL_LOAD = 1e-3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PeriodColumns:
-    """Columns of one period: y [K], z [C], x of the pairs (bucket, config) [N]; a lost offer's z' and x' by offer."""
+    """Columns of one period: y [K], z [C], x of the pairs (bucket, config) [N]; a lost offer's z' and x' by offer.
+
+    u : of the buckets with a demand (asked); empty where all must be served.
+    """
 
     y: Columns
     z: Columns
     x: Columns
+    u: Columns
+    asked: Columns
     bucket: Columns
     config: Columns
     lost_z: dict[int, Columns]
@@ -66,12 +72,16 @@ class PeriodColumns:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FleetModel:
-    """The model of some periods, where its variables are, and each period's packing rows: (row, pool, size)."""
+    """The model of some periods, where its variables are, and each period's packing rows: (row, pool, size).
+
+    changed : columns of instances added and dropped; empty without a current fleet.
+    """
 
     model: LinearModel
     periods: tuple[int, ...]
     columns: tuple[PeriodColumns, ...]
     packing: tuple[tuple[tuple[int, int, int], ...], ...]
+    changed: Columns
 
 
 def needless_configs(problem: FleetProblem) -> BoolArray:
@@ -93,10 +103,15 @@ def needless_configs(problem: FleetProblem) -> BoolArray:
 
 
 class FleetBuilder:
-    """Builds the rows of some periods; `relaxed` names a family whose limits get a priced slack (see `explain`)."""
+    """Builds the rows of some periods.
 
-    def __init__(self, problem: FleetProblem, periods: tuple[int, ...], relaxed: str | None = None) -> None:
-        self.problem, self.periods, self.relaxed = problem, periods, relaxed
+    relaxed : a family whose limits get a priced slack (see `explain`); unserved : demand may be left out, unpriced.
+    """
+
+    def __init__(
+        self, problem: FleetProblem, periods: tuple[int, ...], relaxed: str | None = None, unserved: bool = False
+    ) -> None:
+        self.problem, self.periods, self.relaxed, self.unserved = problem, periods, relaxed, unserved
         self.builder = LinearBuilder()
         self.slack: Columns = np.zeros(0, dtype=np.int64)
         self.share = problem.share[list(periods)] / problem.share[list(periods)].sum()
@@ -113,8 +128,8 @@ class FleetBuilder:
         for place, period in enumerate(self.periods):
             own = self._instances(np.where(reserved, 0.0, price) * self.share[place])
             columns.append(self._period(period, np.where(reserved, fixed, own)))
-        self._changes(columns)
-        return FleetModel(self.builder.build(), self.periods, tuple(columns), tuple(self.packing_rows))
+        changed = self._changes(columns)
+        return FleetModel(self.builder.build(), self.periods, tuple(columns), tuple(self.packing_rows), changed)
 
     def at_least(self, columns: Columns, value: FloatArray, least: float) -> None:
         """One more row, sum value x columns >= least; it is in the next `builder.build()`."""
@@ -157,10 +172,12 @@ class FleetBuilder:
         z = builder.variables((problem.num_configs,), upper=self._replica_bound(), integer=True)
         bucket, config = np.nonzero(np.isfinite(load) & (problem.rate[period] > 0)[:, None])
         x = builder.variables((bucket.size,))
-        self._serve(period, bucket, x)
+        asked = np.flatnonzero(problem.rate[period] > 0)
+        u = builder.variables((asked.size * self.unserved,))
+        self._serve(period, bucket, x, u)
         self._capacity(load, bucket, config, x, z)
         self.packing_rows.append(self._packing(z, y, None))
-        self._limits(period, y, z, bucket, config, x)
+        self._limits(period, y, z, bucket, config, x, u)
         lost_z: dict[int, Columns] = {}
         lost_x: dict[int, Columns] = {}
         if problem.spare_instances:
@@ -172,11 +189,11 @@ class FleetBuilder:
                 routed = builder.variables((bucket.size,))
                 every = np.arange(kept.size)
                 builder.sparse_rows(np.full(kept.size, -np.inf), 0.0, (every, kept, 1.0), (every, z, -1.0))
-                self._serve(period, bucket, routed)
+                self._serve(period, bucket, routed, u)
                 self._capacity(load, bucket, config, routed, kept)
                 self._packing(kept, y, (offer, int(used[offer])))
                 lost_z[offer], lost_x[offer] = kept, routed
-        return PeriodColumns(y, z, x, bucket, config, lost_z, lost_x)
+        return PeriodColumns(y, z, x, u, asked, bucket, config, lost_z, lost_x)
 
     def _replica_bound(self) -> FloatArray:
         """Replicas that fit on all instances of the pool."""
@@ -187,10 +204,10 @@ class FleetBuilder:
             upper[config] = (self.most[inside] * (problem.gpus[inside] // problem.config_gpus[config])).sum()
         return upper
 
-    def _serve(self, period: int, bucket: Columns, x: Columns) -> None:
+    def _serve(self, period: int, bucket: Columns, x: Columns, u: Columns) -> None:
         asked = np.flatnonzero(self.problem.rate[period] > 0)
         place = np.searchsorted(asked, bucket)
-        entries = [(place, x, 1.0)]
+        entries = [(place, x, 1.0), (np.arange(u.size), u, 1.0)]
         if self.relaxed == "demand":
             rate = self.problem.rate[period][asked]
             left = self._slacks(asked.size, 1.0, rate / rate.sum() * self.problem.share[period])
@@ -229,7 +246,9 @@ class FleetBuilder:
                 self.builder.sparse_rows([-np.inf], 0.0, *terms)
         return tuple(made)
 
-    def _limits(self, period: int, y: Columns, z: Columns, bucket: Columns, config: Columns, x: Columns) -> None:
+    def _limits(
+        self, period: int, y: Columns, z: Columns, bucket: Columns, config: Columns, x: Columns, u: Columns
+    ) -> None:
         problem = self.problem
         if np.isfinite(problem.budget_usd_per_hour):
             self._limit("budget", y, problem.price, problem.budget_usd_per_hour)
@@ -247,8 +266,16 @@ class FleetBuilder:
                 own = on_spot & (problem.bucket_model[bucket] == model)
                 rate = problem.rate[period]
                 most = problem.max_spot_share * rate[problem.bucket_model == model].sum()
-                if own.any():
-                    self._limit("spot share", x[own], rate[bucket[own]], float(most))
+                if not own.any():
+                    continue
+                columns, value = x[own], rate[bucket[own]]
+                if u.size:
+                    # Of what is served: what is left out of the model counts for nobody.
+                    asked = np.flatnonzero(rate > 0)
+                    left = problem.bucket_model[asked] == model
+                    columns = np.concatenate([columns, u[left]])
+                    value = np.concatenate([value, problem.max_spot_share * rate[asked[left]]])
+                self._limit("spot share", columns, value, float(most))
 
     def _limit(self, family: str, columns: Columns, value: FloatArray, most: float) -> None:
         """sum value x columns <= most, with a slack in units of the limit where this family is relaxed."""
@@ -262,11 +289,11 @@ class FleetBuilder:
         self.slack = np.concatenate([self.slack, made])
         return made
 
-    def _changes(self, columns: list[PeriodColumns]) -> None:
+    def _changes(self, columns: list[PeriodColumns]) -> Columns:
         """One period only: with several, what is kept of the current fleet has no single answer."""
         problem = self.problem
         if problem.current is None:
-            return
+            return np.zeros(0, dtype=np.int64)
         price = problem.change_cost * (self.relaxed is None)
         added, dropped = (
             self.builder.variables((problem.num_offers,), upper=MOST_INSTANCES, cost=price) for _ in range(2)
@@ -274,6 +301,7 @@ class FleetBuilder:
         current = problem.current.astype(np.float64)
         terms = ((columns[0].y[:, None], 1.0), (added[:, None], -1.0), (dropped[:, None], 1.0))
         self.builder.rows(current, current, *terms)
+        both = np.concatenate([added, dropped])
         if problem.max_changes is not None:
-            both = np.concatenate([added, dropped])
             self._limit("changes", both, np.ones(both.size), float(problem.max_changes))
+        return both

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
+from formulations.gpu_fleet.unserved import unserved_rows
 from planner.fleet_plan import Allocation, Assignment, FleetPlan, Period, Replicas, Survival
 
 
@@ -60,7 +61,8 @@ def place(
 
 def plan_of(problem: FleetProblem, counts: dict[int, Counts]) -> FleetPlan:
     """The plan of all periods."""
-    periods = [_period(problem, period, counts[period]) for period in sorted(counts)]
+    instances = np.array([counts[period].instances for period in sorted(counts)])
+    periods = [_period(problem, period, counts[period], instances) for period in sorted(counts)]
     dearest = max(periods, key=lambda one: one.cost_usd_per_hour)
     cost = sum(share * one.cost_usd_per_hour for share, one in zip(problem.share, periods, strict=True))
     changes = None
@@ -76,7 +78,7 @@ def plan_of(problem: FleetProblem, counts: dict[int, Counts]) -> FleetPlan:
     )
 
 
-def _period(problem: FleetProblem, period: int, counts: Counts) -> Period:
+def _period(problem: FleetProblem, period: int, counts: Counts, fleets: IntArray) -> Period:
     where, hosts = place(problem, counts.instances, counts.replicas)
     alone: Counter[tuple[int, str | None]] = Counter()
     for offer, models in hosts:
@@ -104,6 +106,7 @@ def _period(problem: FleetProblem, period: int, counts: Counts) -> Period:
         replicas=_replicas(problem, where),
         assignment=_assignment(problem, period, counts.shares, where),
         survival=tuple(survival),
+        unserved=unserved_rows(problem, period, 1.0 - counts.shares.sum(axis=1), fleets),
     )
 
 

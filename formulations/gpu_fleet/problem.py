@@ -8,6 +8,7 @@ Data    rate[t, d]        requests a second
         throughput[d, c]  requests a second of a bucket that one replica serves within the SLO; 0: it cannot
         gpus[k], price[k], watts[k]     of one instance; watts is NaN where unknown
         least[k], most[k]               instances; most is inf where unknown
+        priority[d]       of a bucket, higher first, where demand may stay unserved
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class FleetProblem:
     bucket_model: IntArray
     input_tokens: IntArray
     output_tokens: IntArray
+    priority: IntArray
+    leave_unserved: bool = False
     rate: FloatArray
     share: FloatArray
     hours: tuple[tuple[int, ...], ...]
@@ -107,6 +110,11 @@ class FleetProblem:
         """A bucket in the user's words."""
         model = self.model_names[self.bucket_model[bucket]]
         return f"{model} {self.input_tokens[bucket]}/{self.output_tokens[bucket]} tokens"
+
+    def tiers(self) -> list[int]:
+        """Priorities with a demand, the highest first."""
+        asked = (self.rate > 0).any(axis=0)
+        return sorted(set(self.priority[asked].tolist()), reverse=True)
 
     @property
     def decoupled(self) -> bool:

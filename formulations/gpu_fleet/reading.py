@@ -92,6 +92,13 @@ class _Reading(Reading):
             bucket_model=np.array([bucket.model for bucket in buckets]),
             input_tokens=np.array([bucket.input_tokens for bucket in buckets]),
             output_tokens=np.array([bucket.output_tokens for bucket in buckets]),
+            priority=np.array(
+                [
+                    instance.models[bucket.model].priority if one.priority is None else one.priority
+                    for bucket, one in zip(buckets, instance.demand, strict=True)
+                ]
+            ),
+            leave_unserved=instance.unserved == "by_priority",
             rate=rate,
             share=share,
             hours=hours,

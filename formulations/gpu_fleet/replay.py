@@ -16,12 +16,10 @@ import numpy as np
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
 from formulations.gpu_fleet.throughput import replica
 from planner import catalog
-from planner.cost.queueing.open_loop import open_loop
 from planner.cost.queueing.simulation import simulate_open_loop
 from planner.cost.queueing.step_times import Scheduler, StepTimes
-from planner.cost.serving.capacity import FIRST_BATCH, ROUNDS
+from planner.cost.serving.capacity import Settling
 from planner.cost.serving.predict import ServingModel, ServingPlans
-from planner.cost.serving.step_times import scheduler, step_times
 from planner.cost.verdict import Metric, Violation
 from planner.descriptions.fleet import FleetInstance, ServedModel
 from planner.errors import OptionError
@@ -101,6 +99,8 @@ def replay(
     """
     if instance.profiles:
         raise OptionError("a trace needs step times to be simulated; profiles give rates alone")
+    if any(period.unserved for period in plan.periods):
+        raise OptionError("the plan leaves requests unserved, and a trace has no mark of which: serve all to simulate")
     if problem.num_periods > 1:
         raise OptionError("a plan of hourly demand changes its fleet: simulate one with a constant rate")
     described = {model.name: model for model in instance.models}
@@ -202,16 +202,8 @@ def _serve(
 
 def _steps(model: ServingModel, plans: ServingPlans, rate_per_s: float) -> tuple[StepTimes, Scheduler]:
     """Step times around the batch that such a rate of such requests keeps running."""
-    rules = scheduler(model, plans)
-    batch = np.array([FIRST_BATCH])
-    for _ in range(ROUNDS):
-        loop = open_loop(
-            step_times(model, plans, batch),
-            rules,
-            input_tokens=plans.input_tokens,
-            output_tokens=plans.output_tokens,
-            rate_per_s=rate_per_s,
-        )
-        batch = np.sqrt(batch * np.clip(np.where(np.isfinite(loop.mean_batch), loop.mean_batch, batch), 1.0, None))
+    settling = Settling(model, plans)
+    settling.at(np.array([rate_per_s]))
+    rules = settling.rules
     of_one = {name: getattr(rules, name).flat[0] for name in Scheduler.__dataclass_fields__}
-    return step_times(model, plans, batch).of_plan(0), Scheduler(**of_one)
+    return settling.times.of_plan(0), Scheduler(**of_one)

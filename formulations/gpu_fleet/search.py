@@ -21,7 +21,7 @@ from planner.fleet_plan import FleetPlan
 def search(problem: FleetProblem, options: SolveOptions, budget: Budget, method: str) -> SearchResult[FleetPlan]:
     """The cheapest fleet, with the solver's bound; infeasible with reasons and the smallest ways out."""
     if problem.num_periods > MANY_PERIODS and not problem.spare_instances:
-        return _by_hour(problem, options, budget, method)
+        return by_hour(problem, options, budget, method)
     every = tuple(range(problem.num_periods))
     groups = [(period,) for period in every] if problem.decoupled else [every]
     solve = solver_of(method)
@@ -30,15 +30,15 @@ def search(problem: FleetProblem, options: SolveOptions, budget: Budget, method:
     build_s = 0.0
     weights = [float(problem.share[list(group)].sum()) for group in groups]
     for place, group in enumerate(groups):
+        # The last ones get what the first ones leave.
+        part = PartBudget(budget, budget.remaining_s / (len(groups) - place)) if len(groups) > 1 else budget
         started = time.perf_counter()
         builder = FleetBuilder(problem, group)
         built = builder.build()
         build_s += time.perf_counter() - started
-        # The last ones get what the first ones leave.
-        part = PartBudget(budget, budget.remaining_s / (len(groups) - place))
         if len(group) == 1:
             built = tighten(problem, builder, built, part)
-        result, values = solve(built.model, part if len(groups) > 1 else budget, options)
+        result, values = solve(built.model, part, options)
         results.append(result)
         if result.status is Status.INFEASIBLE:
             reasons, relaxations = explain(problem, groups, budget)
@@ -57,7 +57,7 @@ def search(problem: FleetProblem, options: SolveOptions, budget: Budget, method:
     return _result(problem, results, weights, counts, build_s)
 
 
-def _by_hour(problem: FleetProblem, options: SolveOptions, budget: Budget, method: str) -> SearchResult[FleetPlan]:
+def by_hour(problem: FleetProblem, options: SolveOptions, budget: Budget, method: str) -> SearchResult[FleetPlan]:
     started = time.perf_counter()
     hours = HoursSearch(problem, options, budget, method)
     build_s = time.perf_counter() - started

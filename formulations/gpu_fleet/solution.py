@@ -18,6 +18,8 @@ Solver = Callable[..., tuple[SolverResult, FloatArray | None]]
 WHOLE = 1e-5
 #: Shares below this are rounding of the solver.
 NOTHING = 1e-9
+#: Unserved shares below this are none: a solver keeps its rows to 1e-6.
+ALL_SERVED = 1e-6
 
 
 def solver_of(method: str, small: bool = False) -> Solver:
@@ -37,8 +39,14 @@ def counts_of(problem: FleetProblem, columns: PeriodColumns, values: FloatArray)
         table = np.zeros((len(problem.bucket_model), problem.num_configs))
         table[columns.bucket, columns.config] = np.where(values[where] > NOTHING, values[where], 0.0)
         total = table.sum(axis=1, keepdims=True)
-        return np.where(total > 0, table / np.where(total > 0, total, 1.0), 0.0)
+        return np.where(total > 0, table / np.where(total > 0, total, 1.0), 0.0) * served[:, None]
 
+    served = np.ones(len(problem.bucket_model))
+    if columns.u.size:
+        left = np.clip(values[columns.u], 0.0, 1.0)
+        left[left < ALL_SERVED] = 0.0
+        left[left > 1 - ALL_SERVED] = 1.0
+        served[columns.asked] = 1.0 - left
     return Counts(
         instances=whole(columns.y),
         replicas=whole(columns.z),

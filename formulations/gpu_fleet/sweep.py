@@ -11,6 +11,7 @@ from formulations.base import solve
 from formulations.gpu_fleet.formulation import GPU_FLEET
 from formulations.gpu_fleet.insight import instance_counts
 from formulations.gpu_fleet.problem import FleetProblem
+from formulations.gpu_fleet.unserved import unserved_per_s
 from formulations.outcome import Budget, OnProgress, SolveOptions
 from planner.errors import OptionError
 
@@ -19,7 +20,7 @@ from planner.errors import OptionError
 class Point:
     """One value and its plan. Costs are None where there is no plan; `reasons` then says why.
 
-    instances : by offer, at most at a time.
+    instances : by offer, at most at a time; unserved_per_s : requests/s that are left out, the mean over the hours.
     """
 
     value: float
@@ -30,6 +31,7 @@ class Point:
     gap: float | None
     usd_per_million_output_tokens: float | None
     gpus_peak: float | None
+    unserved_per_s: float | None
     instances: dict[str, int]
     solve_s: float
     reasons: tuple[str, ...]
@@ -67,6 +69,7 @@ def _point(value: float, problem: FleetProblem, options: SolveOptions) -> Point:
         gap=outcome.gap,
         usd_per_million_output_tokens=terms.get("usd_per_million_output_tokens"),
         gpus_peak=terms.get("gpus_peak"),
+        unserved_per_s=None if outcome.plan is None else sum(unserved_per_s(problem, outcome.plan).values()),
         instances=instances,
         solve_s=outcome.build_s + outcome.solve_s,
         reasons=outcome.reasons,

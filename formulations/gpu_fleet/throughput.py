@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,10 @@ from planner.workload import Slo
 
 #: Replica sizes that are tried where the instance names none: a node's GPUs in powers of two.
 DEFAULT_SIZES = (1, 2, 4, 8)
+
+
+#: Device and GPUs of a replica.
+WorkerKey = tuple[str, int]
 
 
 class Config(NamedTuple):
@@ -48,23 +52,21 @@ def computed(
     """
     configs: list[Config] = []
     columns: list[FloatArray] = []
-    cache: dict[tuple[int, str, int], FloatArray | None] = {}
     for model, described in enumerate(instance.models):
         slo = described.slo or instance.slo or Slo()
         own = [(d, i, o) for d, (m, i, o) in enumerate(buckets) if m == model]
-        for pool, device in enumerate(devices):
-            allowed = described.regions is None or regions[pool] in described.regions
-            if device is None or not allowed:
-                continue
-            for gpus in _sizes(described, largest[pool]):
-                key = model, device.name, gpus
-                if key not in cache:
-                    worker = replica(described, specs[model], device, gpus)
-                    cache[key] = _rates(worker, slo, own, len(buckets), coefficients)
-                found = cache[key]
-                if found is not None:
-                    configs.append(Config(pool, model, gpus))
-                    columns.append(found)
+        wanted = [
+            (pool, device, gpus)
+            for pool, device in enumerate(devices)
+            if device is not None and (described.regions is None or regions[pool] in described.regions)
+            for gpus in _sizes(described, largest[pool])
+        ]
+        workers = {(device.name, gpus): replica(described, specs[model], device, gpus) for _, device, gpus in wanted}
+        rates = _rates(workers, slo, own, len(buckets), coefficients)
+        for pool, device, gpus in wanted:
+            if (device.name, gpus) in rates:
+                configs.append(Config(pool, model, gpus))
+                columns.append(rates[device.name, gpus])
     throughput = np.stack(columns, axis=1) if columns else np.zeros((len(buckets), 0))
     notes = ["throughput from the cost model: Poisson arrivals, tensor parallelism inside an instance"]
     return configs, throughput, notes
@@ -89,21 +91,30 @@ def replica(described: ServedModel, spec: ModelSpec, device: DeviceKind, gpus: i
 
 
 def _rates(
-    worker: ServingWorker,
+    workers: Mapping[WorkerKey, ServingWorker],
     slo: Slo,
     own: Sequence[tuple[int, int, int]],
     num_buckets: int,
     coefficients: Coefficients | None,
-) -> FloatArray | None:
-    """Requests/s of one replica by bucket; None where the model cannot be split or computed like this."""
-    if any(worker.problems()):
+) -> dict[WorkerKey, FloatArray]:
+    """Requests/s of one replica by bucket, of those workers that the model can be split over and computed for."""
+    possible = {key: worker for key, worker in workers.items() if _compiled([worker], coefficients) is not None}
+    compiled = _compiled(list(possible.values()), coefficients)
+    rates = np.zeros((len(possible), num_buckets))
+    if own and compiled is not None:
+        place, prompt, output = (np.array(column) for column in zip(*own, strict=True))
+        # All workers at once: what takes time is the number of steps, not of plans.
+        each = np.repeat(np.arange(len(possible)), len(own))
+        plans = ServingPlans.of(each, 1, np.tile(prompt, len(possible)), np.tile(output, len(possible)))
+        rates[:, place] = max_rates(compiled, plans, slo).reshape(len(possible), len(own))
+    return dict(zip(possible, rates, strict=True))
+
+
+def _compiled(workers: Sequence[ServingWorker], coefficients: Coefficients | None) -> ServingModel | None:
+    """None where the model cannot be split or computed like this."""
+    if not workers or any(any(worker.problems()) for worker in workers):
         return None
     try:
-        compiled = ServingModel([worker], coefficients)
+        return ServingModel(workers, coefficients)
     except (OptionError, DescriptionError):
         return None
-    rates = np.zeros(num_buckets)
-    if own:
-        place, prompt, output = (np.array(column) for column in zip(*own, strict=True))
-        rates[place] = max_rates(compiled, ServingPlans.of(0, 1, prompt, output), slo)
-    return rates

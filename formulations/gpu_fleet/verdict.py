@@ -8,6 +8,7 @@ import numpy as np
 
 from formulations.gpu_fleet.check import check
 from formulations.gpu_fleet.problem import FleetProblem
+from formulations.gpu_fleet.unserved import unserved_per_s
 from planner.cost.verdict import Metric, Verdict
 from planner.fleet_plan import FleetPlan, Period
 
@@ -29,6 +30,11 @@ def judge(problem: FleetProblem, plan: FleetPlan) -> Verdict:
         Metric(name=f"utilisation[{offer}, {model}]", value=value, unit="fraction", source="modelled")
         for (offer, model), value in sorted(fullest.items())
     ]
+    if problem.leave_unserved:
+        metrics += [
+            Metric(name=f"unserved_per_s[priority {priority}]", value=left, unit="requests/s", source="modelled")
+            for priority, left in unserved_per_s(problem, plan).items()
+        ]
     worst = max(fullest, key=lambda key: fullest[key], default=None)
     return Verdict(
         metrics=tuple(metrics),

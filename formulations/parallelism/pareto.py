@@ -13,7 +13,11 @@ MOST_TOLD = 40
 
 def undominated(rate_per_gpu: FloatArray, ttft: FloatArray, tpot: FloatArray, size: FloatArray) -> BoolArray:
     """Rows that none beats in all four (more rate, less of the rest); equal rows: the first stays. All [n]."""
-    columns = np.stack([-rate_per_gpu, ttft, tpot, size], axis=1)
+    return least(np.stack([-rate_per_gpu, ttft, tpot, size], axis=1))
+
+
+def least(columns: FloatArray) -> BoolArray:
+    """Rows [n, k] to which no other one is as low in all columns; of equal rows the first."""
     order = np.lexsort(columns.T[::-1])
     kept = np.ones(len(columns), dtype=np.bool_)
     ordered = columns[order]

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from statistics import NormalDist
 
 import numpy as np
 
 from formulations.parallelism.candidates import DoesNotFit, predicted_workers
 from formulations.parallelism.fitting import ways_to_fit
-from formulations.parallelism.problem import FloatArray, Goal, ParallelProblem
+from formulations.parallelism.floor import floors
+from formulations.parallelism.plans import by_hour
+from formulations.parallelism.predictions import Predictions
+from formulations.parallelism.problem import BoolArray, FloatArray, Goal, ParallelProblem, counted_latencies
+from formulations.parallelism.sizes import SizedWorkers, sized_workers
+from formulations.parallelism.splits import drafting
 from formulations.reading import Reading
 from planner import catalog
 from planner.cluster import Cluster
+from planner.cost.serving.intervals import COVERAGE
 from planner.cost.serving.precision import WEIGHT_FORMATS, kv_element_bytes, served
 from planner.descriptions.efficiency import calibrated
 from planner.descriptions.parallel import ParallelInstance
 from planner.errors import DescriptionError, OptionError
 from planner.files import SourceText, canonical_json, read_as
 from planner.model.spec import ModelSpec
-from planner.parallel_plan import Served, WorkerType
+from planner.parallel_plan import ParallelPlan, Served, Workers, WorkerType
+from planner.plan import read_document
 from planner.readers.worker_table import read_workers
 
+#: A measured rate may be so much above what its batch and time per token make: means are taken over other requests.
+LITTLE_SLACK = 1.1
 ROLES = {"both": 0, "prefill": 1, "decode": 2}
 
 
@@ -39,6 +48,10 @@ class _Reading(Reading):
         #: Why no worker fits, and what would help.
         self.unfit: tuple[str, ...] = ()
         self.relaxations: tuple[str, ...] = ()
+        self.predictions: Predictions | None = None
+        self.sized: SizedWorkers | None = None
+        #: What sets the latency that no worker is below.
+        self.floors: tuple[str, ...] = ()
         self.served = Served(model=instance.model, precision=instance.precision, backend=instance.backend)
 
     def problem(self) -> ParallelProblem:
@@ -53,15 +66,24 @@ class _Reading(Reading):
         workers, assumptions = self._workers(cluster)
         device = self._devices(workers, cluster, names)
         self.stop_if_wrong()
-        if instance.disaggregated != "allow":
-            kept = [
-                index
-                for index, worker in enumerate(workers)
-                if (worker.role == "both") == (instance.disaggregated == "never")
-            ]
-            workers, device = tuple(workers[index] for index in kept), [device[index] for index in kept]
-        usable, dropped = self._limits(workers)
-        target = instance.workload.rate_per_s
+        kept = [
+            index
+            for index, worker in enumerate(workers)
+            if instance.disaggregated == "allow" or (worker.role == "both") == (instance.disaggregated == "never")
+        ]
+        if workers and not kept:
+            kinds = "mixed" if instance.disaggregated == "only" else "prefill and decode"
+            self.unfit = (f"all workers are {kinds} ones, which disaggregated: {instance.disaggregated} rules out",)
+            self.relaxations = ("let disaggregated be allow, or add workers of the other kind",)
+        workers, device = tuple(workers[index] for index in kept), [device[index] for index in kept]
+        margins = self._margins(workers)
+        usable, dropped = self._limits(workers, margins)
+        sized = self.sized
+        if sized is not None and margins is not None:
+            sized = sized.only(kept).within(instance.slo.ttft_s, instance.slo.tpot_s, margins)
+            workers, usable = sized.types, np.asarray((sized.size_rate > 0).any(axis=0))
+        current = self._current()
+        target, hourly = instance.workload.most_per_s, instance.workload.hourly
         goal: Goal = instance.objective or ("throughput" if target is None else "gpus")
         gpus = np.array([worker.num_gpus for worker in workers], dtype=np.int64)
         return ParallelProblem(
@@ -74,6 +96,7 @@ class _Reading(Reading):
             gpus=gpus,
             device=np.array(device, dtype=np.int64),
             price=gpus * self._prices(cluster, names)[device],
+            watts=self._watts(workers),
             device_names=tuple(names),
             nodes=np.array([group.count for group in groups], dtype=np.int64),
             node_gpus=np.array([group.gpus_per_node for group in groups], dtype=np.int64),
@@ -83,25 +106,45 @@ class _Reading(Reading):
             output_tokens=instance.workload.output_tokens,
             ttft_s=instance.slo.ttft_s,
             tpot_s=instance.slo.tpot_s,
-            margin=self._margin,
+            margins=margins,
             max_workers=instance.max_workers,
-            dropped=(*self.unfit, *dropped),
+            sizes=None if sized is None else sized.sizes,
+            share=None if sized is None else sized.share,
+            size_rate=None if sized is None else sized.size_rate,
+            hourly=None if hourly is None else np.array(hourly, dtype=np.float64),
+            current=current,
+            change_cost=instance.change_cost,
+            dropped=(*self.unfit, *dropped, *self.floors),
             relaxations=self.relaxations,
             assumptions=(*assumptions, *self._unjudged(), *cluster.notes()),
             source="given" if instance.candidates is not None else "predicted",
             served=self.served,
+            predictions=self.predictions,
         )
 
     def _workers(self, cluster: Cluster) -> tuple[tuple[WorkerType, ...], tuple[str, ...]]:
         if self.instance.candidates is not None:
             if "backend" not in self.instance.model_fields_set:
                 self.served = self.served.model_copy(update={"backend": None})
-            return read_workers(self.base_dir / self.instance.candidates), ("workers as given in the table",)
+            workers = read_workers(self.base_dir / self.instance.candidates)
+            self._refuse_impossible(workers)
+            return workers, ("workers as given in the table",)
         spec = self._model()
+        try:
+            self.instance = drafting(self.instance, spec)
+        except OptionError as error:
+            self.find(("speculation",), str(error))
+            self.stop_if_wrong()
         try:
             given = self.instance.calibration
             own = None if given is None else calibrated(self.base_dir / given)
-            return predicted_workers(self.instance, cluster, spec, own)
+            if self.instance.workload.others:
+                self.sized = sized_workers(self.instance, cluster, spec, own)
+                self.predictions = self.sized.predictions
+                return self.sized.types, self.sized.notes
+            workers, notes, self.predictions = predicted_workers(self.instance, cluster, spec, own)
+            self.floors = tuple(floors(self.instance, cluster, spec, workers, own))
+            return workers, notes
         except DoesNotFit as error:
             self.unfit, self.relaxations = (str(error),), ways_to_fit(self.instance, cluster, spec)
             return (), ()
@@ -109,6 +152,20 @@ class _Reading(Reading):
             self.find(("precision",), str(error))
             self.stop_if_wrong()
             raise
+
+    def _refuse_impossible(self, workers: tuple[WorkerType, ...]) -> None:
+        """Little's law: a batch gives each of its sequences a token in no less than tpot_s."""
+        tokens = self.instance.workload.output_tokens
+        for one in workers:
+            if one.role == "prefill" or one.max_batch_size is None or not one.tpot_s or tokens < 2:
+                continue
+            most = one.max_batch_size / (one.tpot_s * (tokens - 1))
+            if one.requests_per_s > LITTLE_SLACK * most:
+                self.find(
+                    ("candidates",),
+                    f"worker {one.name!r}: {one.requests_per_s:g} requests/s are more than the {most:.4g} that"
+                    f" {one.max_batch_size} sequences of {tokens} tokens make at {one.tpot_s:g} s a token",
+                )
 
     def _model(self) -> ModelSpec:
         """The model as it is stored; notes the formats that it is served in."""
@@ -165,36 +222,62 @@ class _Reading(Reading):
         self.stop_if_wrong()
         return np.array([prices.get(name, 0.0) for name in names], dtype=np.float64)
 
-    @property
-    def _margin(self) -> float:
-        """Given tables are taken at their word; predictions are off by some percent."""
-        return 0.0 if self.instance.candidates is not None else self.instance.margin
+    def _current(self) -> tuple[Workers, ...] | None:
+        """The workers of the plan in force; of a plan by the hour those of its last hour."""
+        if self.instance.current is None:
+            return None
+        document = read_document(self.base_dir / self.instance.current)
+        if not isinstance(document.plan, ParallelPlan):
+            self.find(("current",), f"{self.instance.current} holds no plan of serving workers")
+            self.stop_if_wrong()
+            return None
+        return by_hour(document.plan)[-1][1]
 
-    def _limits(
-        self, workers: tuple[WorkerType, ...]
-    ) -> tuple[np.ndarray[tuple[int], np.dtype[np.bool_]], tuple[str, ...]]:
+    def _watts(self, workers: tuple[WorkerType, ...]) -> FloatArray:
+        """Watts of each worker; 0 for unknown ones where nobody asks for joules."""
+        unknown = sorted({worker.device for worker in workers if worker.watts is None})
+        if self.instance.objective == "joules" and unknown:
+            why = "a column watts" if self.instance.candidates is not None else "power_w of the device"
+            self.find(("objective",), f"joules needs {why}: there is none of {', '.join(unknown)}")
+            self.stop_if_wrong()
+        return np.array([worker.watts or 0.0 for worker in workers], dtype=np.float64)
+
+    def _margins(self, workers: tuple[WorkerType, ...]) -> FloatArray | None:
+        """Shares [W, 2] by which TTFT and TPOT count longer: given tables are taken at their word, predictions are off.
+
+        With a confidence c the share is f^(z(c) / z(0.9)) - 1 of the prediction's own factor f: 80 % of measurements
+        lie within 1/f .. f, so 90 % below f, and the logarithm of the error is taken as normal.
+        """
+        if self.instance.candidates is not None:
+            return None
+        confidence = self.instance.slo_confidence
+        if confidence is None:
+            return np.full((len(workers), 2), self.instance.margin)
+        normal = NormalDist()
+        power = normal.inv_cdf(confidence) / normal.inv_cdf((1.0 + COVERAGE) / 2.0)
+        spread = [(one.ttft_factor or 1.0, one.tpot_factor or 1.0) for one in workers]
+        return np.array(spread, dtype=np.float64).reshape(len(workers), 2) ** power - 1.0
+
+    def _limits(self, workers: tuple[WorkerType, ...], margins: FloatArray | None) -> tuple[BoolArray, tuple[str, ...]]:
         """Workers that keep the SLO, and how many do not and why."""
-        slo, why = self.instance.slo, Counter[str]()
-        margin = 1.0 + self._margin
-        usable = np.zeros(len(workers), dtype=np.bool_)
-        for index, worker in enumerate(workers):
-            late = worker.role != "decode" and slo.ttft_s is not None and (worker.ttft_s or 0.0) * margin > slo.ttft_s
-            slow = worker.role != "prefill" and slo.tpot_s is not None and (worker.tpot_s or 0.0) * margin > slo.tpot_s
-            usable[index] = not late and not slow
-            why["ttft_s"] += late
-            why["tpot_s"] += slow
-        limits = {"ttft_s": slo.ttft_s, "tpot_s": slo.tpot_s}
+        idle = sum(worker.requests_per_s == 0 for worker in workers)
+        limits = {"ttft_s": self.instance.slo.ttft_s, "tpot_s": self.instance.slo.tpot_s}
+        counted = counted_latencies(workers, margins)
+        late = counted > [np.inf if limit is None else limit for limit in limits.values()]
         dropped = tuple(
-            f"{count} of {len(workers)} workers miss {name} {limits[name]:g}" for name, count in why.items() if count
+            f"{count} of {len(workers)} workers miss {name} {limits[name]:g}"
+            for name, count in zip(limits, late.sum(axis=0).tolist(), strict=True)
+            if count
         )
-        return usable, dropped
+        told = (*dropped, *([f"{idle} of {len(workers)} workers serve 0 requests/s"] if idle else []))
+        return np.asarray(~late.any(axis=1)), told
 
     def _sha256(self, cluster: Cluster) -> str:
         said = self.instance.model_dump(mode="json", exclude_defaults=True)
         said["cluster"] = cluster.model_dump(mode="json", exclude_defaults=True)
         digest = hashlib.sha256(canonical_json(said).encode())
         model = self.instance.model if str(self.instance.model).endswith(".json") else None
-        for name in (self.instance.candidates, model, self.instance.calibration):
+        for name in (self.instance.candidates, model, self.instance.calibration, self.instance.current):
             if name is not None:
                 digest.update((self.base_dir / name).read_bytes())
         return digest.hexdigest()

@@ -20,6 +20,7 @@ LEAST_RATE_PER_S = 1e-6
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Priority = Annotated[int, Field(ge=-1000, le=1000)]
 #: GPUs that are joined: larger than any scale-up domain sold.
 Gpus = Annotated[int, Field(ge=1, le=65_536)]
 #: A request is at most as long as the longest contexts sold.
@@ -64,6 +65,7 @@ class ServedModel(Description):
     min_replicas: Count = 0
     slo: Annotated[Slo | None, Field(description="default: the instance's")] = None
     regions: Annotated[tuple[Name, ...] | None, Field(description="where it may run; default: anywhere")] = None
+    priority: Annotated[Priority, Field(description="higher is served first where not all can be")] = 0
 
 
 class Demand(Description):
@@ -74,6 +76,7 @@ class Demand(Description):
     output_tokens: Tokens
     rate_per_s: Rate | None = None
     hourly: Annotated[tuple[Rate, ...] | None, Field(min_length=1, max_length=8784)] = None
+    priority: Annotated[Priority | None, Field(description="default: the model's")] = None
 
     def problems(self) -> Iterator[Problem]:
         """Exactly one rate."""
@@ -119,6 +122,10 @@ class FleetInstance(Description):
     unprofiled: Annotated[
         Literal["refuse", "round_up"],
         Field(description="a demand of a size that was not profiled: an error, or the next larger profiled size"),
+    ] = "refuse"
+    unserved: Annotated[
+        Literal["refuse", "by_priority"],
+        Field(description="where not all can be served: no plan, or the lowest priorities are left out first"),
     ] = "refuse"
     calibration: Annotated[
         Name | None, Field(description="efficiency.yaml of `gpuplan calibrate`, for throughput from the cost model")

@@ -43,6 +43,13 @@ def test_help_and_version_import_nothing_heavy() -> None:
         assert not {"numpy", "pydantic", "planner", "formulations"} & set(result.stderr.split())
 
 
+def test_what_a_solver_prints_is_not_data() -> None:
+    """HiGHS printed a line before the JSON of 256 H200 that serve a 671B."""
+    code = "import os, sys; from cli.command import keep_stdout; keep_stdout(); os.write(1, b'HiGHS'); print('data')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("data\n", "HiGHS")
+
+
 def test_completion_lists_commands_and_methods() -> None:
     words = {"_GPUPLAN_COMPLETE": "complete_bash"}
     assert "compare" in run(COMP_WORDS="gpuplan com", COMP_CWORD="1", **words).stdout
@@ -134,3 +141,10 @@ def test_ctrl_c_returns_the_checked_plan(folder: Path) -> None:
     assert document["outcome"]["status"] == "feasible"
     assert document["verdict"]["feasible"]
     assert b"s left" in terminal.text
+
+
+def test_a_method_of_several_problems_is_listed_for_each() -> None:
+    from cli.options import methods
+
+    assert "fleet: " in methods()["highs"]
+    assert "parallel: " in methods()["highs"]

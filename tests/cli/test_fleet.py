@@ -382,3 +382,15 @@ def test_many_routes_are_cut_and_counted(fleet: Callable[..., Result]) -> None:
 def test_schema_of_both_documents(gpuplan: Invoke) -> None:
     for kind, key in (("fleet", "offers"), ("fleet-plan", "plan")):
         assert key in json.loads(gpuplan("schema", kind).stdout)["properties"]
+
+
+def test_plain_rule_that_breaks_a_cap_says_so(fleet: Callable[..., Result]) -> None:
+    """Only `large` serves every size, and takes 3; with at most 2 of them the rule's plan is none that can be had."""
+
+    def two_large(instance: Instance) -> None:
+        instance["offers"][1]["max_count"] = 2
+
+    baseline = json.loads(fleet("--json", change=two_large).stdout)["baseline"]
+    assert [one["rule"] for one in baseline["violations"]] == ["count"]
+    assert f"best single offer breaks count: {baseline['violations'][0]['message']}" in fleet(change=two_large).stdout
+    assert json.loads(fleet("--json").stdout)["baseline"]["violations"] == []

@@ -112,13 +112,18 @@ def max_rate_under_slo(
             ttft, tpot = loop.ttft_s(percentile), loop.tpot_s(percentile)
         return np.asarray((ttft <= ttft_limit) & (tpot <= tpot_limit))
 
-    return _highest(holds, source.max_rate, np.broadcast_shapes(ttft_limit.shape, tpot_limit.shape), rounds)
+    return highest_rate(holds, source.max_rate, np.broadcast_shapes(ttft_limit.shape, tpot_limit.shape), rounds)
 
 
-def _highest(
-    holds: Callable[[FloatArray], npt.NDArray[np.bool_]], top: FloatArray, shape: tuple[int, ...], rounds: int
+def highest_rate(
+    holds: Callable[[FloatArray], npt.NDArray[np.bool_]], top: FloatArray, shape: tuple[int, ...], rounds: int = 24
 ) -> FloatArray:
-    """Bisection on the share of the highest rate, from below: what is returned holds."""
+    """Bisection on the share of a highest rate `top`, from below: what is returned holds.
+
+    Where one limit holds whenever another does, its rate is at least the other's: until the first rate at which only
+    the looser one holds both see the same rates, and that rate is above all that the stricter one sees later. This is
+    so even if `holds` remembers what it was asked before.
+    """
     low = np.zeros(np.broadcast_shapes(top.shape, shape))
     high = np.ones(low.shape)
     for _ in range(rounds):

@@ -94,7 +94,8 @@ def worker_memory(
         fraction = VLLM_MEMORY_FRACTION if memory_fraction is None else memory_fraction
         capacity = fraction * usable - weights - activations - runtime
     elif backend == "sglang":
-        reserve = min(SGLANG_RESERVE_BYTES, SGLANG_RESERVE_SHARE * usable)
+        # The reserve is for activations and graphs; steps that need more need a larger one.
+        reserve = max(min(SGLANG_RESERVE_BYTES, SGLANG_RESERVE_SHARE * usable), activations + GRAPH_BYTES)
         static = usable - reserve if memory_fraction is None else memory_fraction * usable
         capacity = static - weights - runtime
     else:
@@ -110,7 +111,8 @@ def activation_bytes(worker: ServingWorker, max_num_seqs: int, max_num_batched_t
     widest = max(
         (tensor.rows / tp * tensor.active for layer, _ in model.layer_groups() for tensor in layer.tensors), default=0.0
     )
-    layer = max_num_batched_tokens * 2.0 * (HIDDEN_COPIES * model.hidden_size + 2.0 * widest)
+    tokens = max_num_batched_tokens / worker.context_parallel_size
+    layer = tokens * 2.0 * (HIDDEN_COPIES * model.hidden_size + 2.0 * widest)
     return max(sampler, layer)
 
 

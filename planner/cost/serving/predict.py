@@ -9,10 +9,11 @@ For B sequences on an attention rank (as many as the cache admits), prompts of I
     ttft  = first + k x P1 x (1 + burst x B) + w x step + queue
     queue = (asked / B - 1) x (P1 + tpot x O)                            Little's law beyond what the cache admits
 
-D, P, K, A : fitted sums of the worker's curves; q : PROMPT_SHARE; s : 1 without speculation. `mixed` is what prefills
-of the other sequences cost a token under continuous batching: in the time of one output each of them runs one prompt,
-so r prompts fall on a token. They run in n chunks of c = min(I x max(r, 1), batched tokens), prompts together where
-there is room, and the first chunk together with the decode step. `burst` stands for all clients of a closed loop
+D, P, K, A : fitted sums of the worker's curves; q : PROMPT_SHARE; s : 1 without speculation. With drafts, which give a
+sequence T tokens a step (`ServingWorker.tokens_per_step`), s is 1 / T and q is T x PROMPT_SHARE. `mixed` is what
+prefills of the other sequences cost a token under continuous batching: in the time of one output each of them runs one
+prompt, so r prompts fall on a token. They run in n chunks of c = min(I x max(r, 1), batched tokens), prompts together
+where there is room, and the first chunk together with the decode step. `burst` stands for all clients of a closed loop
 starting at once. Closed loop: the number of sequences is given. For arrivals at a rate see `planner.cost.queueing`.
 
 What holds over the catalogue (tests): more sequences never lower step, tpot or ttft; a longer prompt lowers one of them
@@ -31,25 +32,13 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.cost.serving.coefficients import Coefficients, fitted
-from planner.cost.serving.curves import (
-    CONTEXT_PARTS,
-    NODES,
-    NODES_PER_OCTAVE,
-    TOKEN_PARTS,
-    WorkerCurves,
-    compile_curves,
-)
-from planner.cost.serving.memory import DEFAULT_MAX_NUM_BATCHED_TOKENS, WorkerMemory, held_tokens, worker_memory
-from planner.cost.serving.sharding import cache_bytes
-from planner.cost.serving.worker import Backend, ServingWorker
+from planner.cost.serving.curves import CONTEXT_PARTS, TOKEN_PARTS, compile_curves, place
+from planner.cost.serving.memory import DEFAULT_MAX_NUM_BATCHED_TOKENS, WorkerMemory, worker_memory
+from planner.cost.serving.worker import ServingWorker
+from planner.cost.serving.worker_tables import collapse, interpolated
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.intp]
-
-#: Share of the others' prompts that falls between a sequence's own tokens. An engine that mixes prompts into decode
-#: steps: all. SGLang runs prompts first: all with lengths that vary, half when all sequences run in lockstep (equal
-#: lengths in a closed loop); the middle is taken, as the load does not say. Source: simulation; modelled.
-PROMPT_SHARE: dict[Backend, float] = {"trtllm": 1.0, "vllm": 1.0, "sglang": 0.75}
 
 #: Plans that are worked on at once: their arrays stay in the cache of a core.
 BLOCK = 16384
@@ -139,13 +128,23 @@ class ServingModel:
         self.memory = tuple(memory)
         self.curves = tuple(compile_curves(worker) for worker in workers)
         self.max_num_batched_tokens = float(max_num_batched_tokens)
-        self._tables = _collapse(self.workers, self.curves, self.memory, self.coefficients)
+        self._tables = collapse(self.workers, self.curves, self.memory, self.coefficients)
 
     def with_coefficients(self, coefficients: Coefficients) -> ServingModel:
         """The same compiled workers under other coefficients."""
         other = copy(self)
         other.coefficients = coefficients
-        other._tables = _collapse(self.workers, self.curves, self.memory, coefficients)
+        other._tables = collapse(self.workers, self.curves, self.memory, coefficients)
+        return other
+
+    @classmethod
+    def joined(cls, models: Sequence[ServingModel]) -> ServingModel:
+        """The compiled workers of several models of the same coefficients and batched tokens, one after another."""
+        other = copy(models[0])
+        other.workers = tuple(worker for one in models for worker in one.workers)
+        other.curves = tuple(curve for one in models for curve in one.curves)
+        other.memory = tuple(memory for one in models for memory in one.memory)
+        other._tables = collapse(other.workers, other.curves, other.memory, other.coefficients)
         return other
 
     def only(self, index: Sequence[int]) -> ServingModel:
@@ -154,7 +153,7 @@ class ServingModel:
         other.workers = tuple(self.workers[one] for one in index)
         other.curves = tuple(self.curves[one] for one in index)
         other.memory = tuple(self.memory[one] for one in index)
-        other._tables = _collapse(other.workers, other.curves, other.memory, other.coefficients)
+        other._tables = collapse(other.workers, other.curves, other.memory, other.coefficients)
         return other
 
     def table(self, name: str, worker: IntArray, at: FloatArray) -> FloatArray:
@@ -163,7 +162,22 @@ class ServingModel:
         decode, prefill : seconds over the tokens of a step; context, prompt_attention : seconds of one sequence over
         its context or prompt; cache_bytes : of one sequence on a GPU.
         """
-        return self._tables.at(name, worker, _place(at))
+        return self._tables.at(name, worker, place(at))
+
+    def prefill_s(
+        self, worker: IntArray, input_tokens: FloatArray, prompts: FloatArray, step_tokens: FloatArray
+    ) -> FloatArray:
+        """Seconds in which a rank runs `prompts` together and nothing else, in steps of so many tokens, [plans]."""
+        whole = prompts * input_tokens
+        step = np.minimum(whole, step_tokens)
+        attention = self.table("prompt_attention", worker, input_tokens)
+        return whole / step * self.table("prefill", worker, step) + prompts * attention
+
+    def first_token_s(self, worker: IntArray, alone_s: FloatArray, step_s: FloatArray) -> FloatArray:
+        """Time to first token of a sequence alone on its rank, [plans]; alone_s : of its prompt, step_s : a step."""
+        t = self._tables
+        own = t.prompt[worker] * alone_s * (1.0 + t.burst[worker])
+        return t.first_token[worker] + own + t.wait_steps[worker] * step_s
 
     @property
     def sequence_s(self) -> FloatArray:
@@ -184,27 +198,27 @@ class ServingModel:
         prompt, output = plans.input_tokens, plans.output_tokens
         ranks, stages = t.data_parallel_size[w], t.pipeline_parallel_size[w]
         capacity, block = t.cache_capacity_bytes[w], t.block_tokens[w]
-        each = t.at("cache_bytes", w, _place(np.ceil((prompt + output * t.held_output_share[w]) / block) * block))
+        each = t.at("cache_bytes", w, place(np.ceil((prompt + output * t.held_output_share[w]) / block) * block))
         on_rank = np.floor(capacity / each)
         # One whole sequence must fit as well; two held ones are never less than that.
         one = np.flatnonzero(on_rank == 1.0)
         whole = np.ceil((prompt + output)[one] / block[one]) * block[one]
-        on_rank[one] = t.at("cache_bytes", w[one], _place(whole)) <= capacity[one]
+        on_rank[one] = t.at("cache_bytes", w[one], place(whole)) <= capacity[one]
         asked = plans.concurrency / ranks
         sequences = np.minimum(asked, np.maximum(on_rank, 1.0))
         micro = np.maximum(sequences / stages, 1.0)
-        here = _place(micro)
-        step = t.at("decode", w, here) + micro * (t.at("context", w, _place(prompt + 0.5 * output)) + t.sequence[w])
-        attention = t.at("prompt_attention", w, _place(prompt))
+        here = place(micro)
+        step = t.at("decode", w, here) + micro * (t.at("context", w, place(prompt + 0.5 * output)) + t.sequence[w])
+        attention = t.at("prompt_attention", w, place(prompt))
         others = t.prompt_share[w] * np.maximum(sequences - 1.0, 0.0) / output
         chunk, chunks = self._chunks(prompt, others)
-        mixed = np.minimum(chunks, 1.0) * (t.at("prefill", w, _place(micro + chunk)) - t.at("prefill", w, here))
+        mixed = np.minimum(chunks, 1.0) * (t.at("prefill", w, place(micro + chunk)) - t.at("prefill", w, here))
         # More than one chunk falls on a token only where chunks are full.
         more = np.flatnonzero(chunks > 1.0)
         mixed[more] += (chunks[more] - 1.0) * self._full_chunk(t.prefill)[w[more]]
         tpot = t.speculation[w] * (step + (mixed + others * attention) / stages)
         own = np.minimum(prompt, self.max_num_batched_tokens)
-        alone = prompt / own * t.at("prefill", w, _place(own)) + attention
+        alone = prompt / own * t.at("prefill", w, place(own)) + attention
         ttft = t.first_token[w] + t.prompt[w] * alone * (1.0 + t.burst[w] * sequences) + t.wait_steps[w] * step
         # Little's law: those beyond what runs wait for as many rounds of service.
         service = alone + tpot * output
@@ -229,15 +243,14 @@ class ServingModel:
     def _full_chunk(self, table: FloatArray) -> FloatArray:
         """Seconds of a step of as many prompt tokens as it takes at most, [workers]."""
         size = np.full(len(table), self.max_num_batched_tokens)
-        return _at(table, np.arange(len(table)), _place(size))
+        return interpolated(table, np.arange(len(table)), place(size))
 
     def first_token_parts(self, plans: ServingPlans) -> dict[str, FloatArray]:
         """What `ttft_s` is made of, [plans]: a prompt alone, a step, sequences on a rank, seconds in the queue."""
         t, w = self._tables, plans.worker
         found = self.predict(plans)
-        chunk = np.minimum(plans.input_tokens, self.max_num_batched_tokens)
-        alone = plans.input_tokens / chunk * t.at("prefill", w, _place(chunk))
-        alone = alone + t.at("prompt_attention", w, _place(plans.input_tokens))
+        budget = np.full(len(plans), self.max_num_batched_tokens)
+        alone = self.prefill_s(w, plans.input_tokens, np.ones(len(plans)), budget)
         rounds = plans.concurrency / found.running_sequences - 1.0
         return {
             "alone": alone,
@@ -255,7 +268,7 @@ class ServingModel:
     def unit_parts(self, plans: ServingPlans) -> dict[str, FloatArray]:
         """Each part of `tpot_s` at a coefficient of one, [plans]: what a fit sees. Overheads are counts."""
         t, w = self._tables, plans.worker
-        tokens = np.stack([one.tokens for one in self.curves])
+        tokens, step = (np.stack([getattr(one, name) for one in self.curves]) for name in ("tokens", "step"))
         context = np.stack([one.context for one in self.curves])
         prompt, output = plans.input_tokens, plans.output_tokens
         sequences = self.predict(plans).running_sequences / t.data_parallel_size[w]
@@ -265,17 +278,17 @@ class ServingModel:
         chunk, chunks = self._chunks(prompt, others)
 
         def step_part(name: str) -> FloatArray:
-            return _at(tokens[:, TOKEN_PARTS.index(name)], w, _place(micro))
+            return interpolated(step[:, TOKEN_PARTS.index(name)], w, place(micro))
 
         def prompt_part(name: str) -> FloatArray:
             table = tokens[:, TOKEN_PARTS.index(name)]
-            first = _at(table, w, _place(micro + chunk)) - _at(table, w, _place(micro))
+            first = interpolated(table, w, place(micro + chunk)) - interpolated(table, w, place(micro))
             return (
                 np.minimum(chunks, 1.0) * first + np.maximum(chunks - 1.0, 0.0) * self._full_chunk(table)[w]
             ) / stages
 
         def context_part(name: str, at: FloatArray) -> FloatArray:
-            return _at(context[:, CONTEXT_PARTS.index(name)], w, _place(at))
+            return interpolated(context[:, CONTEXT_PARTS.index(name)], w, place(at))
 
         products = np.array([one.num_products for one in self.curves], dtype=np.float64)[w]
         moe_layers = np.array([one.num_moe_layers for one in self.curves], dtype=np.float64)[w]
@@ -297,95 +310,3 @@ class ServingModel:
             "prefill_communication": prompt_part("all_reduce") + prompt_part("dispatch"),
             "prefill_attention": others * context_part("prompt_attention", prompt) / stages,
         }
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Tables:
-    """Curves with their coefficients applied and summed, [workers, nodes]; facts of each worker, [workers]."""
-
-    decode: FloatArray
-    prefill: FloatArray
-    context: FloatArray
-    prompt_attention: FloatArray
-    cache_bytes: FloatArray
-    sequence: FloatArray
-    prompt_share: FloatArray
-    speculation: FloatArray
-    first_token: FloatArray
-    prompt: FloatArray
-    burst: FloatArray
-    wait_steps: FloatArray
-    cache_capacity_bytes: FloatArray
-    fixed_bytes: FloatArray
-    held_output_share: FloatArray
-    block_tokens: FloatArray
-    data_parallel_size: FloatArray
-    pipeline_parallel_size: FloatArray
-    num_gpus: FloatArray
-
-    def at(self, name: str, worker: IntArray, place: tuple[IntArray, FloatArray]) -> FloatArray:
-        """Linear interpolation of one table."""
-        return _at(getattr(self, name), worker, place)
-
-
-def _collapse(
-    workers: Sequence[ServingWorker],
-    curves: Sequence[WorkerCurves],
-    memory: Sequence[WorkerMemory],
-    coefficients: Coefficients,
-) -> _Tables:
-    rows = []
-    for worker, curve, room in zip(workers, curves, memory, strict=True):
-        c, values = coefficients.of_parts(worker), coefficients.values
-        tokens = dict(zip(TOKEN_PARTS, curve.tokens, strict=True))
-        context = dict(zip(CONTEXT_PARTS, curve.context, strict=True))
-        overhead = (
-            c["kernel_overhead"] * curve.num_products + c["moe_overhead"] * curve.num_moe_layers + c["step_overhead"]
-        )
-        rows.append(
-            {
-                "decode": overhead
-                + c["dense"] * (tokens["dense"] + tokens["head"])
-                + c["moe"] * tokens["moe"]
-                + c["all_reduce"] * tokens["all_reduce"]
-                + c["dispatch"] * tokens["dispatch"],
-                "prefill": c["prefill_dense"] * tokens["dense"]
-                + c["prefill_moe"] * tokens["moe"]
-                + c["prefill_communication"] * (tokens["all_reduce"] + tokens["dispatch"]),
-                "context": c["cache"] * context["cache"] + c["latent"] * context["latent"],
-                "prompt_attention": c["prefill_attention"] * context["prompt_attention"],
-                "cache_bytes": np.maximum(cache_bytes(worker, NODES), 1.0),
-                "sequence": c["state"] * curve.state_s + c["sequence_overhead"],
-                "prompt_share": PROMPT_SHARE[worker.backend],
-                "speculation": values["speculation"] if worker.speculative else 1.0,
-                "first_token": coefficients.of_ttft("first_token", worker),
-                "prompt": coefficients.of_ttft("prompt", worker),
-                "burst": values["burst"],
-                "wait_steps": coefficients.of_ttft("wait_steps", worker),
-                "cache_capacity_bytes": max(room.cache_capacity_bytes, 0.0),
-                "fixed_bytes": room.fixed_bytes,
-                "held_output_share": float(held_tokens(worker.backend, 0, 1e6)) / 1e6,
-                "block_tokens": float(held_tokens(worker.backend, 1, 0)),
-                "data_parallel_size": float(worker.data_parallel_size),
-                "pipeline_parallel_size": float(worker.pipeline_parallel_size),
-                "num_gpus": float(worker.num_gpus),
-            }
-        )
-    return _Tables(**{one.name: np.array([row[one.name] for row in rows]) for one in fields(_Tables)})
-
-
-def _place(at: FloatArray) -> tuple[IntArray, FloatArray]:
-    """Lower node of NODES and the share of the upper one, linear in tokens; beyond the last node extrapolated."""
-    low = (np.log2(at) * NODES_PER_OCTAVE).astype(np.intp)
-    np.clip(low, 0, len(NODES) - 2, out=low)
-    left = NODES[low]
-    return low, (at - left) / (NODES[low + 1] - left)
-
-
-def _at(table: FloatArray, worker: IntArray, place: tuple[IntArray, FloatArray]) -> FloatArray:
-    low, share = place
-    index = worker * table.shape[1] + low
-    flat = table.reshape(-1)
-    left = flat.take(index)
-    value: FloatArray = left + share * (flat.take(index + 1) - left)
-    return value

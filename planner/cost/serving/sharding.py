@@ -90,9 +90,20 @@ def weight_bytes(worker: ServingWorker) -> float:
     small = sum(_local_bytes(worker, tensor, None) for tensor in model.outer if tensor.role == "vector")
     ends = sum(outer) if stages == 1 else max(outer, default=0.0) + small
     vision = sum(_local_bytes(worker, tensor, None) for tensor in model.vision)
-    drafts = model.mtp if worker.speculative else ()
+    drafts = model.mtp if worker.speculative or worker.draft_tokens else ()
     mtp = sum(_local_bytes(worker, tensor, layer) for layer in drafts for tensor in layer.tensors)
     return layers * _fullest_stage(worker) + ends + vision + mtp
+
+
+def expert_weight_bytes(worker: ServingWorker) -> float:
+    """Bytes of routed experts among the weights of a GPU, of an even share of the layers."""
+    layers = sum(
+        _local_bytes(worker, tensor, layer) * n
+        for layer, n in worker.model.layer_groups()
+        for tensor in layer.tensors
+        if tensor.component is Component.ROUTED_EXPERTS
+    )
+    return layers * _fullest_stage(worker)
 
 
 def _fullest_stage(worker: ServingWorker) -> float:
@@ -125,13 +136,16 @@ def cache_share(worker: ServingWorker, attention: Attention) -> float:
 
 
 def cache_bytes(worker: ServingWorker, context: FloatArray) -> FloatArray:
-    """Cache and state bytes of one sequence of `context` tokens on one GPU of the fullest stage; any shape."""
+    """Cache and state bytes of one sequence of `context` tokens on one GPU of the fullest stage; any shape.
+
+    Ranks that share a prompt's tokens share its cache evenly.
+    """
     tokens = np.asarray(context, dtype=np.float64)
     total = np.zeros_like(tokens)
     for one, count in _attentions(worker):
         size = one.cached_elements(tokens) * worker.kv_element_bytes + one.state_bytes
         total = total + size * cache_share(worker, one) * count
-    return total * _fullest_stage(worker)
+    return total * _fullest_stage(worker) / worker.context_parallel_size
 
 
 def state_bytes(worker: ServingWorker) -> float:
@@ -140,4 +154,6 @@ def state_bytes(worker: ServingWorker) -> float:
 
 
 def _attentions(worker: ServingWorker) -> Iterator[tuple[Attention, int]]:
-    return ((layer.attention, count) for layer, count in worker.model.layer_groups())
+    """Layers with a cache, and how many there are of each; the MTP layer has one where it drafts."""
+    yield from ((layer.attention, count) for layer, count in worker.model.layer_groups())
+    yield from ((layer.attention, 1) for layer in worker.model.mtp[: bool(worker.draft_tokens)])

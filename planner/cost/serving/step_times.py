@@ -21,21 +21,33 @@ FloatArray = npt.NDArray[np.float64]
 LEAST_BASE_SHARE = 0.05
 
 
-def step_times(model: ServingModel, plans: ServingPlans, batch: FloatArray | None = None) -> StepTimes:
+def step_times(
+    model: ServingModel,
+    plans: ServingPlans,
+    batch: FloatArray | None = None,
+    prompt_tokens: FloatArray | None = None,
+) -> StepTimes:
     """Step model of one attention rank of each plan's worker, around a batch and the plan's lengths; [plans].
 
     batch : sequences of a rank, [plans], at least 2 are taken; by default those that run.
+    prompt_tokens : of an iteration with prompts in it, [plans]; by default one chunk of one prompt.
     With p pipeline stages a rank's sequences take turns in p groups, and a step is the passage of one group.
     """
     w = plans.worker
     ranks = np.array([worker.data_parallel_size for worker in model.workers])[w]
     running = model.predict(plans).running_sequences / ranks if batch is None else batch
     batch = np.maximum(running, 2.0)
-    faster = np.array([model.coefficients.values["speculation"] if one.speculative else 1.0 for one in model.workers])[
-        w
-    ]
+    # Seconds of a decode step, for each of the tokens that it gives a sequence.
+    faster = np.array(
+        [
+            (model.coefficients.values["speculation"] if one.speculative else 1.0) / one.tokens_per_step
+            for one in model.workers
+        ]
+    )[w]
     stages = np.array([worker.pipeline_parallel_size for worker in model.workers])[w]
     chunk = np.minimum(plans.input_tokens, model.max_num_batched_tokens)
+    if prompt_tokens is not None:
+        chunk = np.clip(prompt_tokens, chunk, model.max_num_batched_tokens)
     context = plans.input_tokens + 0.5 * plans.output_tokens
     micro = np.maximum(batch / stages, 1.0)
     one, many = (model.table("decode", w, at) for at in (np.ones_like(micro), micro))

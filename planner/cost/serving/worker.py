@@ -24,6 +24,11 @@ REPLICATED = frozenset(
 #: Matrices with one block of rows a KV head, which are copied where there are more GPUs than KV heads.
 PER_KV_HEAD = frozenset({"k_proj", "v_proj"})
 
+#: Busiest expert rank over the mean where redundant experts are placed by load. Source: EPLB on recorded counts of
+#: DeepSeek-V3, 288 slots on 144 GPUs (`benchmarks.experts --case two_slots`, balancedness 0.868); 1.01 on 32 GPUs, and
+#: up to 1.2 on loads that it has not seen; measured.
+EXPERT_IMBALANCE = 1.15
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServingWorker:
@@ -34,6 +39,12 @@ class ServingWorker:
     moe_tensor_parallel_size x expert_parallel_size : split of the experts over the tp x dp GPUs of a stage.
     kv_element_bytes : bytes of one cache element.
     speculative : the engine predicts several tokens a step (MTP); how many is not known.
+    context_parallel_size : ranks that share the tokens of each prompt; their caches go round a ring between them. For
+    workers that prefill: decoding gains nothing from it here.
+    redundant_experts : second copies of busy experts, placed by load (EPLB); the busiest of the expert ranks then has
+    expert_imbalance times the mean. Without them, tokens fall as the routing of the operator tables has them.
+    draft_tokens : that the model's own MTP layer proposes in each step; draft_acceptance : chance that one is right
+    whose predecessors are.
     """
 
     model: ModelSpec
@@ -46,16 +57,31 @@ class ServingWorker:
     expert_parallel_size: int = 1
     kv_element_bytes: float = 2.0
     speculative: bool = False
+    context_parallel_size: int = 1
+    redundant_experts: int = 0
+    expert_imbalance: float = EXPERT_IMBALANCE
+    draft_tokens: int = 0
+    draft_acceptance: float = 0.0
 
     @property
     def num_gpus(self) -> int:
         """GPUs of the whole worker."""
-        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+        return self.stage_gpus * self.pipeline_parallel_size
 
     @property
     def stage_gpus(self) -> int:
         """GPUs of one pipeline stage: those that share experts."""
-        return self.tensor_parallel_size * self.data_parallel_size
+        return self.tensor_parallel_size * self.token_ranks
+
+    @property
+    def token_ranks(self) -> int:
+        """Ranks that have different tokens: other sequences, or other parts of a prompt."""
+        return self.data_parallel_size * self.context_parallel_size
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens that a sequence gets in a step: one, and each draft whose predecessors are all right."""
+        return sum(self.draft_acceptance**place for place in range(self.draft_tokens + 1))
 
     def problems(self) -> Iterator[str]:
         """What makes this split impossible, in the user's words."""
@@ -66,13 +92,21 @@ class ServingWorker:
             "data_parallel_size": self.data_parallel_size,
             "moe_tensor_parallel_size": self.moe_tensor_parallel_size,
             "expert_parallel_size": self.expert_parallel_size,
+            "context_parallel_size": self.context_parallel_size,
         }
         wrong = [f"{name} is {size}, but must be at least 1" for name, size in sizes.items() if size < 1]
         if not 0 < self.kv_element_bytes < math.inf:
             wrong.append(f"kv_element_bytes is {self.kv_element_bytes:g}, but must be positive and finite")
+        for name, size in (("redundant_experts", self.redundant_experts), ("draft_tokens", self.draft_tokens)):
+            wrong += [f"{name} is {size}, but must not be negative"] if size < 0 else []
+        if not 1 <= self.expert_imbalance < math.inf:
+            wrong.append(f"expert_imbalance is {self.expert_imbalance:g}, but must be at least 1 and finite")
+        if not 0 <= self.draft_acceptance <= 1:
+            wrong.append(f"draft_acceptance is {self.draft_acceptance:g}, but must be from 0 to 1")
         if wrong:
             yield from wrong
             return
+        yield from self._draft_problems()
         if pp > model.num_hidden_layers:
             yield f"pipeline_parallel_size {pp} is more than the {model.num_hidden_layers} layers of {model.name}"
         heads = {layer.attention.num_attention_heads for layer, _ in model.layer_groups()} - {0}
@@ -90,16 +124,27 @@ class ServingWorker:
         if model.num_moe_layers:
             yield from self._expert_problems()
 
+    def _draft_problems(self) -> Iterator[str]:
+        if not self.draft_tokens:
+            return
+        if not self.model.mtp:
+            yield f"draft_tokens is {self.draft_tokens}, but {self.model.name} has no MTP layer to propose them"
+        if self.pipeline_parallel_size > 1:
+            yield "draft_tokens and pipeline stages do not go together: the MTP layer is on the last stage alone"
+
     def _expert_problems(self) -> Iterator[str]:
         moe_tp, ep = self.moe_tensor_parallel_size, self.expert_parallel_size
         if moe_tp * ep != self.stage_gpus:
             yield (
                 f"moe_tensor_parallel_size {moe_tp} x expert_parallel_size {ep} must be the {self.stage_gpus} GPUs of "
                 f"tensor_parallel_size {self.tensor_parallel_size} x data_parallel_size {self.data_parallel_size}"
+                + (f" x context_parallel_size {self.context_parallel_size}" if self.context_parallel_size > 1 else "")
             )
+        more = self.redundant_experts
         for count in sorted({layer.mlp.num_experts for layer, _ in self.model.layer_groups()} - {0}):
-            if count % ep:
-                yield f"expert_parallel_size {ep} does not divide the {count} experts of {self.model.name}"
+            if (count + more) % ep:
+                told = f"{count} experts" + (f" and {more} redundant ones" if more else "")
+                yield f"expert_parallel_size {ep} does not divide the {told} of {self.model.name}"
 
     def local_shape(self, tensor: Tensor, layer: Layer | None = None) -> tuple[int, int]:
         """[rows, columns] of one copy of a weight on one GPU."""
@@ -123,7 +168,8 @@ class ServingWorker:
     def local_copies(self, tensor: Tensor) -> int:
         """Copies of a weight on one GPU: its share of the experts, else all."""
         routed = tensor.component is Component.ROUTED_EXPERTS
-        return largest_share(tensor.copies, self.expert_parallel_size) if routed else tensor.copies
+        slots = tensor.copies + self.redundant_experts
+        return largest_share(slots, self.expert_parallel_size) if routed else tensor.copies
 
 
 def largest_share(size: int, parts: int) -> int:

@@ -91,11 +91,10 @@ def test_a_model_that_does_not_fit_has_no_replica() -> None:
 
 
 def test_a_looser_limit_serves_more() -> None:
-    """Up to what the settling of the cost model's operating point leaves open."""
     strict = made(NODE, slo={"ttft_s": 1, "tpot_s": 0.02, "percentile": 99})
     loose = made(NODE, slo={"ttft_s": 4, "tpot_s": 0.2, "percentile": 50})
     for pair, found in rates(strict).items():
-        assert (rates(loose)[pair] >= 0.92 * found).all(), pair
+        assert (rates(loose)[pair] >= found).all(), pair
 
 
 def test_the_limit_of_a_model_goes_before_that_of_the_instance() -> None:

@@ -18,6 +18,7 @@ from formulations.parallelism.reading import ROLES
 from planner.parallel_plan import ParallelPlan, Role, WorkerType
 
 TTFT_S, TPOT_S = 0.5, 0.02
+METHODS = ("highs", "scip", "cbc")
 
 
 def worker(
@@ -29,6 +30,7 @@ def worker(
     device: str = "h100_sxm",
     ttft_s: float | None = None,
     tpot_s: float | None = None,
+    watts: float | None = None,
 ) -> WorkerType:
     """A worker type with the latencies that its role has."""
     return WorkerType(
@@ -39,6 +41,7 @@ def worker(
         requests_per_s=rate,
         ttft_s=None if role == "decode" else TTFT_S if ttft_s is None else ttft_s,
         tpot_s=None if role == "prefill" else TPOT_S if tpot_s is None else tpot_s,
+        watts=watts,
     )
 
 
@@ -58,6 +61,7 @@ def problem(
     late = [ttft_s is not None and one.ttft_s is not None and one.ttft_s > ttft_s for one in workers]
     slow = [tpot_s is not None and one.tpot_s is not None and one.tpot_s > tpot_s for one in workers]
     price = np.array([(prices or {}).get(one.device, 0.0) for one in workers])
+    watts = np.array([one.watts or 0.0 for one in workers])
     return ParallelProblem(
         **{
             "name": "case",
@@ -69,6 +73,7 @@ def problem(
             "gpus": size,
             "device": np.array([names.index(one.device) for one in workers], dtype=np.int64),
             "price": size * price,
+            "watts": watts,
             "device_names": tuple(names),
             "nodes": np.array([count for count, _ in kinds.values()], dtype=np.int64),
             "node_gpus": np.array([gpus for _, gpus in kinds.values()], dtype=np.int64),
@@ -137,7 +142,7 @@ def brute_force(instance: ParallelProblem) -> float | None:
     rate = both + np.minimum(prefill, decode)
     allowed = (rate > 0) & (rate >= (instance.target_per_s or 0.0) * (1 - 1e-9))
     allowed &= tried.sum(axis=1) <= (instance.max_workers or np.inf)
-    worth = {"throughput": -rate, "gpus": tried @ instance.gpus, "cost": tried @ instance.price}[instance.goal]
+    worth = -rate if instance.goal == "throughput" else tried @ instance.weight()
     order = np.flatnonzero(allowed)[np.argsort(worth[allowed], kind="stable")]
     return next((float(worth[one]) for one in order if _placed(instance, tried[one])), None)
 

@@ -162,7 +162,7 @@ def test_runners_up_are_the_best_plans_without_a_chosen_worker() -> None:
     """Without the worker of 4 GPUs: 8 / 2 x 2 = 8 requests/s."""
     plan = solved(problem([worker("large", "both", 4, 5.0), worker("small", "both", 2, 2.0)], (1, 8)))
     (other,) = plan.runners_up
-    assert other.why == "the best without large"
+    assert other.why.startswith("the best without large")
     assert (other.requests_per_s, other.num_gpus) == (8.0, 8)
     assert [(one.name, one.count) for one in other.workers] == [("small", 4)]
 

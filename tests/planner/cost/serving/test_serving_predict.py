@@ -16,9 +16,10 @@ from planner.cost.serving import predict
 from planner.cost.serving.coefficients import Coefficients, fitted
 from planner.cost.serving.curves import CONTEXT_PARTS, NODES, TOKEN_PARTS
 from planner.cost.serving.memory import BLOCK_TOKENS
-from planner.cost.serving.predict import PROMPT_SHARE, ServingModel, ServingPlans
+from planner.cost.serving.predict import ServingModel, ServingPlans
 from planner.cost.serving.sharding import cache_bytes
 from planner.cost.serving.worker import BACKENDS, ServingWorker
+from planner.cost.serving.worker_tables import PROMPT_SHARE
 from planner.hardware import DeviceKind
 
 Serve = Callable[..., ServingWorker]

@@ -1,0 +1,1 @@
+"""Pipelines of layers over a pool of unequal devices, for most tokens/s."""

@@ -1,0 +1,1 @@
+"""Pods onto nodes, to the device: proven and at scale."""

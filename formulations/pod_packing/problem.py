@@ -1,0 +1,169 @@
+"""The pods problem as arrays: classes of equal pods, nodes, rules between pods, and the tiers of the objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from planner.kubernetes.snapshot import WHOLE_MILLI
+from planner.workload import FloatArray, IntArray
+
+BoolArray = npt.NDArray[np.bool_]
+GPU_MILLI, PLACED, POWERED = "GPU allocation", "pods placed", "powered"
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Rule:
+    """What ties pods of class `owner` to others: `matches` [J] are the classes meant, `topology` indexes `domain`."""
+
+    owner: int
+    topology: int
+    matches: BoolArray
+    text: str
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Near(Rule):
+    """Affinity (`together`) or anti-affinity."""
+
+    together: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Spread(Rule):
+    """Topology spread. `counted` [N]: nodes whose domains are compared."""
+
+    max_skew: int
+    min_domains: int
+    counted: BoolArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Aim:
+    """One tier: the sum of `weight` [J] over placed pods (most), or of `cost` [N] over nodes in use (least)."""
+
+    name: str
+    unit: str
+    sense: Literal["most", "least"]
+    weight: IntArray
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PodsProblem:
+    """P pods of J classes, N nodes, R resources. Pods that run stay on their nodes and devices.
+
+    capacity : [N, R], request : [J, R], in the units of a snapshot. gpus : [N] devices of 1000 milli each.
+    class_gpus, class_milli : [J] devices, and thousandths of each.
+    allowed : [J, N] by selectors, taints, GPU kind and model, and whether the node takes new pods.
+    pod_class, pod_node : [P]; pod_node is -1 for pending pods. pod_devices : indices of a running pod's devices.
+    pinned : [P] pods that never move. waiting : [P] pending pods with scheduling gates, which take no part.
+    domain : [T, N] number of the node's domain by topology key, -1 where it lacks the label.
+    gang : [J] gang of a class, -1 for none; gang_least : pods that a gang needs at least.
+    node_cost : [N] what `consolidate` counts of a node in use.
+    """
+
+    kind: ClassVar[str] = "pods"
+
+    name: str
+    sha256: str
+    objective: Literal["priority", "allocation", "consolidate"]
+    resources: tuple[str, ...]
+    node_names: tuple[str, ...]
+    capacity: IntArray
+    gpus: IntArray
+    gpu_models: tuple[str, ...]
+    node_cost: FloatArray
+    cost_unit: str
+    request: IntArray
+    class_gpus: IntArray
+    class_milli: IntArray
+    priority: IntArray
+    allowed: BoolArray
+    barriers: tuple[str, ...]
+    pod_names: tuple[str, ...]
+    pod_class: IntArray
+    pod_node: IntArray
+    pod_devices: tuple[tuple[int, ...], ...]
+    pinned: BoolArray
+    waiting: tuple[str, ...]
+    topologies: tuple[str, ...]
+    domain: IntArray
+    near: tuple[Near, ...]
+    spread: tuple[Spread, ...]
+    gang: IntArray
+    gang_names: tuple[str, ...]
+    gang_least: IntArray
+    time_slice_s: float | None
+    assumptions: tuple[str, ...] = ()
+
+    @property
+    def num_nodes(self) -> int:
+        """N."""
+        return len(self.node_names)
+
+    @property
+    def num_classes(self) -> int:
+        """J."""
+        return len(self.request)
+
+    @cached_property
+    def milli(self) -> IntArray:
+        """Thousandths of devices that a pod of each class takes, [J]."""
+        return self.class_gpus * self.class_milli
+
+    @cached_property
+    def is_share(self) -> BoolArray:
+        """Classes that take a part of one device, [J]."""
+        found: BoolArray = (self.class_gpus == 1) & (self.class_milli < WHOLE_MILLI)
+        return found
+
+    @cached_property
+    def pending(self) -> BoolArray:
+        """Pods that a plan may place, [P]."""
+        return (self.pod_node < 0) & np.array([not gates for gates in self.waiting], dtype=np.bool_)
+
+    @cached_property
+    def demand(self) -> IntArray:
+        """Pending pods of each class, [J]."""
+        return np.bincount(self.pod_class[self.pending], minlength=self.num_classes).astype(np.int64)
+
+    @cached_property
+    def running(self) -> IntArray:
+        """Running pods of each class, [J]."""
+        return np.bincount(self.pod_class[self.pod_node >= 0], minlength=self.num_classes).astype(np.int64)
+
+    @cached_property
+    def rules(self) -> tuple[Rule, ...]:
+        """Affinities first, then spreads."""
+        return (*self.near, *self.spread)
+
+    @cached_property
+    def crossing(self) -> BoolArray:
+        """Classes whose place depends on where other pods are: by affinity, spread or a gang, [J]."""
+        found: BoolArray = self.gang >= 0
+        for rule in self.rules:
+            found = found | rule.matches
+            found[rule.owner] = True
+        return found
+
+    @cached_property
+    def aims(self) -> tuple[Aim, ...]:
+        """The objective's tiers, most important first."""
+        if self.objective == "allocation":
+            return (Aim(GPU_MILLI, "GPUs", "most", self.milli, 1 / WHOLE_MILLI),)
+        if self.objective == "consolidate":
+            return (Aim(POWERED, self.cost_unit, "least", np.zeros(self.num_classes, dtype=np.int64)),)
+        levels = np.unique(self.priority[(self.demand + self.running) > 0])[::-1].tolist()
+        return tuple(
+            Aim(f"{PLACED}, priority {level}", "pods", "most", (self.priority == level).astype(np.int64))
+            for level in levels
+        )
+
+    def offered(self, aim: Aim) -> int:
+        """What an aim of the sense `most` would reach if every pod ran."""
+        return int(aim.weight @ (self.demand + self.running))

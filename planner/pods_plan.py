@@ -1,0 +1,80 @@
+"""PodsPlan: where every pod runs, to the device; which do not, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from pydantic import Field, FiniteFloat
+
+from planner.descriptions.base import Description, Problem
+
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class GpuShare(Description):
+    """Thousandths of one device of the node."""
+
+    index: Annotated[int, Field(ge=0, lt=1024)]
+    gpu_milli: Annotated[int, Field(ge=1, le=1000)]
+
+
+class Placement(Description):
+    """A pod and its place. `running`: it is there already, and stays."""
+
+    pod: str
+    node: str
+    gpus: tuple[GpuShare, ...] = ()
+    running: bool = False
+
+
+class Unplaced(Description):
+    """A pod without a place, and what stands in its way."""
+
+    pod: str
+    reason: str
+
+
+class PodMove(Description):
+    """A running pod that changes its node; moves of one step happen together."""
+
+    step: Count
+    pod: str
+    from_node: Annotated[str, Field(alias="from")]
+    to_node: Annotated[str, Field(alias="to")]
+
+
+class Tier(Description):
+    """One aim of a lexicographic objective, from the most important: what is reached and what is possible at all.
+
+    sense : whether more or less is better. bound : no plan that does as well on the tiers before can pass it.
+    """
+
+    name: str
+    unit: str
+    sense: Annotated[str, Field(pattern="^(most|least)$")]
+    value: FiniteFloat
+    bound: FiniteFloat | None
+    gap: Annotated[FiniteFloat | None, Field(description="|value - bound| over the larger of them")]
+    proven: Annotated[bool, Field(description="whether the value meets the bound")]
+
+
+class PodsPlan(Description):
+    """An answer to a `pods` instance."""
+
+    placements: tuple[Placement, ...]
+    unplaced: tuple[Unplaced, ...] = ()
+    moves: tuple[PodMove, ...] = ()
+    evictions: tuple[str, ...] = ()
+    tiers: tuple[Tier, ...] = ()
+
+    def problems(self) -> Iterator[Problem]:
+        """Every pod once."""
+        seen: set[str] = set()
+        for place, index, pod in [
+            *(("placements", index, one.pod) for index, one in enumerate(self.placements)),
+            *(("unplaced", index, one.pod) for index, one in enumerate(self.unplaced)),
+        ]:
+            if pod in seen:
+                yield (place, index, "pod"), f"{pod} is told twice"
+            seen.add(pod)
