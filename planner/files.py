@@ -103,8 +103,9 @@ def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
 def read_source(path: str | Path) -> SourceText:
     """Read and parse a YAML or JSON file ('-' is standard input). JSON is recognised by its first character."""
     name = "<stdin>" if str(path) == "-" else str(path)
+    text = read_text(path)
     base_dir = Path.cwd() if str(path) == "-" else Path(path).resolve().parent
-    return parse_source(read_text(path), name, base_dir)
+    return parse_source(text, name, base_dir)
 
 
 def parse_source(text: str, name: str, base_dir: Path) -> SourceText:
