@@ -86,6 +86,7 @@ def refuse(problem: FleetProblem, method: str) -> None:
             ("spare_instances", problem.spare_instances > 0),
             ("max_spot_share", problem.max_spot_share < 1.0),
             ("a current fleet", problem.current is not None),
+            ("replicas of split roles", bool(problem.config_role.any())),
             ("demand that may stay unserved", problem.leave_unserved),
         )
         if there

@@ -13,12 +13,13 @@ Objective
 
 Constraints
     serve     sum_c x[d, c] + u[d] = 1                                             every bucket with a demand
+              over the roles that begin a request, all where none is split; other stages follow by `handovers`
     capacity  sum_d L[d, c] x[d, c] <= availability[pool] z[c]                     every configuration
     running   x[d, c] <= z[c]    where L[d, c] is so small that a solver would take z = 0 for enough
     packing   sum_{c: gpus >= s} gpus[c] z[c] <= sum_k s floor(gpus[k] / s) y[k]   every pool and replica size s
               exact without a variable for any node, because the sizes of a pool divide one another
     limits    least <= y <= most, quotas on GPUs, budget, watts, least replicas of a model,
-              share of a model's served requests on spot instances
+              share of a model's served requests on spot instances, in every stage
     changes   y[k] - current[k] = added - dropped, their sum limited and priced (one period)
     survival  (spare_instances = 1) for every offer k that is used (u[k] = 1, y[k] <= most u[k]): replicas z' <= z and
               shares x' that serve everything with one instance less of k; replicas may be packed anew
@@ -36,13 +37,16 @@ Reference: Griffin et al., Mélange, arXiv 2404.14527, for buckets and loads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 
 from formulations.backends.linear import IntArray as Columns
 from formulations.backends.linear import LinearBuilder, LinearModel
+from formulations.gpu_fleet.handovers import FlowColumns, add_handovers
 from formulations.gpu_fleet.problem import BoolArray, FleetProblem, FloatArray
+from formulations.gpu_fleet.stages import STAGES, has_role, network_need
 
 #: Row within a family, column, value.
 Entries = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
@@ -64,10 +68,12 @@ class PeriodColumns:
     x: Columns
     u: Columns
     asked: Columns
+    flows: FlowColumns
     bucket: Columns
     config: Columns
     lost_z: dict[int, Columns]
     lost_x: dict[int, Columns]
+    lost_flows: dict[int, FlowColumns]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,8 +99,10 @@ def needless_configs(problem: FleetProblem) -> BoolArray:
     found = np.zeros(problem.num_configs, dtype=np.bool_)
     asked = problem.throughput[(problem.rate > 0).any(axis=0)]
     for config in range(problem.num_configs):
-        same = (problem.config_pool == problem.config_pool[config]) & (
-            problem.config_model == problem.config_model[config]
+        same = (
+            (problem.config_pool == problem.config_pool[config])
+            & (problem.config_model == problem.config_model[config])
+            & (problem.config_role == problem.config_role[config])
         )
         smaller = np.flatnonzero(same & (problem.config_gpus < problem.config_gpus[config]))
         times = problem.config_gpus[config] // problem.config_gpus[smaller]
@@ -156,6 +164,7 @@ class FleetBuilder:
         for period in self.periods:
             load = problem.load(period)
             needed = np.maximum(needed, np.where(np.isfinite(load), load, 0.0).sum(axis=0))
+            needed = np.maximum(needed, network_need(problem, period))
         replicas = np.maximum(np.ceil(needed / problem.availability[problem.config_pool] - 1e-9), needed > 0)
         by_pool = np.bincount(
             problem.config_pool, weights=replicas * problem.config_gpus, minlength=len(problem.availability)
@@ -174,12 +183,15 @@ class FleetBuilder:
         x = builder.variables((bucket.size,))
         asked = np.flatnonzero(problem.rate[period] > 0)
         u = builder.variables((asked.size * self.unserved,))
-        self._serve(period, bucket, x, u)
+        begins = has_role(problem, STAGES["prefill"])[config]
+        self._serve(period, bucket[begins], x[begins], u)
+        flows = add_handovers(problem, builder, period, bucket, config, x, z)
         self._capacity(load, bucket, config, x, z)
         self.packing_rows.append(self._packing(z, y, None))
         self._limits(period, y, z, bucket, config, x, u)
         lost_z: dict[int, Columns] = {}
         lost_x: dict[int, Columns] = {}
+        lost_flows: dict[int, FlowColumns] = {}
         if problem.spare_instances:
             used = builder.variables((problem.num_offers,), integer=True)
             # y <= most u: an offer that is used has an instance to lose.
@@ -189,11 +201,12 @@ class FleetBuilder:
                 routed = builder.variables((bucket.size,))
                 every = np.arange(kept.size)
                 builder.sparse_rows(np.full(kept.size, -np.inf), 0.0, (every, kept, 1.0), (every, z, -1.0))
-                self._serve(period, bucket, routed, u)
+                self._serve(period, bucket[begins], routed[begins], u)
+                lost_flows[offer] = add_handovers(problem, builder, period, bucket, config, routed, kept)
                 self._capacity(load, bucket, config, routed, kept)
                 self._packing(kept, y, (offer, int(used[offer])))
                 lost_z[offer], lost_x[offer] = kept, routed
-        return PeriodColumns(y, z, x, u, asked, bucket, config, lost_z, lost_x)
+        return PeriodColumns(y, z, x, u, asked, flows, bucket, config, lost_z, lost_x, lost_flows)
 
     def _replica_bound(self) -> FloatArray:
         """Replicas that fit on all instances of the pool."""
@@ -262,8 +275,10 @@ class FleetBuilder:
                 self.builder.sparse_rows([float(least)], np.inf, (0, own, 1.0))
         if problem.max_spot_share < 1.0:
             on_spot = problem.spot[problem.config_pool[config]]
-            for model in range(len(problem.model_names)):
-                own = on_spot & (problem.bucket_model[bucket] == model)
+            # Stages that the same roles do are one limit.
+            stages = list(STAGES.values()) if problem.config_role.any() else [STAGES["prefill"]]
+            for model, roles in product(range(len(problem.model_names)), stages):
+                own = on_spot & (problem.bucket_model[bucket] == model) & has_role(problem, roles)[config]
                 rate = problem.rate[period]
                 most = problem.max_spot_share * rate[problem.bucket_model == model].sum()
                 if not own.any():

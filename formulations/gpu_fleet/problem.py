@@ -8,6 +8,8 @@ Data    rate[t, d]        requests a second
         throughput[d, c]  requests a second of a bucket that one replica serves within the SLO; 0: it cannot
         gpus[k], price[k], watts[k]     of one instance; watts is NaN where unknown
         least[k], most[k]               instances; most is inf where unknown
+        role[c]           what a configuration does of a request, see `stages`; site[p], link[s, s'], network[p], and
+                          bytes[h, d] that are handed over: see `handovers`
         priority[d]       of a bucket, higher first, where demand may stay unserved
 """
 
@@ -32,6 +34,8 @@ class FleetProblem:
 
     Shapes: offers [K], pools [P], models [M], buckets [D], configurations [C], periods [T]; quota_offers [Q, K].
     availability : share of the time that a pool's instances are there, [P].
+    link_bytes_per_s : [sites, sites], inf inside one and 0 where they are not joined. network_bytes_per_s : of one GPU,
+    [P], inf if unknown. handed_bytes : of a request, [handovers, D]; NaN if unknown, which no limit then needs.
     """
 
     kind: ClassVar[str] = "fleet"
@@ -61,6 +65,12 @@ class FleetProblem:
     config_pool: IntArray
     config_model: IntArray
     config_gpus: IntArray
+    config_role: IntArray
+    site_names: tuple[str | None, ...]
+    site_of_pool: IntArray
+    link_bytes_per_s: FloatArray
+    network_bytes_per_s: FloatArray
+    handed_bytes: FloatArray
     throughput: FloatArray
     headroom: float = 0.0
     spare_instances: int = 0

@@ -7,20 +7,30 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
+from formulations.gpu_fleet.stages import HANDOVERS, ROLES
 from formulations.gpu_fleet.throughput import Config, computed
 from formulations.reading import Reading
 from planner import catalog
-from planner.cost.serving.precision import WEIGHT_FORMATS
+from planner.cost.serving.precision import WEIGHT_FORMATS, kv_element_bytes
 from planner.descriptions.efficiency import calibrated
 from planner.descriptions.fleet import FleetInstance, Offer, Profile
 from planner.errors import DescriptionError, OptionError
 from planner.files import Loc, SourceText, canonical_json
 from planner.hardware import DeviceKind
 
+#: Roles that need another one of the same model, and which.
+NEEDS = {
+    "prefill": {"decode", "attention"},
+    "decode": {"prefill"},
+    "attention": {"experts"},
+    "experts": {"attention"},
+}
 #: Pools are kept apart by what their replicas and prices depend on.
 PoolKey = tuple[object, ...]
 
@@ -105,6 +115,8 @@ class _Reading(Reading):
             config_pool=np.array([config.pool for config in configs], dtype=np.int64),
             config_model=np.array([config.model for config in configs], dtype=np.int64),
             config_gpus=np.array([config.gpus for config in configs], dtype=np.int64),
+            config_role=np.array([config.role for config in configs], dtype=np.int64),
+            **self._joined(configs, buckets, first),
             throughput=throughput,
             headroom=instance.headroom,
             spare_instances=instance.spare_instances,
@@ -121,6 +133,65 @@ class _Reading(Reading):
             change_cost=instance.change_cost_usd_per_hour,
             assumptions=tuple(self.assumptions),
         )
+
+    def _joined(self, configs: list[Config], buckets: list[_Bucket], first: list[int]) -> dict[str, Any]:
+        """Sites, the links between them, and what is handed over; a size that a limit needs must be known.
+
+        first : an offer of each pool.
+        """
+        instance = self.instance
+        sites = list(dict.fromkeys(offer.region for offer in instance.offers))
+        link = np.where(np.eye(len(sites), dtype=np.bool_), np.inf, 0.0)
+        for one in instance.links:
+            link[sites.index(one.from_region), sites.index(one.to_region)] = one.bytes_per_s
+        offers = [instance.offers[index] for index in first]
+        network = np.array(
+            [np.inf if one.network_bytes_per_s is None else one.network_bytes_per_s / one.gpus for one in offers]
+        )
+        limited = bool(instance.links) or bool(np.isfinite(network).any())
+        handed = np.full((len(HANDOVERS), len(buckets)), np.nan)
+        for index, model in enumerate(instance.models):
+            roles = {ROLES[config.role] for config in configs if config.model == index}
+            if roles <= {"both"}:
+                continue
+            for role, others in NEEDS.items():
+                if role in roles and not roles & others:
+                    message = f"{model.name} has replicas for {role}, but none for {' or '.join(sorted(others))}"
+                    self.find(("models", index), message)
+            kv, activations = self._kv_bytes_per_token(index), model.activation_bytes_per_token
+            if limited and kv is None and "prefill" in roles:
+                self.find(("models", index), f"links limit {model.name}: say kv_bytes_per_token, or a `model`")
+            if limited and activations is None and "attention" in roles:
+                self.find(("models", index), f"links limit {model.name}: say activation_bytes_per_token")
+            for d, bucket in enumerate(buckets):
+                if bucket.model == index:
+                    handed[0, d] = np.nan if kv is None else kv * bucket.input_tokens
+                    handed[1, d] = np.nan if activations is None else activations * bucket.output_tokens
+        self.stop_if_wrong()
+        return {
+            "site_names": tuple(sites),
+            "site_of_pool": np.array([sites.index(offer.region) for offer in offers]),
+            "link_bytes_per_s": link,
+            "network_bytes_per_s": network,
+            "handed_bytes": handed,
+        }
+
+    def _kv_bytes_per_token(self, index: int) -> float | None:
+        """As told, else of the catalogue's model."""
+        model = self.instance.models[index]
+        if model.kv_bytes_per_token is not None or model.model is None:
+            return model.kv_bytes_per_token
+        try:
+            spec = catalog.model(self._model_path(model.model))
+        except (OptionError, DescriptionError) as error:
+            self.find(("models", index, "model"), str(error))
+            return None
+        return spec.kv_bytes_per_token(kv_element_bytes(spec, model.backend))
+
+    def _model_path(self, name: str) -> str | Path:
+        """A config.json lies beside the instance."""
+        base = None if self.source is None else self.source.base_dir
+        return base / name if base is not None and name.endswith(".json") else name
 
     def _device(self, index: int, offer: Offer) -> DeviceKind | None:
         """The offer's GPU; needed for computed throughput and for watts, else a name will do."""
@@ -146,7 +217,8 @@ class _Reading(Reading):
         """Profiled offers are pools of their own: what was measured on one need not hold on another."""
         if self.instance.profiles or device is None:
             return (index,)
-        return device.name, offer.region, offer.market == "spot", offer.availability
+        network = None if offer.network_bytes_per_s is None else offer.network_bytes_per_s / offer.gpus
+        return device.name, offer.region, offer.market == "spot", offer.availability, network
 
     def _profiled(
         self, buckets: list[_Bucket], pools: list[PoolKey], keys: list[PoolKey]
@@ -163,7 +235,8 @@ class _Reading(Reading):
             gpus = profile.gpus or offer.gpus
             here = model.regions is None or offer.region in model.regions
             if here and gpus in (model.gpus_per_replica or (gpus,)):
-                rows.setdefault(Config(pool, models.index(model.name), gpus), []).append((index, profile))
+                config = Config(pool, models.index(model.name), gpus, ROLES.index(profile.role))
+                rows.setdefault(config, []).append((index, profile))
         configs = sorted(rows)
         self._refuse_uneven_sizes(configs, {one: ("profiles", found[0][0], "gpus") for one, found in rows.items()})
         throughput = np.zeros((len(buckets), len(configs)))
@@ -228,10 +301,7 @@ class _Reading(Reading):
         specs = []
         for index, model in enumerate(instance.models):
             try:
-                base = None if self.source is None else self.source.base_dir
-                name = str(model.model)
-                path = base / name if base is not None and name.endswith(".json") else name
-                specs.append(catalog.model(path))
+                specs.append(catalog.model(self._model_path(str(model.model))))
             except (OptionError, DescriptionError) as error:
                 self.find(("models", index, "model"), str(error))
             if model.precision is not None and model.precision not in WEIGHT_FORMATS:

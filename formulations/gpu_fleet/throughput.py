@@ -28,11 +28,12 @@ WorkerKey = tuple[str, int]
 
 
 class Config(NamedTuple):
-    """A model's replicas of some GPUs in a pool."""
+    """A model's replicas of some GPUs and one role in a pool."""
 
     pool: int
     model: int
     gpus: int
+    role: int = 0
 
 
 def computed(

@@ -27,6 +27,11 @@ Gpus = Annotated[int, Field(ge=1, le=65_536)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 24)]
 
 
+#: What a replica does of a request.
+Role = Literal["both", "prefill", "decode", "attention", "experts"]
+BytesPerS = Annotated[FiniteFloat, Field(gt=0, le=1e18)]
+
+
 class Offer(Description):
     """One thing to rent: an instance of some GPUs at a price. GPUs of an instance are joined; instances are not."""
 
@@ -42,6 +47,9 @@ class Offer(Description):
     market: Literal["on_demand", "spot", "reserved"] = "on_demand"
     availability: Annotated[Share, Field(description="share of the time that a spot instance is there")] = 1.0
     watts: Annotated[Watts | None, Field(le=1e9, description="of one instance; default: the GPUs' board power")] = None
+    network_bytes_per_s: Annotated[
+        BytesPerS | None, Field(description="of one instance to others, each way; absent: not limited")
+    ] = None
 
     def problems(self) -> Iterator[Problem]:
         """Counts in order."""
@@ -65,6 +73,12 @@ class ServedModel(Description):
     min_replicas: Count = 0
     slo: Annotated[Slo | None, Field(description="default: the instance's")] = None
     regions: Annotated[tuple[Name, ...] | None, Field(description="where it may run; default: anywhere")] = None
+    kv_bytes_per_token: Annotated[
+        Positive | None, Field(description="of a prompt's cache, prefill to decode; default: that of `model`")
+    ] = None
+    activation_bytes_per_token: Annotated[
+        Positive | None, Field(description="of an output token over all layers, attention to experts")
+    ] = None
     priority: Annotated[Priority, Field(description="higher is served first where not all can be")] = 0
 
 
@@ -93,12 +107,21 @@ class Profile(Description):
     output_tokens: Tokens
     max_rate_per_s: Rate
     gpus: Annotated[Gpus | None, Field(description="GPUs of the replica; default: all of the offer's")] = None
+    role: Annotated[Role, Field(description="what the replica does of a request; both: all of it")] = "both"
 
     def problems(self) -> Iterator[Problem]:
         """Zero is an answer, almost zero is a mistake."""
         if 0 < self.max_rate_per_s < LEAST_RATE_PER_S:
             message = f"{self.max_rate_per_s:g} is below {LEAST_RATE_PER_S:g}; 0 says: not within the SLO"
             yield ("max_rate_per_s",), message
+
+
+class Link(Description):
+    """Bandwidth from one region to another; regions without a link hand nothing to one another."""
+
+    from_region: Name
+    to_region: Name
+    bytes_per_s: BytesPerS
 
 
 class Quota(Description):
@@ -138,6 +161,7 @@ class FleetInstance(Description):
     max_watts: Watts | None = None
     max_spot_share: Annotated[Share | None, Field(description="of each model's requests, on spot instances")] = None
     quotas: tuple[Quota, ...] = ()
+    links: Annotated[tuple[Link, ...], Field(description="between regions; inside one nothing limits")] = ()
     current: Annotated[dict[Name, Count] | None, Field(description="instances in force, by offer")] = None
     max_changes: Annotated[Count | None, Field(description="most instances added or dropped")] = None
     change_cost_usd_per_hour: Annotated[NonNegative, Field(description="price of one instance added or dropped")] = 0.0
@@ -169,11 +193,25 @@ class FleetInstance(Description):
             for name in quota.offers:
                 if name not in offers:
                     yield ("quotas", index, "offers"), f"no offer is named {name!r}"
+        yield from self._link_problems()
         for name in self.current or {}:
             if name not in offers:
                 yield ("current",), f"no offer is named {name!r}"
         if self.current is None and (self.max_changes is not None or self.change_cost_usd_per_hour):
             yield ("current",), "max_changes and change_cost_usd_per_hour need a current fleet"
+
+    def _link_problems(self) -> Iterator[Problem]:
+        regions = {offer.region for offer in self.offers}
+        seen: set[tuple[str, str]] = set()
+        for index, link in enumerate(self.links):
+            for key in ("from_region", "to_region"):
+                if getattr(link, key) not in regions:
+                    yield ("links", index, key), f"no offer is in {getattr(link, key)!r}"
+            if link.from_region == link.to_region:
+                yield ("links", index), "offers of one region are joined; limit them by network_bytes_per_s"
+            if (link.from_region, link.to_region) in seen:
+                yield ("links", index), "is given twice"
+            seen.add((link.from_region, link.to_region))
 
     def _model_problems(self) -> Iterator[Problem]:
         regions = {offer.region for offer in self.offers}
@@ -187,7 +225,7 @@ class FleetInstance(Description):
                 yield ("models", index, "min_replicas"), message
 
     def _profile_problems(self, offers: dict[str, Offer], models: set[str]) -> Iterator[Problem]:
-        seen: set[tuple[str, str, int, int, int]] = set()
+        seen: set[tuple[str, str, int, int, int, str]] = set()
         for index, profile in enumerate(self.profiles):
             offer = offers.get(profile.offer)
             if offer is None:
@@ -198,7 +236,7 @@ class FleetInstance(Description):
             gpus = profile.gpus or offer.gpus
             if gpus > offer.gpus:
                 yield ("profiles", index, "gpus"), f"a replica of {gpus} GPUs is larger than {profile.offer}"
-            key = profile.offer, profile.model, profile.input_tokens, profile.output_tokens, gpus
+            key = profile.offer, profile.model, profile.input_tokens, profile.output_tokens, gpus, profile.role
             if key in seen:
                 yield ("profiles", index), "is given twice"
             seen.add(key)
