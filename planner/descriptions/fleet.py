@@ -60,7 +60,10 @@ class Offer(Description):
 
 
 class ServedModel(Description):
-    """A model that is served. Without profiles, `model` says what the cost model computes its throughput from."""
+    """A model that is served. Without profiles, `model` says what the cost model computes its throughput from.
+
+    roles : of the replicas that are computed; attention and experts apart need profiles.
+    """
 
     name: Name
     model: Annotated[Name | None, Field(description="catalogue name, or config.json")] = None
@@ -70,6 +73,7 @@ class ServedModel(Description):
         tuple[Gpus, ...] | None,
         Field(min_length=1, description="replica sizes to choose from; default: 1, 2, 4, 8, or those of its profiles"),
     ] = None
+    roles: Annotated[tuple[Literal["both", "prefill", "decode"], ...], Field(min_length=1)] = ("both",)
     min_replicas: Count = 0
     slo: Annotated[Slo | None, Field(description="default: the instance's")] = None
     regions: Annotated[tuple[Name, ...] | None, Field(description="where it may run; default: anywhere")] = None
@@ -220,6 +224,10 @@ class FleetInstance(Description):
             for name in model.regions or ():
                 if name not in regions:
                     yield ("models", index, "regions"), f"no offer is in {name!r}"
+            if self.profiles and model.roles != ("both",):
+                yield ("models", index, "roles"), "changes nothing: profiles say their roles"
+            if set(model.roles) & {"prefill", "decode"} and not {"prefill", "decode"} <= set(model.roles):
+                yield ("models", index, "roles"), "prefill and decode need one another"
             if model.min_replicas and model.name not in asked:
                 message = "needs a demand, of rate 0 if need be: it says for which sizes the replicas must do"
                 yield ("models", index, "min_replicas"), message
