@@ -18,7 +18,14 @@ from planner.plan import PlanDocument
 
 INSTANCES = Path(__file__).resolve().parents[1] / "instances"
 #: Methods of each problem that find the best plans and bounds.
-METHODS = {"experts": ("local-search", "cp-sat", "milp"), "fleet": ("highs", "scip"), "parallel": ("highs", "scip")}
+METHODS = {
+    "experts": ("local-search", "cp-sat", "milp"),
+    "fleet": ("highs", "scip"),
+    "parallel": ("highs", "scip"),
+    "layers": ("highs", "scip"),
+    "windows": ("highs", "scip"),
+    "pods": ("patterns",),
+}
 
 
 def known(path: Path, problem: Problem) -> PlanDocument | None:

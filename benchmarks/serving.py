@@ -22,8 +22,8 @@ from benchmarks.cost_model_serving import choices
 from formulations import SolveOptions
 from formulations.base import solve
 from formulations.parallelism.baseline import best_uniform
-from formulations.parallelism.candidates import DECODE_UTILISATION, PREFILL_UTILISATION
 from formulations.parallelism.formulation import PARALLELISM
+from formulations.parallelism.pricing import DECODE_UTILISATION
 from formulations.parallelism.problem import ParallelProblem
 from formulations.parallelism.reading import ROLES
 from formulations.planning import load_problem
@@ -34,6 +34,8 @@ from planner.parallel_plan import WorkerType
 CLUSTERS, LIMITS = (6, 8, 10, 12, 16, 20, 32), ((2.0, 0.030), (1.0, 0.020), (0.5, 0.050))
 #: Sizes that are no power of two: replicas of the peer's rule leave GPUs over.
 UNEVEN = (6, 10, 12, 20)
+#: Share of its rate that a prefill worker is given. Source: AIConfigurator 0.12.0; documented.
+PREFILL_UTILISATION = 0.90
 #: What a first token takes on a prefill worker beside the prompt alone. Source: AIConfigurator 0.12.0; documented.
 PREFILL_QUEUE = 1.8
 #: Fields that two rows of one table have in common.

@@ -18,7 +18,16 @@ import numpy.typing as npt
 from benchmarks.common import Row, data_folder, main
 from formulations.backends import load_ortools_first
 from formulations.outcome import SolveOptions
-from formulations.parallelism.training import layer_strategies, rank_mapping, sequence_groups
+from formulations.parallelism.training import layer_strategies, rank_mapping
+from formulations.parallelism.training.schedule import cpsat, zero_bubble
+from formulations.parallelism.training.schedule import problem as pipeline
+from formulations.parallelism.training.schedule.baseline import joined, one_forward_one_backward
+from formulations.parallelism.training.schedule.bound import period_bound_s
+from formulations.parallelism.training.schedule.check import check as check_schedule
+from formulations.parallelism.training.sequences import groups as sequence_groups
+from formulations.parallelism.training.sequences.check import check as check_groups
+from formulations.parallelism.training.sequences.packing import one_degree
+from formulations.parallelism.training.sequences.problem import SequenceProblem, makespan
 
 #: Switches below this are tie-breakers between strategies of one layout in Galvatron's tables, seconds.
 TIE_BREAKER_S = 1e-6
@@ -104,13 +113,13 @@ def flexsp_sequences(short: bool) -> Iterator[Row]:
         spent_s, spent_cpu_s = time.perf_counter() - started_s, time.process_time() - started_cpu_s
         assert found.plan is not None
         assert found.bound is not None
-        assert not sequence_groups.check(asked, found.plan)
-        ours, theirs = sequence_groups.makespan(asked, found.plan), case["flexsp_true"]
+        assert not check_groups(asked, found.plan)
+        ours, theirs = makespan(asked, found.plan), case["flexsp_true"]
         worse, better = worse + (ours > theirs * (1 + 1e-9)), better + (ours < theirs * (1 - 1e-9))
         name = f"batch {number}: {case['nseq']} sequences, {case['N']} GPUs"
         yield Row(name, "slowest group / peer's", ours / theirs, 1.0, reference, "ratio", "lower")
         yield Row(name, "slowest group", ours, found.bound.value, "our bound", "ms", "lower")
-        plain = sequence_groups.one_degree(asked).packing
+        plain = one_degree(asked).packing
         if plain is not None:
             yield Row(name, "slowest group", ours, plain.makespan, "one degree, longest first", "ms", "lower")
         yield Row(name, "time", spent_s, case["flexsp_s"], reference, "s", "lower")
@@ -119,7 +128,7 @@ def flexsp_sequences(short: bool) -> Iterator[Row]:
     yield Row("7 batches of FlexSP", "better than the peer's", better, 0.0, reference, "count", "higher")
 
 
-def sequence_problem(model: dict[str, Any], case: dict[str, Any]) -> sequence_groups.SequenceProblem:
+def sequence_problem(model: dict[str, Any], case: dict[str, Any]) -> SequenceProblem:
     """A micro-batch by FlexSP's cost model: attention, dense part and all-to-all of each sequence, in milliseconds.
 
     Source: galvatron/flexsp_solver/solver.py, branch flexsp of AFDWang/Hetu-Galvatron.
@@ -131,7 +140,7 @@ def sequence_problem(model: dict[str, Any], case: dict[str, Any]) -> sequence_gr
     speed = np.array([np.inf, *(model["a2a_gbps"][str(d)] for d in degrees[1:])])
     sent_mb = 4 * 2 * model["layers"] * model["hidden"] * tokens[:, None] * 2 / 1024**2 / degrees
     states_mb = model["param_b"] * 16 / devices * 1024
-    return sequence_groups.SequenceProblem(
+    return SequenceProblem(
         tokens=tokens,
         degrees=degrees,
         sequence_s=compute + sent_mb / speed,
@@ -195,7 +204,85 @@ def mapping_problems(
     return replace(every, gradient_bytes=first), every
 
 
-CASES = {"galvatron": galvatron_layers, "flexsp": flexsp_sequences, "pipette": pipette_mapping}
+def zero_bubble_schedules(short: bool) -> Iterator[Row]:
+    """The 14 cases that were polished before, then the paper's profiles under the rule."""
+    warm_up()
+    with (data_folder("training") / "zero_bubble_schedules.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    greedy, polished = "the authors' greedy, stored", "CP-SAT of 15-18 s, stored"
+    worse = better = proven = 0
+    for row in rows:
+        if row["set"] == "paper" or row["schedule"].startswith("cp-sat"):
+            continue
+        same = [other for other in rows if all(other[name] == row[name] for name in CASE_FIELDS)]
+        before = next(float(other["time"]) for other in same if other["schedule"].startswith("cp-sat"))
+        asked = schedule_problem(row)
+        started_cpu_s = time.process_time()
+        found = cpsat.choose(asked, SolveOptions(time_limit_s=3.0 if short else 15.0))
+        cpu_s = time.process_time() - started_cpu_s
+        assert found.plan is not None
+        assert found.bound is not None
+        assert not check_schedule(asked, found.plan)
+        ours, theirs = pipeline.span_s(asked, found.plan), float(row["time"])
+        worse, better = worse + (ours > theirs), better + (ours < theirs)
+        proven += found.status == "optimal"
+        case = f"{row['model_or_case']} p{row['p']} m{row['m']} {row['mem_limit_in_p_units']}p"[:34]
+        yield Row(case, "period", ours, theirs, greedy, "ticks", "lower")
+        yield Row(case, "period", ours, before, polished, "ticks", "lower")
+        yield Row(case, "period", ours, found.bound.value, "our bound", "ticks", "lower")
+        yield Row(case, "CPU", cpu_s, None, "-", "CPU s", "lower")
+    yield Row("14 cases", "longer than the greedy", worse, 0.0, greedy, "count", "lower")
+    yield Row("14 cases", "shorter than the greedy", better, 4.0, "asked", "count", "higher")
+    yield Row("14 cases", "proven optimal", proven, None, "-", "count", "higher")
+    for row in rows:
+        if row["set"] != "paper" or (short and int(row["p"]) * int(row["m"]) > 1024):
+            continue
+        asked = schedule_problem(row)
+        plan = joined(asked, one_forward_one_backward(asked))
+        if row["schedule"] != "1f1b":
+            found_plan = zero_bubble.zero_bubble(asked)
+            assert found_plan is not None
+            plan = found_plan
+        case = f"{row['model_or_case']} p{row['p']} m{row['m']} {row['schedule']}"[:34]
+        ours = pipeline.span_s(asked, plan)
+        yield Row(case, "period / stored", ours / float(row["time"]), 1.0, "the authors' scheduler", "ratio", "lower")
+        yield Row(case, "period / bound", ours / period_bound_s(asked), 1.0, "our bound", "ratio", "lower")
+
+
+#: Columns that tell cases of the schedule table apart.
+CASE_FIELDS = ("set", "model_or_case", "p", "m", "mem_limit_in_p_units")
+#: Relative speed of the stages in the uneven cases.
+STAGES = {
+    "last stage 1.3x": (1.0, 1.0, 1.0, 1.3),
+    "two GPU classes 1,1,1.6,1.6": (1.0, 1.0, 1.6, 1.6),
+    "slow first": (1.5, 1.0, 1.0, 1.0),
+    "last 1.3x": (*[1.0] * 7, 1.3),
+    "alternating 1,1.4": (1.0, 1.4) * 4,
+}
+
+
+def schedule_problem(row: dict[str, str]) -> pipeline.ScheduleProblem:
+    """A case of the table; its times are ticks, whole after rounding, its bytes units of its own."""
+    devices = int(row["p"])
+    factor = np.array(STAGES.get(row["model_or_case"], (1.0,) * devices))
+    ticks = [float(row[name].removesuffix("*prof")) for name in ("t_f", "t_b", "t_w")]
+    return pipeline.ScheduleProblem(
+        device=np.arange(devices),
+        pass_s=np.round(np.outer(ticks, factor)),
+        send_s=np.full(devices - 1, float(row["t_comm"])),
+        until_backward_bytes=np.full(devices, -float(row["mem_b"])),
+        until_weight_bytes=np.full(devices, -float(row["mem_w"])),
+        capacity_bytes=np.full(devices, float(row["mem_limit_in_p_units"]) * devices * float(row["mem_f"])),
+        micro_batches=int(row["m"]),
+    )
+
+
+CASES = {
+    "galvatron": galvatron_layers,
+    "flexsp": flexsp_sequences,
+    "pipette": pipette_mapping,
+    "zero_bubble": zero_bubble_schedules,
+}
 
 if __name__ == "__main__":
     main("training", CASES)

@@ -8,7 +8,9 @@ from typing import Any
 from rich.table import Table
 
 from cli.fleet_render import fleet_answer
+from cli.layers_render import layers_answer, windows_answer
 from cli.parallel_render import parallel_answer
+from cli.pods_render import pods_answer
 from cli.render import number, percent, ratio
 from planner.plan import PlanDocument
 from planner.units import format_bytes
@@ -47,6 +49,9 @@ ANSWERS: Mapping[str, Callable[[PlanDocument, Any], Iterable[tuple[str, str] | T
     "experts": experts,
     "fleet": fleet_answer,
     "parallel": parallel_answer,
+    "layers": layers_answer,
+    "windows": windows_answer,
+    "pods": pods_answer,
 }
 
 

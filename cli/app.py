@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cli.batch import batch, results
 from cli.calibrate import calibrate
 from cli.catalog import catalog, schema
 from cli.check import check
@@ -16,9 +17,10 @@ from cli.experts import experts
 from cli.export import ExportCommand, export
 from cli.fleet import fleet
 from cli.imports import imports
-from cli.options import ExpertsCommand, FleetCommand, ParallelCommand, SolveCommand
+from cli.options import ExpertsCommand, FleetCommand, ParallelCommand, PodsCommand, SolveCommand
 from cli.parallel import parallel
 from cli.plan import plan
+from cli.pods import pods
 
 # Help is plain text: it starts faster than rich's panels and reads the same in a pipe.
 app = typer.Typer(
@@ -32,6 +34,9 @@ app.command(cls=SolveCommand)(plan)
 app.command(cls=ExpertsCommand)(experts)
 app.command(cls=FleetCommand)(fleet)
 app.command(cls=ParallelCommand)(parallel)
+app.command(cls=SolveCommand)(batch)
+app.command(cls=Command)(results)
+app.command(cls=PodsCommand)(pods)
 app.command(cls=Command)(check)
 app.command(cls=Command)(compare)
 app.command(cls=Command)(estimate)

@@ -26,7 +26,7 @@ def compare(
     """Put plans side by side, and count the moves between them.
 
     Objective, bound, gap, terms and metrics of each plan, and what changes from each to the next: replicas of
-    experts that move, instances of a fleet or serving workers that are added or dropped.
+    experts that move, instances of a fleet or serving workers that are added or dropped, pods on other nodes.
     """
     from cli.solving import print_json
     from planner.errors import OptionError
@@ -56,14 +56,20 @@ def _changes(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
     """What a change from one plan to the next takes; `why` says why it cannot be told."""
     if before.kind_name != after.kind_name:
         return {"why": f"one is a plan of {before.kind_name}, the other of {after.kind_name}"}
-    return _counts(before, after) if before.kind_name in COUNTED else _moves(before, after)
+    if before.kind_name == "experts":
+        return _moves(before, after)
+    if before.kind_name == "pods":
+        return _pods(before, after)
+    if before.kind_name not in COUNTED:
+        return {"why": f"nothing is counted between plans of {before.kind_name}"}
+    return _counts(before, after)
 
 
 def _counts(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
     """Instances or workers to add (+) and to drop (-), by name; of hourly plans, in the most expensive hour."""
     from collections import Counter
 
-    what, rows, label = COUNTED[before.problem]
+    what, rows, label = COUNTED[before.kind_name]
 
     counts: list[Counter[str]] = []
     for document in (before, after):
@@ -99,6 +105,18 @@ def _moves(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
         "bytes": None if expert_bytes is None else replicas * expert_bytes,
         "why": None,
     }
+
+
+def _pods(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
+    """Pods that are on another node, that only one of the plans places, by which."""
+    one: Any = before.plan
+    two: Any = after.plan
+    if one is None or two is None:
+        return {"pods": None, "why": "a document holds no plan"}
+    old, new = ({row.pod: row.node for row in plan.placements} for plan in (one, two))
+    moved = sum(new[pod] != node for pod, node in old.items() if pod in new)
+    changed = {"elsewhere": moved, "placed": len(new.keys() - old.keys()), "no place": -len(old.keys() - new.keys())}
+    return {"pods": {name: count for name, count in changed.items() if count}, "why": None}
 
 
 def _expert_bytes(document: PlanDocument) -> float | None:
@@ -143,7 +161,7 @@ def _print(plans: list[str], documents: list[PlanDocument], moves: list[dict[str
     for move in moves:
         if move["why"] is not None:
             text = f"moves cannot be counted: {move['why']}"
-        elif what := next((name for name, *_ in COUNTED.values() if name in move), None):
+        elif what := next((name for name in (*(one for one, *_ in COUNTED.values()), "pods") if name in move), None):
             changed = ", ".join(f"{count:+d} {printable(name)}" for name, count in move[what].items())
             text = changed or f"the same {what}"
         else:

@@ -18,11 +18,14 @@ SEARCH, OUTPUT = "Search", "Output"
 
 
 def methods() -> Mapping[str, str]:
-    """Search methods of all problems by name, with the problem that each is for."""
+    """Search methods of all problems by name, with the problems that each is for."""
     from formulations.kinds import HOMES, kind
 
-    known = [kind(name).formulation for name in HOMES]
-    return {method: f"{one.name}: {text}" for one in known for method, text in one.methods.items()}
+    found: dict[str, list[str]] = {}
+    for name in HOMES:
+        for method, text in kind(name).formulation.methods.items():
+            found.setdefault(method, []).append(f"{name}: {text}")
+    return {method: "; ".join(texts) for method, texts in found.items()}
 
 
 def _complete_method(incomplete: str) -> list[tuple[str, str]]:
@@ -51,6 +54,12 @@ class ParallelCommand(Command):
     """A command that searches serving workers."""
 
     listing = ("Methods", lambda: _kind("parallel").formulation.methods)
+
+
+class PodsCommand(Command):
+    """A command that searches places for pods."""
+
+    listing = ("Methods", lambda: _kind("pods").formulation.methods)
 
 
 def _kind(name: str) -> Kind[Any, Any, Any]:

@@ -75,6 +75,13 @@ def parallel(
     input_tokens: Annotated[int | None, _flag("of each prompt", LOAD, "N")] = None,
     output_tokens: Annotated[int | None, _flag("of each answer", LOAD, "N")] = None,
     rate: Annotated[float | None, _flag("requests a second to serve; default: as many as can be", LOAD, "R")] = None,
+    mix: Annotated[
+        list[str] | None,
+        _flag("requests of another size, W of them for each of --input-tokens; repeatable", LOAD, "INPUT/OUTPUT=W"),
+    ] = None,
+    hourly: Annotated[
+        str | None, _flag("requests a second of each hour, in place of --rate: a plan for each", LOAD, "R,R,...")
+    ] = None,
     ttft: Annotated[str | None, _flag("most time to the first token, such as 2s", LOAD, "S", "--ttft")] = None,
     tpot: Annotated[str | None, _flag("most time of each next token, such as 30ms", LOAD, "S", "--tpot")] = None,
     margin: Annotated[
@@ -95,6 +102,12 @@ def parallel(
         str | None, _flag("workers to choose from, measured or predicted elsewhere", GOAL, "WORKERS.csv")
     ] = None,
     max_workers: Annotated[int | None, _flag("most workers in all", GOAL, "N")] = None,
+    current: Annotated[
+        str | None, _flag("plan document of what runs now: prints the steps from there", GOAL, "PLAN.json")
+    ] = None,
+    change_cost: Annotated[
+        float | None, _flag("of a GPU whose worker starts: hours of what is minimised (GPUs, USD/hour, W)", GOAL, "X")
+    ] = None,
     calibration: Annotated[
         str | None, _flag("your own measurements, from `gpuplan calibrate`", LOAD, "efficiency.yaml")
     ] = None,
@@ -134,6 +147,9 @@ def parallel(
         ("workload", "input_tokens"): Flag("--input-tokens", input_tokens),
         ("workload", "output_tokens"): Flag("--output-tokens", output_tokens),
         ("workload", "rate_per_s"): Flag("--rate", rate),
+        ("current",): Flag("--current", beside(instance, current)),
+        ("change_cost",): Flag("--change-cost", change_cost),
+        **_demand(mix or [], hourly),
         ("margin",): Flag("--margin", margin),
         ("slo_confidence",): Flag("--slo-confidence", slo_confidence),
         ("objective",): Flag("--objective", objective),
@@ -174,6 +190,32 @@ def _cluster(
         return Flag("--cluster" if cluster else "--cluster or --device", beside(instance, cluster))
     sizes = {"count": nodes, "gpus_per_node": gpus_per_node}
     return Flag("--device", {"nodes": [{"device": device} | {k: v for k, v in sizes.items() if v is not None}]})
+
+
+def _demand(mixes: list[str], hourly: str | None) -> dict[Loc, Flag]:
+    """Other sizes of requests and rates by the hour; DescriptionError with all that cannot be read."""
+    from cli.flags import FlagReader
+    from cli.instances import Flag
+
+    reader = FlagReader()
+    others: list[dict[str, float]] = []
+    for text in mixes:
+        size, _, weight = text.partition("=")
+        prompt, _, output = size.partition("/")
+        try:
+            sizes = {"input_tokens": int(prompt), "output_tokens": int(output), "weight": float(weight or 1)}
+        except ValueError:
+            reader.tell("--mix", f"is {text!r}, but must be INPUT/OUTPUT=WEIGHT, such as 500/200=2")
+            continue
+        others.append(sizes)
+    rates: list[float] | None = None
+    if hourly is not None:
+        rates = reader.take("--hourly", lambda: [float(rate) for rate in hourly.split(",")])
+    reader.refuse()
+    return {
+        ("workload", "others"): Flag("--mix", others or None),
+        ("workload", "hourly"): Flag("--hourly", rates),
+    }
 
 
 def _quantities(ttft: str | None, tpot: str | None, prices: list[str]) -> dict[Loc, Flag]:

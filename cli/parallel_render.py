@@ -14,7 +14,7 @@ from formulations.parallelism.problem import UNITS, ParallelProblem
 from planner.cost.verdict import Metric
 from planner.parallel_plan import Alternative, ParallelPlan, ParetoWorkers, Workers
 from planner.plan import PlanDocument
-from planner.units import format_seconds
+from planner.units import format_bytes, format_seconds
 
 #: Rows of the frontier that are printed; the document has more.
 MOST_ROWS = 12
@@ -58,18 +58,24 @@ def parallel_answer(document: PlanDocument, problem: ParallelProblem) -> Iterabl
     watts, joules = (document.outcome.terms.get(name) for name in ("watts", "joules_per_output_token"))
     if watts and joules:
         yield "energy", f"{watts / 1e3:.3g} kW at full load, {joules:.3g} J an output token"
+    routed: dict[str, float] = {}
+    for way in plan.routing:
+        routed[way.worker] = routed.get(way.worker, 0.0) + way.requests_per_s
     rows = [
         (
             f"{one.count} x {printable(one.name)}",
             one.role,
             str(one.num_gpus),
-            number(one.requests_per_s),
+            number(routed.get(one.name, 0.0) / one.count if routed else one.requests_per_s),
             _time(one.ttft_s),
             _time(one.tpot_s),
         )
         for one in plan.workers
     ]
     yield table(("workers", "role", "GPUs each", "requests/s each", "TTFT", "TPOT"), rows)
+    yield from _routing(plan)
+    yield from _hours(problem, plan)
+    yield from _changes(plan)
     yield from _shares(plan, found)
     yield from _frontier(plan)
     yield from _tradeoffs(plan)
@@ -85,6 +91,78 @@ def _interval(metric: Metric | None, written: Callable[[float], str] = format_se
     if metric is None or metric.low is None or metric.high is None:
         return ""
     return f"; 80 % of measurements: {written(metric.low)} to {written(metric.high)}"
+
+
+def _routing(plan: ParallelPlan) -> Iterator[Part]:
+    """Which workers serve requests of which size."""
+    rows = [
+        (f"{one.input_tokens}/{one.output_tokens}", printable(one.worker), number(one.requests_per_s))
+        for one in plan.routing
+    ]
+    if rows:
+        yield table(("requests of tokens", "workers", "requests/s"), rows)
+
+
+def _hours(problem: ParallelProblem, plan: ParallelPlan) -> Iterator[Part]:
+    """What runs in which hours."""
+    if not plan.periods:
+        return
+    rows = [
+        (
+            _ranges(one.hours),
+            number(one.rate_per_s),
+            str(one.num_gpus),
+            *([] if problem.goal == "gpus" else [number(_sum(problem, one.workers))]),
+            ", ".join(f"{worker.count} x {printable(worker.name)}" for worker in one.workers) or "nothing",
+        )
+        for one in sorted(plan.periods, key=lambda one: one.hours)
+    ]
+    unit = [] if problem.goal == "gpus" else [UNITS[problem.goal]]
+    made = table(("hours", "requests/s", "GPUs", *unit, "workers"), rows)
+    made.columns[-1].justify = "left"
+    yield made
+    hours = sum(len(one.hours) for one in plan.periods)
+    gpu_hours = sum(one.num_gpus * len(one.hours) for one in plan.periods)
+    told = f"{gpu_hours} GPU-hours in {hours} hours; {plan.num_gpus * hours} with the most of them throughout"
+    usd = sum(
+        price * worker.count * len(one.hours)
+        for one in plan.periods
+        for worker in one.workers
+        for price in [float(problem.price[[known.name for known in problem.workers].index(worker.name)])]
+    )
+    yield "in all", told + (f"; {number(usd)} USD" if usd else "")
+
+
+def _ranges(hours: Sequence[int]) -> str:
+    """0, 1, 2, 5 -> 0-2, 5."""
+    found: list[list[int]] = []
+    for hour in hours:
+        if found and hour == found[-1][-1] + 1:
+            found[-1][1:] = [hour]
+        else:
+            found.append([hour])
+    return ", ".join("-".join(map(str, ends)) for ends in found)
+
+
+def _changes(plan: ParallelPlan) -> Iterator[Part]:
+    """The steps of every change, and what they move."""
+    for one in plan.changes[:MOST_ROWS]:
+        steps = []
+        for step in one.steps:
+            for verb, moved in (("stop", step.stop), ("start", step.start)):
+                if moved:
+                    steps.append(f"{verb} {', '.join(f'{count} x {printable(name)}' for name, count in moved.items())}")
+        told = f"before hour {one.hour}: {', then '.join(steps)}"
+        if one.loaded_bytes:
+            told += f"; {format_bytes(one.loaded_bytes)} of weights to load"
+            told += f", {format_bytes(one.loaded_expert_bytes)} of them experts" if one.loaded_expert_bytes else ""
+        if one.cache_bytes:
+            told += f"; {format_bytes(one.cache_bytes)} of cache to drain or move"
+        if one.short_per_s:
+            told += f"; {number(one.short_per_s)} requests/s too few meanwhile"
+        yield "change", told
+    if len(plan.changes) > MOST_ROWS:
+        yield "changes", f"{len(plan.changes) - MOST_ROWS} more; --json lists them"
 
 
 def _shares(plan: ParallelPlan, found: Mapping[str, Metric]) -> Iterator[Part]:

@@ -102,9 +102,13 @@ def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
 
 def read_source(path: str | Path) -> SourceText:
     """Read and parse a YAML or JSON file ('-' is standard input). JSON is recognised by its first character."""
-    text = read_text(path)
     name = "<stdin>" if str(path) == "-" else str(path)
     base_dir = Path.cwd() if str(path) == "-" else Path(path).resolve().parent
+    return parse_source(read_text(path), name, base_dir)
+
+
+def parse_source(text: str, name: str, base_dir: Path) -> SourceText:
+    """Parse the text of a YAML or JSON file of that name. Raises DescriptionError."""
     value = parse_json(text, name) if text.lstrip()[:1] in "{[" and _is_json(text) else _parse_yaml(text, name)
     return SourceText(name, text, value, base_dir)
 

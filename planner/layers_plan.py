@@ -26,8 +26,8 @@ class LayerStage(Description):
 class LayerPipeline(Description):
     """`count` equal pipelines, each with all layers.
 
-    slot_s : time between two steps at most; no stage takes longer. steps_per_s : of one pipeline; below 1 / slot_s where
-    links between sites are shared. latency_s : of a step through all stages, a slot each, and all links.
+    slot_s : no stage takes longer. steps_per_s : of one pipeline; below 1 / slot_s where links between sites are
+    shared. latency_s : of a step through all stages, a slot each, and all links.
     """
 
     count: PositiveInt

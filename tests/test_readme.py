@@ -34,6 +34,8 @@ def folder(tmp_path: Path) -> Path:
         "profiles:\n  - {offer: a, model: m, input_tokens: 100, output_tokens: 100, max_rate_per_s: 2}\n"
         "  - {offer: b, model: m, input_tokens: 100, output_tokens: 100, max_rate_per_s: 6}\n"
     )
+    (tmp_path / "NIGHT").mkdir()
+    (tmp_path / "NIGHT" / "fleet.yaml").write_text((tmp_path / "FLEET.yaml").read_text())
     (tmp_path / "requests.csv").write_text(
         "t_s,input_tokens,output_tokens\n" + "".join(f"{i * 0.5},{100 + i},{50 + i}\n" for i in range(200))
     )

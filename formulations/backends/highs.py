@@ -23,8 +23,12 @@ _PRINTED = 1e-9
 PRESOLVE_RULE_OFF = 1 << 12
 
 
-def highs_options(solutions: Path) -> highs_pb2.HighsOptionsProto:
-    """One thread, a frequent log, and every better solution saved to `solutions`."""
+#: Heuristics that solve a reduced copy of the model.
+_SUB_SEARCHES = ("mip_heuristic_run_rins", "mip_heuristic_run_rens", "mip_heuristic_run_root_reduced_cost")
+
+
+def highs_options(sub_searches: bool) -> highs_pb2.HighsOptionsProto:
+    """One thread, a frequent log, and heuristics that search reduced copies of the model or not."""
     from ortools.math_opt.solvers import highs_pb2
 
     options = highs_pb2.HighsOptionsProto()
@@ -33,9 +37,15 @@ def highs_options(solutions: Path) -> highs_pb2.HighsOptionsProto:
     # none of 2,600 random fleets differed from SCIP (tests/formulations/gpu_fleet/test_fleet_brute_force.py).
     options.int_options["presolve_rule_off"] = PRESOLVE_RULE_OFF
     options.double_options["mip_min_logging_interval"] = 0.5
-    options.bool_options["mip_improving_solution_save"] = True
-    options.string_options["mip_improving_solution_file"] = str(solutions)
+    if not sub_searches:
+        options.bool_options.update(dict.fromkeys(_SUB_SEARCHES, False))
     return options
+
+
+def save_solutions(options: highs_pb2.HighsOptionsProto, path: Path) -> None:
+    """Have every better solution saved to a file."""
+    options.bool_options["mip_improving_solution_save"] = True
+    options.string_options["mip_improving_solution_file"] = str(path)
 
 
 def read_log(lines: Sequence[str], seen: Seen, minimize: bool) -> None:

@@ -146,6 +146,7 @@ def solve_linear_mathopt(
     options: SolveOptions,
     *,
     solver: str = "highs",
+    sub_searches: bool = True,
     start: FloatArray | None = None,
 ) -> tuple[SolverResult, FloatArray | None]:
     """Solve with HiGHS or SCIP; the values are [num_variables], or None.
@@ -158,7 +159,7 @@ def solve_linear_mathopt(
     hint = None
     if start is not None:
         hint = {variables[i]: float(start[i]) for i in np.flatnonzero(~np.isnan(start))}
-    result, read = solve_mathopt(loaded, budget, options, solver=solver, hint=hint)
+    result, read = solve_mathopt(loaded, budget, options, solver=solver, sub_searches=sub_searches, hint=hint)
     values = None if read is None else np.array([read(variable) for variable in variables])
     return result, values
 

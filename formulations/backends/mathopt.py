@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from formulations.backends import load_ortools_first
-from formulations.backends.highs import highs_options, last_solution, read_log
+from formulations.backends.highs import highs_options, last_solution, read_log, save_solutions
 from formulations.backends.result import SolverResult, conclude, finite, node_limit, not_started
 from formulations.backends.worker import Seen, run_watched
 from formulations.outcome import Budget, SolveOptions, Status, Stop
@@ -47,9 +47,12 @@ def solve_mathopt(
     options: SolveOptions,
     *,
     solver: str = "highs",
+    sub_searches: bool = True,
     hint: Mapping[Any, float] | None = None,
 ) -> tuple[SolverResult, FloatValues | None]:
     """Solve a built model; `hint` maps variables to values, not necessarily all. The work limit is in nodes.
+
+    sub_searches : whether HiGHS may search reduced copies of the model for solutions; small ones are faster without.
 
     Read integers with `result.as_integer`. Raises OptionError for an unknown solver, threads that it does not
     have and a work limit that is not whole; SolverError for an unbounded or invalid model and when the solver
@@ -74,6 +77,8 @@ def solve_mathopt(
     )
     hints = [] if hint is None else [mathopt.SolutionHint(variable_values=dict(hint))]
     model_parameters = mathopt.ModelSolveParameters(solution_hints=hints)
+    if solver == "highs":
+        parameters.highs = highs_options(sub_searches)
     run = _run_highs if solver == "highs" else _run_scip
     started_s = time.perf_counter()
     reading = run(model, parameters, model_parameters, options, budget)
@@ -127,7 +132,7 @@ def _run_highs(
     # The search may outlive an interrupt, so it cleans up after itself.
     directory = TemporaryDirectory(prefix="gpuplan-highs-", ignore_cleanup_errors=True)
     solutions = Path(directory.name, "solutions")
-    parameters.highs = highs_options(solutions)
+    save_solutions(parameters.highs, solutions)
 
     def on_message(lines: Sequence[str]) -> None:
         read_log(lines, seen, minimize)

@@ -2,13 +2,16 @@
 
     min over R of  sum_k price[k] R[k] + sum_t share[t] V_t(R),     V_t(R): the hour's cheapest fleet beside R
 
-Bound   every hour gets reserved counts of its own, at prices pi[t] from the linear relaxation (Lagrangian
-        decomposition): sum_t min over R_t (pi[t] R_t + share[t] V_t(R_t)) + min over R (price - sum_t pi[t]) R. Any
-        pi >= 0 gives a bound; R and all R_t lie in the node's box.
-Plan    R rounded from the relaxation; then every hour alone, with R given.
+Bound   the linear relaxation of groups of like hours, with rows that whole instances keep. At prices pi[g] of reserved
+        instances an hour costs at least V_t(pi) = min over R_t of pi[g] R_t + V_t(R_t), so for every group g
+            pi[g] R + rent of the group >= sum over its hours of share[t] V_t(pi)
+        with R_t between the ends of the root: true in the whole tree (Lagrangian decomposition, taken as rows).
+        pi >= 0 are the duals of the relaxation without these rows.
+Plan    R rounded from the relaxation; then every hour alone, with R given: also the bound where R is settled.
 Hours   where demand of one hour is nowhere below another's, V is monotone: an hour between two solved ones costs at
-        least the lower one's and at most the upper one's, whose fleet serves it. So only as many hours are solved as
-        the gap asks for, and what is skipped is inside the bound (the load-duration curve, with its error).
+        least the lower one's and at most the upper one's, whose fleet serves it; what the lower one's fleet serves
+        as well costs the same. So only as many hours are solved as the gap asks for, and what is skipped is inside
+        the bound (the load-duration curve, with its error).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Literal
 import numpy as np
 
 from formulations.backends.result import SolverResult
+from formulations.gpu_fleet.hour_groups import Box, HourGroups, PricedRow
 from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.packing import Counts
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
@@ -30,8 +34,6 @@ from formulations.outcome import Budget, PartBudget, SolveOptions, Status
 
 #: Periods above which the hours are taken apart.
 MANY_PERIODS = 6
-#: Groups of similar hours, whose mean demands stand for them in the relaxation.
-LEVELS = 16
 #: Seconds for one hour's MILP; its bound counts in any case.
 HOUR_S = 5.0
 #: Gap that counts as none, as a share of the cost: what `solve` allows for rounding, and half of it.
@@ -51,7 +53,10 @@ class Hour:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Week:
-    """Hours with one price or number of reserved instances: mean cost and bound, and each period's solved hour."""
+    """Hours with one price or number of reserved instances: mean cost and bound.
+
+    hours : for each period, the solved one whose fleet it has, and that hour's solution.
+    """
 
     cost: float
     bound: float
@@ -67,22 +72,33 @@ class Best:
     week: Week
 
 
-Box = tuple[FloatArray, FloatArray]
+@dataclass(frozen=True, slots=True, eq=False)
+class Reach:
+    """A solved hour of a chain, and the place before which its fleet serves all."""
+
+    hour: Hour
+    end: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """Reserved counts between two ends, and rows that hold there."""
+
+    box: Box
+    rows: tuple[PricedRow, ...] = ()
 
 
 class HoursSearch:
     """`run` ends within the gap, with the tree or with the budget; then `best` and `bound` say what is known."""
 
     def __init__(self, problem: FleetProblem, options: SolveOptions, budget: Budget, solver: str) -> None:
-        self.problem, self.options, self.budget, self.solver = problem, options, budget, solver
+        self.problem, self.options, self.budget = problem, options, budget
+        self.solve = solver_of(solver, small=True)
         self.gap = max(options.relative_gap or 0.0, CLOSED)
         self.reserved = np.flatnonzero(problem.reserved)
         self.price = problem.price[self.reserved]
         self.built = [FleetBuilder(problem, (period,)).build() for period in range(problem.num_periods)]
-        self.groups = levels(problem)
-        self.group_share = np.array([problem.share[group].sum() for group in self.groups])
-        self.mean = FleetBuilder(_means(problem, self.groups), tuple(range(len(self.groups)))).build()
-        self.columns = self.mean.columns[0].y[self.reserved]
+        self.groups = HourGroups(problem)
         self.tried: dict[tuple[float, ...], float] = {}
         self.best: Best | None = None
         self.bound = 0.0
@@ -91,31 +107,35 @@ class HoursSearch:
     def run(self) -> Status:
         """FEASIBLE or OPTIMAL with `best`; INFEASIBLE where it is proven; else UNKNOWN."""
         tie = count()
-        heap: list[tuple[float, int, Box]] = [(0.0, next(tie), self._root())]
+        heap: list[tuple[float, int, Node]] = [(0.0, next(tie), Node(self._root()))]
         closed = np.inf
         while heap and heap[0][0] < self._enough() and self.budget.stop() is None:
-            known, _, box = heapq.heappop(heap)
-            relaxed = self._relaxed(box)
+            known, _, node = heapq.heappop(heap)
+            box, settled = node.box, bool((node.box[0] == node.box[1]).all())
+            relaxed = self.groups.relaxed(box, node.rows, self.budget.remaining_s)
+            if relaxed and not settled and relaxed.objective < self._enough() and not node.rows:
+                rows = self._priced(relaxed, node)
+                if rows is None:
+                    continue
+                node = Node(box, rows)
+                relaxed = self.groups.relaxed(box, rows, self.budget.remaining_s) or relaxed
             if relaxed is False:
                 continue
-            bound, middle, settled = known, box[0], bool((box[0] == box[1]).all())
+            bound, middle = known, box[0]
             if relaxed is not None:
-                middle = np.clip(relaxed.values[self.columns], *box)
+                middle = np.clip(relaxed.values[self.groups.columns], *box)
                 bound = max(bound, relaxed.objective)
-                # A dear instance that the relaxation halves is better branched on than priced.
-                halved = self._worth(middle).max(initial=0.0) > self.gap * relaxed.objective
+                # A dear instance that the relaxation halves is better branched on than tried.
+                halved = self._worth(middle).max(initial=0.0) > self.gap * bound
                 if bound < self._enough() and (self.best is None or not halved):
-                    tried = self._try(np.clip(np.round(middle), *box), relaxed.objective)
-                    if settled:
-                        bound = max(bound, tried)
-                    elif not halved:
-                        bound = max(bound, self._lagrangian(relaxed, box))
-            if settled:
-                # What is left of its gap is that of the hours.
+                    tried = self._try(np.clip(np.round(middle), *box), bound)
+                    bound = max(bound, tried) if settled else bound
+            if settled or bound >= self._enough():
+                # Where the counts are settled, what is left of the gap is that of the hours.
                 closed = min(closed, bound)
             else:
                 for child in _split(box, middle, self._worth(middle)):
-                    heapq.heappush(heap, (bound, next(tie), child))
+                    heapq.heappush(heap, (bound, next(tie), Node(child, node.rows)))
             self.bound = min(closed, heap[0][0] if heap else np.inf, self._cost())
             self.budget.report(None if self.best is None else self.best.cost, self.bound)
             if relaxed is None:
@@ -136,7 +156,13 @@ class HoursSearch:
         made = {}
         for period, (solved, hour) in self.best.week.hours.items():
             assert hour.values is not None
-            made[period] = counts_of(self.problem, self.built[solved].columns[0], hour.values)
+            source, values = solved, hour.values
+            if self.problem.rate[period].sum() > self.problem.rate[solved].sum():
+                # A fleet of a calmer hour serves this one, but with other shares.
+                routed = self._routed(solved, hour.values, period)
+                assert isinstance(routed, Relaxation)
+                source, values = period, routed.values
+            made[period] = counts_of(self.problem, self.built[source].columns[0], values)
         return made
 
     def _enough(self) -> float:
@@ -150,13 +176,6 @@ class HoursSearch:
     def _cost(self) -> float:
         return np.inf if self.best is None else self.best.cost
 
-    def _relaxed(self, box: Box) -> Relaxation | Literal[False] | None:
-        """With the mean demand of each group: what all hours' relaxations average to, so not above the optimum."""
-        model = self.mean.model
-        lower, upper = model.lower.copy(), model.upper.copy()
-        lower[self.columns], upper[self.columns] = box
-        return relax(replace(model, lower=lower, upper=upper), self.budget.remaining_s)
-
     def _try(self, counts: FloatArray, scale: float) -> float:
         """All hours with these reserved counts; the bound of their cost, infinite where an hour has no fleet."""
         if tuple(counts) in self.tried:
@@ -169,34 +188,19 @@ class HoursSearch:
             self.best = Best(fixed + week.cost, counts, week)
         return self.tried[tuple(counts)]
 
-    def _lagrangian(self, relaxed: Relaxation, box: Box) -> float:
-        """The bound of the module docstring; infinite where an hour has no fleet within the box."""
-        prices = self._prices(relaxed)
-        rest = self.price - prices.sum(axis=0)
-        total = float(np.minimum(rest * box[0], rest * box[1]).sum())
-        for group, share, price in zip(self.groups, self.group_share, prices, strict=True):
-            week = self._week(group, price / share, box, relaxed.objective)
+    def _priced(self, relaxed: Relaxation, node: Node) -> tuple[PricedRow, ...] | None:
+        """A row for each group at the prices of the relaxation; None where an hour has no fleet within the box."""
+        rows = []
+        for group, price in enumerate(self.groups.prices(relaxed)):
+            if self.budget.elapsed_s > self.budget.remaining_s:
+                # What is left is for plans.
+                break
+            own = price / self.groups.share[group]
+            week = self._week(self.groups.periods[group], own, node.box, relaxed.objective)
             if week is None:
-                return np.inf
-            total += week.bound
-        return total
-
-    def _prices(self, relaxed: Relaxation) -> FloatArray:
-        """What one reserved instance is worth to each group, [groups, R]: duals of the group's rows that it is in."""
-        model = self.mean.model
-        group_of_column = np.full(model.num_variables, -1)
-        for group, columns in enumerate(self.mean.columns):
-            for own in (columns.y[~self.problem.reserved], columns.z, columns.x):
-                group_of_column[own] = group
-        group_of_row = np.full(model.row_lower.size, -1)
-        known = group_of_column[model.column] >= 0
-        group_of_row[model.row[known]] = group_of_column[model.column[known]]
-        prices = np.zeros((len(self.groups), self.reserved.size))
-        for place, column in enumerate(self.columns):
-            entry = (model.column == column) & (group_of_row[model.row] >= 0)
-            row = model.row[entry]
-            np.add.at(prices[:, place], group_of_row[row], model.value[entry] * relaxed.duals[row])
-        return np.maximum(prices, 0.0)
+                return None
+            rows.append(PricedRow(group, price, week.bound))
+        return tuple(rows)
 
     def _week(self, periods: IntArray, price: FloatArray, box: Box, scale: float) -> Week | None:
         """Hours at a price of reserved instances within a box, as many as the gap asks for; None: one has no fleet."""
@@ -209,28 +213,60 @@ class HoursSearch:
                 if hour is None:
                     return None
                 solved[period] = hour
-            return _curve(periods, share, solved)
+            hours = {period: (period, hour) for period, hour in solved.items()}
+            cost, bound = (share[periods] @ [getattr(solved[p], name) for p in periods] for name in ("cost", "bound"))
+            return Week(float(cost), float(bound), hours)
         tolerance = self.gap / 3 * scale * share[periods].sum()
-        solved = {}
+        curve: dict[int, Reach] = {}
         # The busiest first: its fleet serves all others.
-        wanted = sorted({0, len(chain) - 1}, reverse=True)
-        while wanted:
-            for place in wanted:
-                hour = self._hour(int(chain[place]), price, box, scale)
-                if hour is None:
-                    return None
-                solved[int(chain[place])] = hour
-            wanted = []
-            places = [place for place, period in enumerate(chain.tolist()) if period in solved]
+        wanted: int | None = len(chain) - 1
+        while wanted is not None:
+            hour = self._hour(int(chain[wanted]), price, box, scale)
+            if hour is None:
+                return None
+            above = min((place for place in curve if place > wanted), default=len(chain))
+            curve[wanted] = Reach(hour, self._reach(hour, chain[wanted:above]) + wanted)
+            if 0 not in curve:
+                wanted = 0
+                continue
             errors = [
-                (share[chain[low + 1 : high]].sum() * (solved[chain[high]].cost - solved[chain[low]].bound), low, high)
-                for low, high in pairwise(places)
-                if high > low + 1
+                (share[chain[curve[low].end : high]].sum() * (curve[high].hour.cost - curve[low].hour.bound), low, high)
+                for low, high in pairwise(sorted(curve))
+                if curve[low].end < high
             ]
+            wanted = None
             if errors and sum(error for error, _, _ in errors) > tolerance and self.budget.stop() is None:
                 _, low, high = max(errors)
-                wanted = [(low + high) // 2]
-        return _curve(chain, share, solved)
+                wanted = (curve[low].end + high) // 2
+        return _curve(chain, share, curve)
+
+    def _reach(self, hour: Hour, chain: IntArray) -> int:
+        """How many hours of a chain the fleet of its first one serves."""
+        if hour.values is None:
+            return 1
+        served, step = 1, 1
+        while step:
+            at = served + step
+            if at <= len(chain) and self._routed(int(chain[0]), hour.values, int(chain[at - 1])):
+                served, step = at, 2 * step
+            else:
+                step //= 2
+        return served
+
+    def _routed(self, solved: int, values: FloatArray, period: int) -> Relaxation | Literal[False] | None:
+        """Shares of another period on the fleet of a solved one; False where it cannot serve it."""
+        problem, own, model = self.problem, self.built[solved].columns[0], self.built[period].model
+        instances, replicas = np.round(values[own.y]), np.round(values[own.z])
+        # Replicas cost nothing: a pool that has one kind of them is full of it.
+        alone = np.bincount(problem.config_pool)[problem.config_pool] == 1
+        inside = problem.pool_of_offer == problem.config_pool[:, None]
+        room = (inside * (problem.gpus // problem.config_gpus[:, None])) @ instances
+        replicas = np.where(alone, room, replicas)
+        columns = self.built[period].columns[0]
+        lower, upper = model.lower.copy(), model.upper.copy()
+        for where, fixed in ((columns.y, instances), (columns.z, replicas)):
+            lower[where] = upper[where] = fixed
+        return relax(replace(model, lower=lower, upper=upper), HOUR_S)
 
     def _hour(self, period: int, price: FloatArray, box: Box, scale: float) -> Hour | None:
         """One hour's MILP; None where it has no fleet."""
@@ -246,21 +282,12 @@ class HoursSearch:
         options = replace(self.options, time_limit_s=limit_s, relative_gap=gap)
         # The gap is one of the whole: an hour that costs next to nothing beside what is reserved may be rough.
         changed = replace(model, cost=cost, lower=lower, upper=upper, offset=scale)
-        result, values = solver_of(self.solver)(changed, PartBudget(self.budget, limit_s), options)
+        result, values = self.solve(changed, PartBudget(self.budget, limit_s), options)
         self.last = result
         if result.status is Status.INFEASIBLE:
             return None
         found = np.inf if result.objective is None else result.objective - scale
         return Hour(found, 0.0 if result.bound is None else max(0.0, result.bound - scale), values)
-
-
-def levels(problem: FleetProblem) -> list[IntArray]:
-    """Periods in groups of like demand: equal steps of the load on the configuration that each bucket fits best."""
-    fits = problem.throughput.max(axis=1)
-    load = (problem.rate / np.where(fits > 0, fits, 1.0)).sum(axis=1)
-    steps = np.linspace(load.min(), load.max(), LEVELS + 1)[1:-1]
-    label = np.searchsorted(steps, load)
-    return [np.flatnonzero(label == value) for value in np.unique(label)]
 
 
 def rising(problem: FleetProblem, periods: IntArray) -> IntArray | None:
@@ -278,28 +305,19 @@ def rising(problem: FleetProblem, periods: IntArray) -> IntArray | None:
     return order
 
 
-def _means(problem: FleetProblem, groups: list[IntArray]) -> FleetProblem:
-    """Groups as periods, with their mean demands."""
-    share = np.array([problem.share[group].sum() for group in groups])
-    rate = np.stack([problem.share[group] @ problem.rate[group] for group in groups]) / share[:, None]
-    return replace(problem, rate=rate, share=share, hours=tuple((place,) for place in range(len(groups))))
-
-
-def _curve(order: IntArray, share: FloatArray, solved: dict[int, Hour]) -> Week:
-    """Sums over periods in order: each costs at most the next solved one, and at least the last solved one."""
+def _curve(chain: IntArray, share: FloatArray, curve: dict[int, Reach]) -> Week:
+    """Sums over a chain: each hour costs no more than a solved one that serves it, no less than one below it."""
     cost = bound = 0.0
     hours: dict[int, tuple[int, Hour]] = {}
     latest = 0.0
-    for period in order.tolist():
-        if period in solved:
-            latest = solved[period].bound
+    for place, period in enumerate(chain.tolist()):
+        if place in curve:
+            latest = max(latest, curve[place].hour.bound)
+        serving = [(one.hour.cost, at) for at, one in curve.items() if place < one.end]
+        least, at = min(serving)
+        hours[period] = int(chain[at]), curve[at].hour
         bound += share[period] * latest
-    place = -1
-    for period in order[::-1].tolist():
-        if period in solved:
-            place = period
-        hours[period] = place, solved[place]
-        cost += share[period] * solved[place].cost
+        cost += share[period] * least
     return Week(cost, bound, hours)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from formulations.gpu_fleet.milp import PeriodColumns
 from formulations.gpu_fleet.packing import Counts
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
 from formulations.gpu_fleet.stages import STAGES, has_role
-from formulations.outcome import Budget, SolveOptions
 
 Solver = Callable[..., tuple[SolverResult, FloatArray | None]]
 #: How far a solver's count may be from a whole number.
@@ -24,15 +24,11 @@ NOTHING = 1e-9
 ALL_SERVED = 1e-6
 
 
-def solver_of(method: str) -> Solver:
-    """The backend of a method: highs, scip or cbc."""
+def solver_of(method: str, small: bool = False) -> Solver:
+    """The backend of a method: highs, scip or cbc. For many `small` models HiGHS goes without searches in searches."""
     if method == "cbc":
         return solve_linear_pulp
-
-    def solve(model: object, budget: Budget, options: SolveOptions) -> tuple[SolverResult, FloatArray | None]:
-        return solve_linear_mathopt(model, budget, options, solver=method)  # type: ignore[arg-type]
-
-    return solve
+    return partial(solve_linear_mathopt, solver=method, sub_searches=not small)
 
 
 def counts_of(problem: FleetProblem, columns: PeriodColumns, values: FloatArray) -> Counts:

@@ -10,9 +10,9 @@ from collections import Counter
 import numpy as np
 
 from formulations.parallelism.check import fits
-from formulations.parallelism.plans import plan_of, served_per_s
+from formulations.parallelism.plans import period_of, plan_of, served_per_s
 from formulations.parallelism.problem import BOTH, DECODE, PREFILL, IntArray, ParallelProblem
-from planner.parallel_plan import ParallelPlan
+from planner.parallel_plan import ParallelPlan, Period
 
 #: GPUs of a disaggregated replica. Source: ai-dynamo/aiconfigurator, its replica sizes; documented.
 REPLICA_GPUS = (1, 2, 4, 8, *range(16, 129, 8))
@@ -32,7 +32,18 @@ def best_uniform(problem: ParallelProblem) -> ParallelPlan | None:
         worth = -rate if problem.goal == "throughput" else float(counts @ problem.weight())
         if (best is None or worth < best[0]) and _allowed(problem, counts):
             best = worth, counts
-    return None if best is None else plan_of(problem, best[1])
+    if best is None:
+        return None
+    return plan_of(problem, best[1]).model_copy(update={"periods": _throughout(problem, best[1])})
+
+
+def _throughout(problem: ParallelProblem, counts: IntArray) -> tuple[Period, ...]:
+    """The same workers in all hours; none where the demand is not by the hour."""
+    rates = [] if problem.hourly is None else problem.hourly.tolist()
+    return tuple(
+        period_of(problem, tuple(hour for hour, each in enumerate(rates) if each == rate), rate, counts, None)
+        for rate in sorted(set(rates))
+    )
 
 
 def _allowed(problem: ParallelProblem, counts: IntArray) -> bool:

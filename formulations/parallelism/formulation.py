@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import numpy as np
-
 from formulations.outcome import Budget, Objective, SearchResult, SolveOptions
 from formulations.parallelism.baseline import best_uniform
 from formulations.parallelism.check import check
-from formulations.parallelism.plans import plan_of
+from formulations.parallelism.plans import by_hour, started_gpus
 from formulations.parallelism.problem import ParallelProblem
 from formulations.parallelism.search import search
 from planner.cost.verdict import Violation
@@ -45,27 +43,30 @@ class ServingParallelism:
 
     def objective(self, problem: ParallelProblem, plan: ParallelPlan) -> Objective:
         """Requests/s with a minus sign, or GPUs, or USD/hour, from the counts alone."""
-        names = {worker.name: index for index, worker in enumerate(problem.workers)}
-        counts = np.zeros(len(problem.workers), dtype=np.int64)
-        for worker in plan.workers:
-            counts[names[worker.name]] += worker.count
-        again = plan_of(problem, counts)
-        usd = float(counts @ problem.price)
-        total = -again.requests_per_s if problem.goal == "throughput" else float(counts @ problem.weight())
+        if problem.goal == "throughput":
+            parts = {"throughput": -plan.requests_per_s}
+        else:
+            weight = {one.name: each for one, each in zip(problem.workers, problem.weight().tolist(), strict=True)}
+            sums = [sum(weight[one.name] * one.count for one in workers) for _, workers in by_hour(plan)]
+            parts = {problem.goal: sum(sums) / len(sums)}
+        if problem.change_cost:
+            # The rule beside a plan keeps its workers through all hours.
+            hours = 1 if problem.hourly is None else len(problem.hourly)
+            parts["changes"] = problem.change_cost * started_gpus(problem, plan) / hours
         measures = {
-            "requests_per_s": again.requests_per_s,
-            "requests_per_s_per_gpu": again.requests_per_s / again.num_gpus,
-            "output_tokens_per_s": again.output_tokens_per_s,
-            "output_tokens_per_s_per_gpu": again.output_tokens_per_s_per_gpu,
-            "num_gpus": float(again.num_gpus),
+            "requests_per_s": plan.requests_per_s,
+            "requests_per_s_per_gpu": plan.requests_per_s / plan.num_gpus,
+            "output_tokens_per_s": plan.output_tokens_per_s,
+            "output_tokens_per_s_per_gpu": plan.output_tokens_per_s_per_gpu,
+            "num_gpus": float(plan.num_gpus),
         }
-        if usd:
-            measures["usd_per_hour"] = usd
-        watts = float(counts @ problem.watts)
-        if watts:
-            measures["watts"] = watts
-            measures["joules_per_output_token"] = watts / again.output_tokens_per_s
-        return Objective(total=total, parts={problem.goal: total}, measures=measures)
+        index = {one.name: place for place, one in enumerate(problem.workers)}
+        for name, each in (("usd_per_hour", problem.price), ("watts", problem.watts)):
+            if value := float(sum(each[index[one.name]] * one.count for one in plan.workers)):
+                measures[name] = value
+        if "watts" in measures:
+            measures["joules_per_output_token"] = measures["watts"] / plan.output_tokens_per_s
+        return Objective(total=sum(parts.values()), parts=parts, measures=measures)
 
     def baseline(self, problem: ParallelProblem) -> tuple[str, ParallelPlan | None]:
         """The peers' rule: equal replicas of one mixed worker, or of one prefill and one decode type."""

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from formulations.outcome import Budget
-from formulations.parallelism.plans import plan_of, served_per_s
+from formulations.parallelism.plans import plan_of, worth
 from formulations.parallelism.problem import PREFILL, IntArray, ParallelProblem
-from formulations.parallelism.solving import quick
+from formulations.parallelism.solving import Choice, quick
 from planner.parallel_plan import Alternative, Relief, Tradeoff
 
 #: Plans that are told beside the best.
@@ -23,25 +23,20 @@ POINTS = 12
 SAME = 1e-6
 
 
-def worth(problem: ParallelProblem, counts: IntArray) -> float:
-    """The objective, which is minimised."""
-    return -served_per_s(problem, counts) if problem.goal == "throughput" else float(counts @ problem.weight())
-
-
 def runners_up(problem: ParallelProblem, best: IntArray, budget: Budget) -> tuple[Alternative, ...]:
     """The best plans without the worker types that take most GPUs in the chosen one, each left out alone."""
     found = []
     order = sorted(np.flatnonzero(best).tolist(), key=lambda w: -best[w] * problem.gpus[w])
     for left_out in order[:RUNNERS_UP]:
-        counts = quick(problem, budget, frozenset({left_out}))
-        if counts is not None:
-            plan = plan_of(problem, counts)
+        choice = quick(problem, budget, frozenset({left_out}))
+        if choice is not None:
+            plan = plan_of(problem, *choice)
             found.append(
                 Alternative(
                     workers=plan.workers,
                     requests_per_s=plan.requests_per_s,
                     num_gpus=plan.num_gpus,
-                    why=f"the best without {problem.workers[left_out].name}{_instead(problem, left_out, counts)}",
+                    why=f"the best without {problem.workers[left_out].name}{_instead(problem, left_out, choice[0])}",
                 )
             )
     return tuple(found)
@@ -49,6 +44,8 @@ def runners_up(problem: ParallelProblem, best: IntArray, budget: Budget) -> tupl
 
 def _instead(problem: ParallelProblem, left_out: int, counts: IntArray) -> str:
     """What the plan does without: rate a GPU of the worker left out and of the best of its role that is used."""
+    if problem.share is not None:
+        return ""
     per_gpu = problem.rate / problem.gpus
     others = np.flatnonzero((counts > 0) & (problem.role == problem.role[left_out]))
     if not others.size:
@@ -62,14 +59,14 @@ def _instead(problem: ParallelProblem, left_out: int, counts: IntArray) -> str:
     )
 
 
-def reliefs(problem: ParallelProblem, best: IntArray, budget: Budget) -> tuple[Relief, ...]:
+def reliefs(problem: ParallelProblem, best: Choice, budget: Budget) -> tuple[Relief, ...]:
     """The objective with a little more of each limit, one at a time, most gain first; left out where time is up."""
-    now = worth(problem, best)
+    now = worth(problem, *best)
     found = []
     for limit, before, after, relaxed in _relaxed(problem):
-        counts = quick(relaxed, budget)
-        if counts is not None:
-            then = min(worth(relaxed, counts), now)
+        choice = quick(relaxed, budget)
+        if choice is not None:
+            then = min(worth(relaxed, *choice), now)
             gains = now - then if now - then > SAME * abs(now) else 0.0
             found.append(Relief(limit=limit, now=before, relaxed=after, objective=then, gains=gains))
     return tuple(sorted(found, key=lambda one: -one.gains))
@@ -81,7 +78,9 @@ def _relaxed(problem: ParallelProblem) -> Iterator[tuple[str, float, float, Para
         nodes = problem.nodes.copy()
         nodes[device] += 1
         yield f"nodes of {name}", int(nodes[device]) - 1, int(nodes[device]), replace(problem, nodes=nodes)
-    ttft, tpot, looser = problem.ttft_s, problem.tpot_s, 1.0 + RELAXED
+    # Of several sizes each has its own latencies, and the rates hold only those within the limits as they are.
+    ttft, tpot = (problem.ttft_s, problem.tpot_s) if problem.share is None else (None, None)
+    looser = 1.0 + RELAXED
     if ttft is not None:
         usable = problem.usable | problem.within(ttft * looser, tpot)
         yield "ttft_s", ttft, ttft * looser, replace(problem, usable=usable, ttft_s=ttft * looser)
@@ -100,20 +99,20 @@ def tradeoffs(problem: ParallelProblem, budget: Budget) -> tuple[Tradeoff, ...]:
     """The best plan at each of several limits on TPOT, from the fastest worker's to the slowest's; dominated ones left
     out: a slower one makes more of each GPU, or at a rate takes less."""
     tpot = problem.counted[:, 1]
-    there = tpot[problem.usable & (problem.rate > 0) & (problem.role != PREFILL) & (tpot > 0)]
+    there = tpot[problem.usable & (problem.rates > 0).any(axis=0) & (problem.role != PREFILL) & (tpot > 0)]
     if not there.size:
         return ()
     found: list[tuple[float, Tradeoff]] = []
     for limit in np.unique(np.geomspace(there.min(), there.max(), POINTS)).tolist():
         # The workers' own values, so that rounding of the limit rules none out.
         limit = float(there[there <= limit * (1.0 + SAME)].max())
-        counts = quick(replace(problem, usable=problem.usable & problem.within(problem.ttft_s, limit)), budget)
-        if counts is None:
+        choice = quick(replace(problem, usable=problem.usable & problem.within(problem.ttft_s, limit)), budget)
+        if choice is None:
             continue
-        reached = worth(problem, counts)
+        reached = worth(problem, *choice)
         if found and reached >= found[-1][0] - SAME * abs(reached):
             continue
-        plan = plan_of(problem, counts)
+        plan = plan_of(problem, *choice)
         point = Tradeoff(
             tpot_s=plan.tpot_s or 0.0,
             ttft_s=plan.ttft_s,

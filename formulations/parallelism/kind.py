@@ -20,16 +20,11 @@ def judge(problem: ParallelProblem, plan: ParallelPlan) -> Verdict:
         return Verdict(violations=tuple(broken))
     origin: Source = "modelled" if problem.source == "given" else "calibrated"
     slow, fast = _rates_within(plan)
-    asked = plan.output_tokens_per_s / plan.requests_per_s / problem.output_tokens
+    tokens = plan.output_tokens_per_s / plan.requests_per_s
+    within = [None if one is None else one * tokens for one in (slow, fast)]
     metrics = [
         _between("requests_per_s", plan.requests_per_s, "1/s", origin, slow, fast),
-        _between(
-            "output_tokens_per_s",
-            plan.output_tokens_per_s,
-            "1/s",
-            origin,
-            *(None if one is None else one * asked * problem.output_tokens for one in (slow, fast)),
-        ),
+        _between("output_tokens_per_s", plan.output_tokens_per_s, "1/s", origin, *within),
         Metric(name="gpus_used", value=plan.num_gpus, unit="count", source=origin),
         Metric(name="gpus_idle", value=problem.num_gpus - plan.num_gpus, unit="count", source=origin),
     ]
@@ -70,12 +65,18 @@ def _latency_within(plan: ParallelPlan, name: str) -> tuple[float | None, float 
 
 
 def _rates_within(plan: ParallelPlan) -> tuple[float | None, float | None]:
-    """Requests/s where all workers are off the same way: prefill by their TTFT's factor, the others by their TPOT's."""
+    """Requests/s where all workers are off the same way: prefill by their TTFT's factor, the others by their TPOT's.
+
+    Of several sizes by the largest of these factors: every flow is then at least that share of what was planned.
+    """
+    spread = [one.ttft_factor if one.role == "prefill" else one.tpot_factor for one in plan.workers]
+    if plan.routing:
+        most = max((each for each in spread if each is not None), default=1.0)
+        return (None, None) if None in spread else (plan.requests_per_s / most, plan.requests_per_s * most)
     served = []
     for sign in (-1.0, 1.0):
         sides = {"both": 0.0, "prefill": 0.0, "decode": 0.0}
-        for one in plan.workers:
-            factor = one.ttft_factor if one.role == "prefill" else one.tpot_factor
+        for one, factor in zip(plan.workers, spread, strict=True):
             if factor is None:
                 return None, None
             sides[one.role] += one.count * one.requests_per_s * factor**sign

@@ -9,8 +9,12 @@ import numpy as np
 
 from formulations.parallelism.candidates import DoesNotFit, predicted_workers
 from formulations.parallelism.fitting import ways_to_fit
+from formulations.parallelism.floor import floors
+from formulations.parallelism.plans import by_hour
 from formulations.parallelism.predictions import Predictions
 from formulations.parallelism.problem import BoolArray, FloatArray, Goal, ParallelProblem, counted_latencies
+from formulations.parallelism.sizes import SizedWorkers, sized_workers
+from formulations.parallelism.splits import drafting
 from formulations.reading import Reading
 from planner import catalog
 from planner.cluster import Cluster
@@ -21,9 +25,12 @@ from planner.descriptions.parallel import ParallelInstance
 from planner.errors import DescriptionError, OptionError
 from planner.files import SourceText, canonical_json, read_as
 from planner.model.spec import ModelSpec
-from planner.parallel_plan import Served, WorkerType
+from planner.parallel_plan import ParallelPlan, Served, Workers, WorkerType
+from planner.plan import read_document
 from planner.readers.worker_table import read_workers
 
+#: A measured rate may be so much above what its batch and time per token make: means are taken over other requests.
+LITTLE_SLACK = 1.1
 ROLES = {"both": 0, "prefill": 1, "decode": 2}
 
 
@@ -42,6 +49,9 @@ class _Reading(Reading):
         self.unfit: tuple[str, ...] = ()
         self.relaxations: tuple[str, ...] = ()
         self.predictions: Predictions | None = None
+        self.sized: SizedWorkers | None = None
+        #: What sets the latency that no worker is below.
+        self.floors: tuple[str, ...] = ()
         self.served = Served(model=instance.model, precision=instance.precision, backend=instance.backend)
 
     def problem(self) -> ParallelProblem:
@@ -56,16 +66,24 @@ class _Reading(Reading):
         workers, assumptions = self._workers(cluster)
         device = self._devices(workers, cluster, names)
         self.stop_if_wrong()
-        if instance.disaggregated != "allow":
-            kept = [
-                index
-                for index, worker in enumerate(workers)
-                if (worker.role == "both") == (instance.disaggregated == "never")
-            ]
-            workers, device = tuple(workers[index] for index in kept), [device[index] for index in kept]
+        kept = [
+            index
+            for index, worker in enumerate(workers)
+            if instance.disaggregated == "allow" or (worker.role == "both") == (instance.disaggregated == "never")
+        ]
+        if workers and not kept:
+            kinds = "mixed" if instance.disaggregated == "only" else "prefill and decode"
+            self.unfit = (f"all workers are {kinds} ones, which disaggregated: {instance.disaggregated} rules out",)
+            self.relaxations = ("let disaggregated be allow, or add workers of the other kind",)
+        workers, device = tuple(workers[index] for index in kept), [device[index] for index in kept]
         margins = self._margins(workers)
         usable, dropped = self._limits(workers, margins)
-        target = instance.workload.rate_per_s
+        sized = self.sized
+        if sized is not None and margins is not None:
+            sized = sized.only(kept).within(instance.slo.ttft_s, instance.slo.tpot_s, margins)
+            workers, usable = sized.types, np.asarray((sized.size_rate > 0).any(axis=0))
+        current = self._current()
+        target, hourly = instance.workload.most_per_s, instance.workload.hourly
         goal: Goal = instance.objective or ("throughput" if target is None else "gpus")
         gpus = np.array([worker.num_gpus for worker in workers], dtype=np.int64)
         return ParallelProblem(
@@ -90,7 +108,13 @@ class _Reading(Reading):
             tpot_s=instance.slo.tpot_s,
             margins=margins,
             max_workers=instance.max_workers,
-            dropped=(*self.unfit, *dropped),
+            sizes=None if sized is None else sized.sizes,
+            share=None if sized is None else sized.share,
+            size_rate=None if sized is None else sized.size_rate,
+            hourly=None if hourly is None else np.array(hourly, dtype=np.float64),
+            current=current,
+            change_cost=instance.change_cost,
+            dropped=(*self.unfit, *dropped, *self.floors),
             relaxations=self.relaxations,
             assumptions=(*assumptions, *self._unjudged(), *cluster.notes()),
             source="given" if instance.candidates is not None else "predicted",
@@ -102,12 +126,24 @@ class _Reading(Reading):
         if self.instance.candidates is not None:
             if "backend" not in self.instance.model_fields_set:
                 self.served = self.served.model_copy(update={"backend": None})
-            return read_workers(self.base_dir / self.instance.candidates), ("workers as given in the table",)
+            workers = read_workers(self.base_dir / self.instance.candidates)
+            self._refuse_impossible(workers)
+            return workers, ("workers as given in the table",)
         spec = self._model()
+        try:
+            self.instance = drafting(self.instance, spec)
+        except OptionError as error:
+            self.find(("speculation",), str(error))
+            self.stop_if_wrong()
         try:
             given = self.instance.calibration
             own = None if given is None else calibrated(self.base_dir / given)
+            if self.instance.workload.others:
+                self.sized = sized_workers(self.instance, cluster, spec, own)
+                self.predictions = self.sized.predictions
+                return self.sized.types, self.sized.notes
             workers, notes, self.predictions = predicted_workers(self.instance, cluster, spec, own)
+            self.floors = tuple(floors(self.instance, cluster, spec, workers, own))
             return workers, notes
         except DoesNotFit as error:
             self.unfit, self.relaxations = (str(error),), ways_to_fit(self.instance, cluster, spec)
@@ -116,6 +152,20 @@ class _Reading(Reading):
             self.find(("precision",), str(error))
             self.stop_if_wrong()
             raise
+
+    def _refuse_impossible(self, workers: tuple[WorkerType, ...]) -> None:
+        """Little's law: a batch gives each of its sequences a token in no less than tpot_s."""
+        tokens = self.instance.workload.output_tokens
+        for one in workers:
+            if one.role == "prefill" or one.max_batch_size is None or not one.tpot_s or tokens < 2:
+                continue
+            most = one.max_batch_size / (one.tpot_s * (tokens - 1))
+            if one.requests_per_s > LITTLE_SLACK * most:
+                self.find(
+                    ("candidates",),
+                    f"worker {one.name!r}: {one.requests_per_s:g} requests/s are more than the {most:.4g} that"
+                    f" {one.max_batch_size} sequences of {tokens} tokens make at {one.tpot_s:g} s a token",
+                )
 
     def _model(self) -> ModelSpec:
         """The model as it is stored; notes the formats that it is served in."""
@@ -172,6 +222,17 @@ class _Reading(Reading):
         self.stop_if_wrong()
         return np.array([prices.get(name, 0.0) for name in names], dtype=np.float64)
 
+    def _current(self) -> tuple[Workers, ...] | None:
+        """The workers of the plan in force; of a plan by the hour those of its last hour."""
+        if self.instance.current is None:
+            return None
+        document = read_document(self.base_dir / self.instance.current)
+        if not isinstance(document.plan, ParallelPlan):
+            self.find(("current",), f"{self.instance.current} holds no plan of serving workers")
+            self.stop_if_wrong()
+            return None
+        return by_hour(document.plan)[-1][1]
+
     def _watts(self, workers: tuple[WorkerType, ...]) -> FloatArray:
         """Watts of each worker; 0 for unknown ones where nobody asks for joules."""
         unknown = sorted({worker.device for worker in workers if worker.watts is None})
@@ -199,6 +260,7 @@ class _Reading(Reading):
 
     def _limits(self, workers: tuple[WorkerType, ...], margins: FloatArray | None) -> tuple[BoolArray, tuple[str, ...]]:
         """Workers that keep the SLO, and how many do not and why."""
+        idle = sum(worker.requests_per_s == 0 for worker in workers)
         limits = {"ttft_s": self.instance.slo.ttft_s, "tpot_s": self.instance.slo.tpot_s}
         counted = counted_latencies(workers, margins)
         late = counted > [np.inf if limit is None else limit for limit in limits.values()]
@@ -207,14 +269,15 @@ class _Reading(Reading):
             for name, count in zip(limits, late.sum(axis=0).tolist(), strict=True)
             if count
         )
-        return np.asarray(~late.any(axis=1)), dropped
+        told = (*dropped, *([f"{idle} of {len(workers)} workers serve 0 requests/s"] if idle else []))
+        return np.asarray(~late.any(axis=1)), told
 
     def _sha256(self, cluster: Cluster) -> str:
         said = self.instance.model_dump(mode="json", exclude_defaults=True)
         said["cluster"] = cluster.model_dump(mode="json", exclude_defaults=True)
         digest = hashlib.sha256(canonical_json(said).encode())
         model = self.instance.model if str(self.instance.model).endswith(".json") else None
-        for name in (self.instance.candidates, model, self.instance.calibration):
+        for name in (self.instance.candidates, model, self.instance.calibration, self.instance.current):
             if name is not None:
                 digest.update((self.base_dir / name).read_bytes())
         return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from math import ceil, floor, log10
@@ -11,13 +10,14 @@ import numpy as np
 
 from formulations.backends.result import SolverResult
 from formulations.outcome import Bound, Budget, PartBudget, SearchResult, SolveOptions, Status, Stop
+from formulations.parallelism.hours import Hours, solve_hours
 from formulations.parallelism.insight import reliefs, runners_up, tradeoffs
-from formulations.parallelism.milp import build
 from formulations.parallelism.pareto import frontier
-from formulations.parallelism.plans import plan_of, served_per_s
-from formulations.parallelism.problem import BOTH, DECODE, PREFILL, IntArray, ParallelProblem
-from formulations.parallelism.solving import QUICK_S, counts_of, quick, solve_model
-from planner.parallel_plan import ParallelPlan
+from formulations.parallelism.plans import by_hour, period_of, plan_of, served_per_s
+from formulations.parallelism.problem import BOTH, DECODE, PREFILL, ParallelProblem
+from formulations.parallelism.solving import QUICK_S, Choice, quick
+from formulations.parallelism.steps import changes
+from planner.parallel_plan import ParallelPlan, Period
 
 #: Seconds for all that is told beside the plan.
 ASIDE_S = 4.0
@@ -33,46 +33,63 @@ def search(problem: ParallelProblem, options: SolveOptions, budget: Budget, meth
             status=Status.INFEASIBLE, stop=Stop.PROOF, plan=None, solver="none", solver_version="-", reasons=hopeless,
             relaxations=ways_out(problem),
         )  # fmt: skip
-    started = time.perf_counter()
-    built = build(problem)
-    build_s = time.perf_counter() - started
-    result, values = solve_model(built.model, budget, options, method)
-    if result.status is Status.INFEASIBLE:
-        return _none(problem, result, build_s, _short(problem))
-    if values is None:
-        return _none(problem, result, build_s, ())
-    counts = counts_of(built, values)
-    if served_per_s(problem, counts) <= 0:
-        return _none(problem, replace(result, status=Status.INFEASIBLE, stop=Stop.PROOF), build_s, ("no worker fits",))
-    counts = _fewest_gpus(problem, counts, budget)
-    aside = PartBudget(budget, min(ASIDE_S, budget.remaining_s))
-    told = {
-        "runners_up": runners_up(problem, counts, aside),
-        "reliefs": reliefs(problem, counts, aside),
-        "tradeoffs": tradeoffs(problem, aside),
-        "pareto": frontier(problem),
-    }
+    hours = solve_hours(problem, budget, options, method)
+    result = hours.result
+    if hours.choices is None:
+        return _none(problem, result, hours.build_s, _short(problem) if result.status is Status.INFEASIBLE else ())
+    choice = _fewest_gpus(problem, hours.choices[hours.peak], budget)
+    bound = None if result.bound is None else Bound(value=result.bound, name="branch and bound over all counts")
     return SearchResult(
         status=result.status,
         stop=result.stop,
-        plan=plan_of(problem, counts).model_copy(update=told),
+        plan=_plan(problem, hours, choice, budget),
         solver=result.solver,
         solver_version=result.solver_version,
         claimed=result.objective,
-        bound=None if result.bound is None else Bound(value=result.bound, name="branch and bound over all counts"),
-        build_s=build_s,
+        bound=bound,
+        build_s=hours.build_s,
     )
 
 
-def _fewest_gpus(problem: ParallelProblem, counts: IntArray, budget: Budget) -> IntArray:
+def _plan(problem: ParallelProblem, hours: Hours, choice: Choice, budget: Budget) -> ParallelPlan:
+    """The plan of the hour that asks for most, the others, the changes between them, and what is told beside it."""
+    alone = problem if problem.target_per_s is None else problem.at(problem.target_per_s)
+    aside = PartBudget(budget, min(ASIDE_S, budget.remaining_s))
+    # Where changes have a price the chosen workers need not be the best of their hour.
+    beside = (quick(alone, aside) if problem.change_cost else None) or choice
+    told = {
+        "runners_up": runners_up(alone, beside[0], aside),
+        "reliefs": reliefs(alone, beside, aside),
+        "tradeoffs": tradeoffs(alone, aside),
+        "pareto": frontier(problem),
+    }
+    plan = plan_of(alone, *choice).model_copy(update=told)
+    plan = plan.model_copy(update={"periods": _periods(problem, hours)})
+    return plan.model_copy(update={"changes": changes(problem, by_hour(plan))})
+
+
+def _periods(problem: ParallelProblem, hours: Hours) -> tuple[Period, ...]:
+    """Hours of one rate and the same workers together; none where the demand is not by the hour."""
+    if problem.hourly is None or hours.choices is None:
+        return ()
+    alike: dict[tuple[float | None, bytes], list[int]] = {}
+    for hour, (rate, (counts, _)) in enumerate(zip(hours.rates, hours.choices, strict=True)):
+        alike.setdefault((rate, counts.tobytes()), []).append(hour)
+    return tuple(
+        period_of(problem, tuple(members), rate or 0.0, *hours.choices[members[0]])
+        for (rate, _), members in alike.items()
+    )
+
+
+def _fewest_gpus(problem: ParallelProblem, choice: Choice, budget: Budget) -> Choice:
     """As much throughput on fewer GPUs, where there are any to spare: the second goal after the first."""
-    served = served_per_s(problem, counts)
+    served = served_per_s(problem, *choice)
     if problem.goal != "throughput":
-        return counts
+        return choice
     fewer = quick(replace(problem, goal="gpus", target_per_s=served * (1.0 - SAME)), budget)
-    if fewer is None or served_per_s(problem, fewer) < served * (1.0 - SAME):
-        return counts
-    return fewer if fewer @ problem.gpus < counts @ problem.gpus else counts
+    if fewer is None or served_per_s(problem, *fewer) < served * (1.0 - SAME):
+        return choice
+    return fewer if fewer[0] @ problem.gpus < choice[0] @ problem.gpus else choice
 
 
 def _none(
@@ -96,14 +113,21 @@ def _hopeless(problem: ParallelProblem) -> tuple[str, ...]:
     """Reasons that need no solver: nothing keeps the limits."""
     if not problem.workers:
         return problem.dropped or ("there is no worker to choose from",)
-    roles = set(problem.role[problem.usable & (problem.rate > 0)].tolist())
-    if BOTH in roles or {PREFILL, DECODE} <= roles:
+    by_size = [set(problem.role[problem.usable & (rate > 0)].tolist()) for rate in problem.rates]
+    short = [m for m, roles in enumerate(by_size) if BOTH not in roles and not {PREFILL, DECODE} <= roles]
+    if not short:
         return ()
+    roles = by_size[short[0]]
+    if problem.sizes is not None:
+        told = ", ".join(f"{problem.sizes[m, 0]}/{problem.sizes[m, 1]}" for m in short)
+        return (f"no worker keeps the limits for requests of {told} tokens", *problem.dropped)
     missing = "prefill" if DECODE in roles else "decode" if PREFILL in roles else "mixed, prefill or decode"
     return (f"no {missing} worker keeps the limits", *problem.dropped)
 
 
 def _short(problem: ParallelProblem) -> tuple[str, ...]:
+    if problem.target_per_s is None:
+        return ("no worker fits",)
     return (
         f"{problem.target_per_s:g} requests/s cannot be served on the {problem.num_gpus} GPUs of the cluster",
         *problem.dropped,
@@ -153,6 +177,6 @@ def _rounded(value: float, way: Callable[[float], int]) -> float:
 
 
 def _most_throughput(problem: ParallelProblem) -> float:
-    free = replace(problem, goal="throughput", target_per_s=None)
-    counts = quick(free, Budget(QUICK_S))
-    return 0.0 if counts is None else served_per_s(free, counts)
+    free = replace(problem.at(0.0), goal="throughput", target_per_s=None)
+    choice = quick(free, Budget(QUICK_S))
+    return 0.0 if choice is None else served_per_s(free, *choice)

@@ -281,14 +281,15 @@ class _Arrays:
     def _overfull(
         self, capacity: IntArray, request: IntArray, resources: list[str], pod_class: IntArray, pod_node: IntArray
     ) -> None:
-        used = np.zeros_like(capacity)
+        # Sums as floats: a hostile file must not wrap around.
+        used = np.zeros(capacity.shape)
         there = pod_node >= 0
         np.add.at(used, pod_node[there], request[pod_class[there]])
         over = np.argwhere(used > capacity)
         for n, r in over[:20].tolist():
             self.reading.find(
                 ("nodes",),
-                f"{self.nodes[n].name} runs pods that ask for {used[n, r]} of {resources[r]}, it has {capacity[n, r]}",
+                f"{self.nodes[n].name} runs pods that ask for {used[n, r]:.0f} of {resources[r]}, it has {capacity[n, r]}",
             )
         if len(over) > 20:
             self.reading.find(("nodes",), f"and {len(over) - 20} more amounts above what nodes have")

@@ -105,6 +105,16 @@ class State:
                 found &= self._within_skew(index, j) | ~self._at(index, self._owners[index] > 0)
         return found
 
+    def avoided(self, j: int) -> BoolArray:
+        """Nodes where anti-affinity, of class j or of pods there, keeps a pod of class j out, [N]."""
+        found = np.zeros(self.problem.num_nodes, dtype=np.bool_)
+        for index, rule in enumerate(self.problem.near):
+            if not rule.together and rule.owner == j:
+                found |= self._at(index, self._meant[index] > 0)
+            if not rule.together and rule.matches[j]:
+                found |= self._at(index, self._owners[index] > 0)
+        return found
+
     def _at(self, index: int, by_domain: BoolArray) -> BoolArray:
         """A truth of domains, told of nodes; False where the node is in none."""
         domain = self.problem.domain[self._rules[index].topology]

@@ -58,7 +58,8 @@ def find(name: str, index: Mapping[str, AnyKind], what: str) -> AnyKind:
         return found
     near = [index[key].name for key in difflib.get_close_matches(folded(name), list(index), n=5)]
     hint = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else f"`gpuplan catalog {what}s` lists them"
-    raise OptionError(f"the catalogue has no {what} {name[:80]!r}; {hint}")
+    own = "; a cluster file may describe others under `devices`" if what == "device" else ""
+    raise OptionError(f"the catalogue has no {what} {name[:80]!r}; {hint}{own}")
 
 
 @cache

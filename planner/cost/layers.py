@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -44,9 +45,9 @@ class Hops:
 def pipeline_latency_s(slot_s: float, sites: Sequence[int], hops: Hops) -> float:
     """A step through stages at these sites, paced: a slot at each, and the links between, back to the first included.
 
-    Raises nothing; inf where stages that follow one another have no link.
+    inf where stages that follow one another have no link.
     """
-    way = sum(float(hops.step_s[one, two]) for one, two in zip(sites, sites[1:], strict=False))
+    way = sum(float(hops.step_s[one, two]) for one, two in pairwise(sites))
     back = float(hops.return_s[sites[-1], sites[0]]) if len(sites) > 1 else 0.0
     return len(sites) * slot_s + way + back
 
@@ -89,8 +90,8 @@ def home_times(
     on_cpu = rounds * (layers - gpu_layers)
     need = layer_bytes * on_cpu
     # Sums of bytes are rounded: a layer that fits exactly is not too much.
-    over = np.where(need <= ram_bytes * (1 + 1e-12), 0.0, need - ram_bytes)
-    reloaded = np.where(reloads_all & (over > 0), need, over)
+    over: FloatArray = np.where(need <= ram_bytes * (1 + 1e-12), 0.0, need - ram_bytes)
+    reloaded: FloatArray = np.where(reloads_all & (over > 0), need, over)
     used = layers > 0
     return HomeTimes(
         compute_s=on_cpu * cpu_layer_s + rounds * gpu_layers * np.where(gpu_layers > 0, gpu_layer_s, 0.0),

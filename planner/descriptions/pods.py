@@ -82,7 +82,7 @@ def _amounts(described: NodeClass | PodClass) -> Iterator[Problem]:
         *([(("pods",), described.pods)] if isinstance(described, NodeClass) else []),
     ]:
         try:
-            parse_amount(value, WHOLE_MILLI)
+            parse_amount(value, 1000 if loc == ("cpu",) else 1)
         except ValueError as error:
             yield loc, str(error)
 

@@ -19,14 +19,14 @@ _DECIMAL = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "
 _FACTOR = _BINARY | {suffix: Fraction(10) ** power for suffix, power in _DECIMAL.items()}
 #: Longest text that is looked at, and the largest exponent: beyond both nothing fits into 63 bits anyway.
 MAX_CHARS, MAX_EXPONENT = 64, 30
-#: Largest amount, in the smallest unit that is counted; sums of a million pods stay within 63 bits.
-MAX_AMOUNT = 2**43
+#: Largest amount, in the smallest unit that is counted: 256 TiB; what thirty thousand nodes have stays in 63 bits.
+MAX_AMOUNT = 2**48
 
 
 def parse_amount(value: object, per_unit: int = 1) -> int:
     """A quantity in units of 1 / per_unit (1000: milli), rounded up; ValueError says what is wrong.
 
-    Plain numbers are read as their text. Negative amounts and those above 2**43 units are refused.
+    Plain numbers are read as their text. Negative amounts and those above 2**48 units are refused.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"is no quantity: {str(value)[:MAX_CHARS]!r}")

@@ -1,14 +1,17 @@
 """Tables of workers (CSV, one type a row) -> worker types: a user's own measurements, or another tool's predictions.
 
 Columns: name, role (both, prefill, decode), device, num_gpus, requests_per_s, ttft_s, tpot_s. requests_per_s is of one
-worker in its role. ttft_s may be empty for decode workers and tpot_s for prefill workers. Optional: tp, pp, dp, ep,
+worker in its role. ttft_s may be empty for decode workers and tpot_s for prefill workers. Optional: tp, pp, dp, cp, ep,
 max_batch_size, watts (of a worker at its rate). Other columns are ignored.
+
+Impossible rows are refused: a latency of 0 that the role has, and sizes whose product is not num_gpus.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 
 from planner.parallel_plan import WorkerType
@@ -20,9 +23,12 @@ SIZES = {
     "tp": "tensor_parallel_size",
     "pp": "pipeline_parallel_size",
     "dp": "data_parallel_size",
+    "cp": "context_parallel_size",
     "ep": "expert_parallel_size",
     "max_batch_size": "max_batch_size",
 }
+#: Sizes whose product is the worker's GPUs.
+GRID = frozenset({"tp", "pp", "dp", "cp"})
 MOST_GPUS = 1_000_000
 
 
@@ -77,6 +83,13 @@ def _worker(findings: Findings, line: int, cells: Mapping[str, str]) -> WorkerTy
     sizes = {field: whole(column) for column, field in SIZES.items() if cells.get(column, "").strip()}
     watts = number("watts", 0, True) if cells.get("watts", "").strip() else None
     gpus = whole("num_gpus")
+    for column, value, has in (("ttft_s", ttft, role != "decode"), ("tpot_s", tpot, role != "prefill")):
+        if value == 0 and has and role in ROLES:
+            problems.append(f"{column} is 0, but a {role} worker takes some time")
+    if not problems and GRID & {column for column in SIZES if cells.get(column, "").strip()}:
+        product = prod(sizes.get(SIZES[column]) or 1 for column in GRID)
+        if product != gpus:
+            problems.append(f"tp x pp x dp x cp is {product}, but num_gpus is {gpus}")
     for problem in problems:
         findings.tell(line, problem)
     if problems:

@@ -21,18 +21,25 @@ class Writer:
     write: Callable[[Any, str], None]
 
 
-def _module(name: str) -> Callable[[Any, str], None]:
-    """The `write` function of planner.writers.<name>, imported when it is called."""
+def _module(name: str, function: str = "write") -> Callable[[Any, str], None]:
+    """A function of planner.writers.<name>, imported when it is called."""
 
     def write(document: PlanDocument, path: str) -> None:
-        importlib.import_module(f"planner.writers.{name}").write(document, path)
+        getattr(importlib.import_module(f"planner.writers.{name}"), function)(document, path)
 
     return write
 
 
 #: Writers by format, and in it by the kind whose plans they hold.
 WRITERS: Mapping[str, Mapping[str, Writer]] = {
+    "disaggregatedset": {
+        "parallel": Writer(
+            "Kubernetes DisaggregatedSet of prefill and decode workers", _module("lws", "write_disaggregated")
+        )
+    },
     "exflow-csv": {"experts": Writer("ExFlow solution CSV (Expert,Node)", _module("exflow"))},
+    "lws": {"parallel": Writer("Kubernetes LeaderWorkerSet, one a kind of worker", _module("lws"))},
+    "k8s": {"pods": Writer("Binding objects for pending pods, a JSON list for kubectl create", _module("bindings"))},
     "moves": {"experts": Writer("ordered expert moves from the current placement, CSV or JSON", _module("moves"))},
     "sglang": {
         "experts": Writer("SGLang --init-expert-location JSON and its launch flags", _module("sglang")),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from planner.cost.serving.memory import DEFAULT_MAX_NUM_BATCHED_TOKENS
 from planner.cost.serving.worker import Backend
 from planner.engines import unsupported
 from planner.errors import ExportError
@@ -48,6 +49,11 @@ class Launch:
         return int(self.plan.input_tokens or 0) + int(self.plan.output_tokens or 0)
 
     @property
+    def step_tokens(self) -> int:
+        """Most tokens of a step of an attention rank."""
+        return self.worker.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS
+
+    @property
     def rank_batch(self) -> int | None:
         """Sequences of one attention rank; None where the engine may choose: unknown, or a prefill worker."""
         batch = self.worker.max_batch_size
@@ -77,36 +83,43 @@ def write_script(document: ParallelDocument, path: str, engine: Engine) -> None:
     """Write the script to `path`, or into the folder `path`. ExportError for what the engine cannot run."""
     plan = document.plan
     assert plan is not None
-    model = _model(plan, engine)
-    launches = [_launch(plan, engine, worker, place) for place, worker in enumerate(plan.workers, start=1)]
-    bodies = [engine.body(launch) for launch in launches]
+    model, started = default_model(plan, engine), launches(plan, engine)
     if path != "-" and Path(path).is_dir():
         path = str(Path(path) / f"serve_{engine.to}.sh")
     name = "SCRIPT" if path == "-" else shlex.quote(Path(path).name)
-    many = any(launch.nodes > 1 for launch in launches)
-    pairs = {"prefill", "decode"} & {worker.role for worker in plan.workers}
-    told = [
+    many = any(launch.nodes > 1 for launch, _ in started)
+    lines = [
         f"start one worker: bash {name} WORKER [FLAGS of {engine.title}, such as a port]",
-        *(f"  {_summary(launch)}" for launch in launches),
+        *(f"  {_summary(launch)}" for launch, _ in started),
         *(["on every node of a larger worker, set NODE_RANK=0, 1, ... and MASTER_ADDR"] if many else []),
-        *(engine.pairs if pairs else []),
-        *_shares(plan),
-        *_test(plan, engine),
+        *told(plan, engine),
     ]
     branches = [
         f"  {shlex.quote(launch.worker.name)})\n" + "".join(f"    {line}\n" for line in body) + "    ;;\n"
-        for launch, body in zip(launches, bodies, strict=True)
+        for launch, body in started
     ]
     usage = shlex.quote("workers: " + " ".join(shlex.quote(worker.name) for worker in plan.workers))
     text = (
         "#!/usr/bin/env bash\n"
-        + comments(document, engine.to, path, *told)
+        + comments(document, engine.to, path, *lines)
         + f"set -euo pipefail\nMODEL={model}\nworker=${{1-}}\nshift || true\n"
         + 'case "$worker" in\n'
         + "".join(branches)
         + f"  *)\n    echo {usage} >&2\n    exit 2\n    ;;\nesac\n"
     )
     write_text(path, text)
+
+
+def launches(plan: ParallelPlan, engine: Engine) -> list[tuple[Launch, Sequence[str]]]:
+    """Every kind of worker with the shell lines that start it; ExportError for what the engine cannot run."""
+    found = [_launch(plan, engine, worker, place) for place, worker in enumerate(plan.workers, start=1)]
+    return [(launch, engine.body(launch)) for launch in found]
+
+
+def told(plan: ParallelPlan, engine: Engine) -> list[str]:
+    """What goes with the workers: how requests reach them, and the load that would prove the plan wrong."""
+    pairs = {"prefill", "decode"} & {worker.role for worker in plan.workers}
+    return [*(engine.pairs if pairs else []), *_shares(plan), *_test(plan, engine)]
 
 
 def argv_lines(command: Iterable[str], more: Iterable[Sequence[str]]) -> list[str]:
@@ -134,8 +147,8 @@ def quantized(engine: Engine, plan: ParallelPlan) -> list[list[str]]:
     return [list(flags)] if flags else []
 
 
-def _model(plan: ParallelPlan, engine: Engine) -> str:
-    """The value of MODEL: overridable; without a default where the checkpoint has to be converted first."""
+def default_model(plan: ParallelPlan, engine: Engine) -> str:
+    """The shell value of MODEL: overridable; without a default where the checkpoint has to be converted first."""
     if plan.model is None:
         raise ExportError("the plan names no model; plan again with one (`model:`, --model)")
     if plan.input_tokens is None or plan.output_tokens is None:
@@ -153,10 +166,11 @@ def _model(plan: ParallelPlan, engine: Engine) -> str:
 
 def _launch(plan: ParallelPlan, engine: Engine, worker: Workers, place: int) -> Launch:
     sizes = worker.tensor_parallel_size * worker.pipeline_parallel_size * worker.data_parallel_size
+    sizes *= worker.context_parallel_size
     if sizes != worker.num_gpus:
         raise ExportError(
-            f"{worker.name}: tp x pp x dp is {sizes}, but it has {worker.num_gpus} GPUs;"
-            " a table of candidates needs the columns tp, pp, dp, ep for launch commands"
+            f"{worker.name}: tp x pp x dp x cp is {sizes}, but it has {worker.num_gpus} GPUs;"
+            " a table of candidates needs the columns tp, pp, dp, cp, ep for launch commands"
         )
     reason = unsupported(engine.to, worker)
     if reason is not None:
@@ -197,7 +211,9 @@ def _test(plan: ParallelPlan, engine: Engine) -> list[str]:
     limits = [f"{plan.output_tokens_per_s:.4g} output tokens/s"]
     limits += [f"mean TTFT {format_seconds(plan.ttft_s)}"] if plan.ttft_s is not None else []
     limits += [f"mean TPOT {format_seconds(plan.tpot_s)}"] if plan.tpot_s is not None else []
+    drafts = any(worker.draft_tokens for worker in plan.workers)
     return [
         f"test of the plan, behind its router (predicted: {', '.join(limits)}):",
         "  " + " ".join(map(_quoted, argv)),
+        *(["  random words are no text: drafts are right less often; use prompts of your own"] if drafts else []),
     ]

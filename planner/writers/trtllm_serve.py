@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from planner.cost.serving.memory import DEFAULT_MAX_NUM_BATCHED_TOKENS, TRTLLM_MEMORY_FRACTION
+from planner.cost.serving.memory import TRTLLM_MEMORY_FRACTION
 from planner.plan import ParallelDocument
 from planner.writers.serving_launch import MODEL, Engine, Launch, argv_lines, sized, write_script
 
@@ -28,7 +28,7 @@ def _body(launch: Launch) -> Sequence[str]:
         *sized("--ep_size", worker.expert_parallel_size),
         *([["--enable_attention_dp"]] if ranks > 1 else []),
         *([] if batch is None else [["--max_batch_size", str(batch)]]),
-        ["--max_num_tokens", str(DEFAULT_MAX_NUM_BATCHED_TOKENS)],
+        ["--max_num_tokens", str(launch.step_tokens)],
         ["--max_seq_len", str(launch.most_tokens)],
         ["--enable_chunked_prefill"],
         ["--free_gpu_memory_fraction", str(TRTLLM_MEMORY_FRACTION)],
@@ -47,6 +47,9 @@ def _yaml(launch: Launch, batch: int | None) -> list[str]:
     """Graphs for every batch up to the largest; for pairs, the exchange of caches with room for a whole prompt."""
     lines = ["cuda_graph_config:", "  enable_padding: true"]
     lines += [] if batch is None else [f"  max_batch_size: {batch}"]
+    if launch.worker.draft_tokens:
+        lines += ["speculative_config:", "  decoding_type: MTP"]
+        lines += [f"  num_nextn_predict_layers: {launch.worker.draft_tokens}"]
     if launch.worker.role != "both":
         lines += ["cache_transceiver_config:", "  backend: DEFAULT"]
         lines += [f"  max_tokens_in_buffer: {launch.plan.input_tokens}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from planner.cost.serving.memory import DEFAULT_MAX_NUM_BATCHED_TOKENS, VLLM_MEMORY_FRACTION
+from planner.cost.serving.memory import VLLM_MEMORY_FRACTION
 from planner.errors import ExportError
 from planner.plan import ParallelDocument
 from planner.writers.serving_launch import (
@@ -36,9 +36,11 @@ def _body(launch: Launch) -> Sequence[str]:
         *sized("--tensor-parallel-size", worker.tensor_parallel_size),
         *sized("--pipeline-parallel-size", worker.pipeline_parallel_size),
         *sized("--data-parallel-size", worker.data_parallel_size),
-        *([["--enable-expert-parallel"]] if worker.expert_parallel_size > 1 else []),
+        *sized("--prefill-context-parallel-size", worker.context_parallel_size),
+        *_experts(launch),
+        *_drafts(worker.draft_tokens),
         *([] if launch.rank_batch is None else [["--max-num-seqs", str(launch.rank_batch)]]),
-        ["--max-num-batched-tokens", str(DEFAULT_MAX_NUM_BATCHED_TOKENS)],
+        ["--max-num-batched-tokens", str(launch.step_tokens)],
         ["--max-model-len", str(launch.most_tokens)],
         ["--gpu-memory-utilization", str(VLLM_MEMORY_FRACTION)],
         *([["--kv-cache-dtype", "fp8"]] if launch.plan.kv_cache_dtype == "fp8" else []),
@@ -47,7 +49,7 @@ def _body(launch: Launch) -> Sequence[str]:
     ]
     if launch.nodes == 1:
         return argv_lines(["vllm", "serve", MODEL], flags)
-    rank = worker.tensor_parallel_size * worker.pipeline_parallel_size
+    rank = worker.tensor_parallel_size * worker.pipeline_parallel_size * worker.context_parallel_size
     if worker.data_parallel_size == 1:
         flags += [["--nnodes", str(launch.nodes)], ["--node-rank", NODE_RANK], ["--master-addr", MASTER_ADDR]]
     elif launch.node_gpus % rank == 0:
@@ -58,6 +60,26 @@ def _body(launch: Launch) -> Sequence[str]:
     else:
         raise ExportError(f"{worker.name}: vLLM keeps each data-parallel rank in a node, and one has {rank} GPUs here")
     return ["# on nodes other than the first: --headless too", *argv_lines(["vllm", "serve", MODEL], flags)]
+
+
+def _experts(launch: Launch) -> list[list[str]]:
+    """Experts over the stage; between nodes by DeepEP, as predicted: in large chunks for prompts, else quickly."""
+    worker = launch.worker
+    if worker.expert_parallel_size == 1:
+        return []
+    flags = [["--enable-expert-parallel"]]
+    if launch.nodes > 1 and worker.data_parallel_size > 1:
+        way = "deepep_high_throughput" if worker.role == "prefill" else "deepep_low_latency"
+        flags += [["--all2all-backend", way]]
+    if worker.redundant_experts:
+        flags += [["--enable-eplb"], ["--eplb-config", json.dumps({"num_redundant_experts": worker.redundant_experts})]]
+    return flags
+
+
+def _drafts(number: int) -> list[list[str]]:
+    """The model's own MTP layer. Source: vLLM's guide to speculative decoding, `method: mtp`."""
+    config = {"method": "mtp", "num_speculative_tokens": number}
+    return [["--speculative-config", json.dumps(config)]] if number else []
 
 
 ENGINE = Engine(

@@ -141,3 +141,10 @@ def test_ctrl_c_returns_the_checked_plan(folder: Path) -> None:
     assert document["outcome"]["status"] == "feasible"
     assert document["verdict"]["feasible"]
     assert b"s left" in terminal.text
+
+
+def test_a_method_of_several_problems_is_listed_for_each() -> None:
+    from cli.options import methods
+
+    assert "fleet: " in methods()["highs"]
+    assert "parallel: " in methods()["highs"]

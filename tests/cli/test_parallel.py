@@ -173,7 +173,7 @@ def test_a_table_without_sizes_has_no_script(gpuplan: Invoke, given: Path) -> No
     assert gpuplan("parallel", "given.json", "--model", "mine", "-o", "plan.json", "--quiet").exit_code == 0
     refused = gpuplan("export", "plan.json", "--to", "vllm", "-o", "no.sh")
     assert refused.exit_code == 2
-    assert "d: tp x pp x dp is 1, but it has 3 GPUs" in refused.stderr
+    assert "d: tp x pp x dp x cp is 1, but it has 3 GPUs" in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -234,6 +234,8 @@ def test_usage(gpuplan: Invoke, given: Path, flags: list[str], expected: str) ->
         (["--rate", "0"], "--rate"),
         (["--rate", "nan"], "--rate"),
         (["--margin", "-1"], "--margin"),
+        (["--mix", "1000-200"], "--mix"),
+        (["--hourly", "1,two"], "--hourly"),
         (["--max-workers", "0"], "--max-workers"),
         (["--input-tokens", "0"], "--input-tokens"),
         (["--price", "h100"], "--price"),
@@ -335,3 +337,49 @@ def test_plans_are_compared_by_their_workers(gpuplan: Invoke, given: Path) -> No
 def test_schemas(gpuplan: Invoke, folder: Path) -> None:
     assert "disaggregated" in json.loads(gpuplan("schema", "parallel").stdout)["properties"]
     assert "plan" in json.loads(gpuplan("schema", "parallel-plan").stdout)["properties"]
+
+
+def test_hours_and_a_plan_in_force_are_told_with_their_steps(gpuplan: Invoke, given: Path) -> None:
+    """3 requests/s: 2 mixed, 4 GPUs; 1.5: one. A mixed worker starts from one, and stops again."""
+    (given / "hours.json").write_text(gpuplan("parallel", "given.json", "--hourly", "1.5,3,1.5,0", "--json").stdout)
+    plan = json.loads((given / "hours.json").read_text())["plan"]
+    assert {tuple(one["hours"]): one["num_gpus"] for one in plan["periods"]} == {(0, 2): 2, (1,): 4, (3,): 0}
+    text = gpuplan(
+        "parallel", "given.json", "--hourly", "1.5,3,1.5,0", "--price", "h100=2", "--objective", "cost"
+    ).stdout
+    assert "8 GPU-hours in 4 hours; 16 with the most of them throughout; 16 USD" in text
+    assert "before hour 1: start 1 x mixed" in text
+    assert "before hour 3: stop 1 x mixed" in text
+    flags = ["parallel", "given.json", "--rate", "3", "--change-cost", "0.5"]
+    (given / "now.json").write_text(gpuplan("parallel", "given.json", "--rate", "1.5", "--json").stdout)
+    document = json.loads(gpuplan(*flags, "--current", "now.json", "--json").stdout)
+    assert document["outcome"]["terms"]["changes"] == pytest.approx(1.0), "2 GPUs start"
+    assert document["outcome"]["objective"] == pytest.approx(5.0)
+    assert gpuplan("check", "hours.json", "--instance", "given.json").exit_code == 6, "another instance"
+    again = gpuplan("plan", "given.json", "--current", "now.json", "--json")
+    assert json.loads(again.stdout)["plan"]["changes"][0]["hour"] == 0
+    (given / "other.json").write_text(json.dumps(INSTANCE))
+    assert gpuplan("parallel", "given.json", "--current", "other.json").exit_code == 7
+
+
+def test_requests_of_several_sizes_are_routed(gpuplan: Invoke, folder: Path) -> None:
+    result = gpuplan("parallel", *SMALL, "--mix", "8000/100=0.5", "--ttft", "2s", "-o", "plan.json")
+    assert result.exit_code == 0, result.output
+    plan = json.loads((folder / "plan.json").read_text())["plan"]
+    assert {(one["input_tokens"], one["output_tokens"]) for one in plan["routing"]} == {(1000, 200), (8000, 100)}
+    assert "requests of tokens" in result.stdout
+    by_size = {8000: 0.0, 1000: 0.0}
+    roles = {one["name"]: one["role"] for one in plan["workers"]}
+    for one in plan["routing"]:
+        by_size[one["input_tokens"]] += one["requests_per_s"] * (roles[one["worker"]] != "prefill")
+    assert by_size[8000] == pytest.approx(by_size[1000] / 2)
+
+
+def test_the_answer_tells_intervals_shares_reliefs_and_the_frontier_of_plans(gpuplan: Invoke, folder: Path) -> None:
+    text = gpuplan("parallel", *SMALL, "--tpot", "15ms", "--slo-confidence", "0.9").stdout
+    assert "80 % of measurements:" in text
+    assert "its TPOT (prefill: TTFT) goes to" in text
+    assert "best plan with TPOT" in text
+    assert "nodes of h100_sxm from 1 to 2: +" in text
+    watts = gpuplan("parallel", *SMALL, "--rate", "5", "--objective", "joules").stdout
+    assert "J an output token" in watts

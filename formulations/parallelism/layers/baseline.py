@@ -1,9 +1,10 @@
 """The rule in use: Parallax's greedy first phase, which fills pipelines by memory and looks at no link.
 
 Devices are taken by the layers that they hold, most first, until they hold the model. When the pipeline can be closed
-and the devices that are left still hold another one, the smallest that closes it is taken instead. Layers are then spread
-in proportion to speed, as far as memory lets them ("water-filling"), and rounded by largest remainders. This repeats
-until what is left holds no pipeline. Written from the published description (arXiv:2509.26182); it is not its code.
+and the devices that are left still hold another one, the smallest that closes it is taken instead. Layers are then
+spread in proportion to speed, as far as memory lets them ("water-filling"), and rounded by largest remainders. This
+repeats until what is left holds no pipeline. Written from the published description (arXiv:2509.26182); it is not its
+code.
 """
 
 from __future__ import annotations

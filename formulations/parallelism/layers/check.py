@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -30,7 +30,7 @@ def check(problem: LayersProblem, plan: LayersPlan) -> list[Violation]:
     if unknown:
         return [_broken("device", name, f"there is no device {name}") for name in sorted(unknown)]
     found: list[Violation] = []
-    carried: Counter[tuple[int, int]] = Counter()
+    carried: defaultdict[tuple[int, int], float] = defaultdict(float)
     for place, one in enumerate(plan.pipelines):
         found += _pipeline(problem, groups, f"pipeline {place + 1}", one)
         sites = [int(problem.site[groups[stage.device, stage.site]]) for stage in one.stages]
@@ -111,7 +111,7 @@ def _shared(
     problem: LayersProblem,
     plan: LayersPlan,
     groups: dict[tuple[str, str | None], int],
-    carried: Counter[tuple[int, int]],
+    carried: dict[tuple[int, int], float],
 ) -> Iterator[Violation]:
     """Devices that there are, and links between sites."""
     for (name, site), used in used_devices(plan.pipelines).items():

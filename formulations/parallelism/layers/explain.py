@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -35,7 +36,7 @@ def reasons(problem: LayersProblem) -> tuple[str, ...]:
     if held < problem.num_layers:
         return (
             f"all devices together hold {held} of {problem.num_layers} layers;"
-            f" memory is short by {format_bytes(short)}",
+            f" memory is short by at least {format_bytes(short)}",
         )
     free = replace(problem, max_latency_s=np.inf, in_flight=np.inf)
     if not np.isfinite(holds(free)):
@@ -58,13 +59,19 @@ def ways_out(problem: LayersProblem) -> tuple[str, ...]:
     """Changes that would do, each alone, checked by the same program."""
     ways = [*_more_devices(problem), *_lighter(problem)]
     if np.isfinite(problem.max_latency_s):
-        least = _least(problem, "max_latency_s", problem.max_latency_s)
-        if least is not None:
-            ways.append(f"raise max_latency_s to {format_seconds(least)}")
+        longer = _least(lambda factor: _slower(problem, factor))
+        if longer is not None:
+            ways.append(f"raise max_latency_s to {format_seconds(problem.max_latency_s * longer)}")
     if np.isfinite(problem.in_flight):
-        least = _least(problem, "in_flight", problem.in_flight)
-        if least is not None:
-            ways.append(f"raise kv_tokens {least / problem.in_flight:.3g} times, if memory holds it, or lower batch")
+        more = _least(lambda factor: _more_cache(problem, factor))
+        if more is not None:
+            ways.append(f"raise kv_tokens {more:.3g} times")
+        # Each step then carries fewer sequences, so that there may be more steps.
+        smaller = replace(problem, batch=1, in_flight=problem.in_flight * problem.batch)
+        longer = 1.0 if np.isfinite(holds(smaller)) else _least(lambda factor: _slower(smaller, factor))
+        if problem.batch > 1 and longer is not None:
+            also = f" and raise max_latency_s to {format_seconds(problem.max_latency_s * longer)}" if longer > 1 else ""
+            ways.append(f"lower batch to 1{also}")
     return tuple(ways) or ("add devices or links between sites",)
 
 
@@ -106,8 +113,9 @@ def _lighter(problem: LayersProblem) -> list[str]:
     needs = problem.needs
     ways = []
     weights = needs.weight_bytes + needs.embedding_bytes + needs.head_bytes
-    for what, weight, cache in (("weights", 1.0, 0.0), ("caches", 0.0, 1.0)):
-        if (weights if weight else needs.cache_bytes) <= 0:
+    for what, size in (("weights", weights), ("caches", needs.cache_bytes)):
+        weight = what == "weights"
+        if size <= 0:
             continue
         low, high = 1e-3, 1.0
         if not np.isfinite(holds(_scaled(problem, *((low, 1.0) if weight else (1.0, low))))):
@@ -117,7 +125,8 @@ def _lighter(problem: LayersProblem) -> list[str]:
             fits = np.isfinite(holds(_scaled(problem, *((middle, 1.0) if weight else (1.0, middle)))))
             low, high = (middle, high) if fits else (low, middle)
         if low > 1e-3:
-            ways.append(f"make {what} take {low:.1%} of what they do" + (" (fewer bits)" if weight else " (kv_tokens)"))
+            how = "fewer bits" if weight else "lower kv_tokens"
+            ways.append(f"shrink the {what} to {np.floor(low * 1000) / 10:g}% of their bytes ({how})")
     return ways
 
 
@@ -134,17 +143,19 @@ def _scaled(problem: LayersProblem, weights: float, caches: float) -> LayersProb
     return replace(problem, needs=scaled, cap=capacities(problem.num_layers, scaled))
 
 
-def _least(problem: LayersProblem, name: str, given: float) -> float | None:
-    """The least value of a limit, to a percent, that lets a pipeline be; None where no value does."""
-    low = high = given
-    for _ in range(40):
-        high *= 2
-        if np.isfinite(holds(replace(problem, **{name: high}))):
-            break
-        low = high
-    else:
-        return None
-    while high > low * 1.01:
-        middle = (low + high) / 2
-        low, high = (low, middle) if np.isfinite(holds(replace(problem, **{name: middle}))) else (middle, high)
-    return high
+def _slower(problem: LayersProblem, factor: float) -> LayersProblem:
+    """With so many times the latency."""
+    return replace(problem, max_latency_s=problem.max_latency_s * factor)
+
+
+def _more_cache(problem: LayersProblem, factor: float) -> LayersProblem:
+    """With so many times the tokens in caches, and so the steps under way."""
+    return replace(_scaled(problem, 1.0, factor), in_flight=problem.in_flight * factor)
+
+
+def _least(change: Callable[[float], LayersProblem]) -> float | None:
+    """The least factor above 1, in steps of a tenth, with which there is a pipeline; None below 1,000."""
+    for power in range(1, 73):
+        if np.isfinite(holds(change(1.1**power))):
+            return float(1.1**power)
+    return None

@@ -1,6 +1,6 @@
 """A pool of unequal devices cut into pipelines: exact over whole pipelines.
 
-Sets    p in pipelines that may be: devices n[p, g] of each class, a path of sites, a slot (the time of its slowest stage)
+Sets    p in pipelines that may be: devices n[p, g] of each class, a path of sites, a slot (time of its slowest stage)
 Data    see `problem`; rate[p] = 1 / slot; uses[p, a, b] the path goes over the link from a to b
 
 Variables
@@ -17,18 +17,20 @@ Constraints
     pipelines  sum_p z[p] <= floor(sum_g cap[g] count[g] / L)            (implied; makes the relaxation tighter)
 
 What a pipeline is (the rate level formulation of one pipeline, by `pricing`): at the level of a slot, device g runs
-c_g = min(cap[g], floor(slot / layer_s)) layers, fewer beside the embedding (first stage) and the head (last stage); their
-sum is at least L. Stages of one site follow one another. Its latency, stages x slot + hops, is within max_latency_s, and
-within in_flight slots, so that caches last for the steps under way. A slot is no shorter than a local link's transfer.
+c_g = min(cap[g], floor(slot / layer_s)) layers, fewer beside the embedding (first stage) and the head (last stage);
+their sum is at least L. Stages of one site follow one another. Its latency, stages x slot + hops, is within
+max_latency_s, and within in_flight slots, so that caches last for the steps under way. A slot is no shorter than a
+local link's transfer. Slots are the times that stages may take; a pipeline is not slowed to keep a limit.
 
 The pipelines are far too many to list, so the linear relaxation is solved by column generation. Its value bounds every
-plan. A pipeline whose reduced cost is above the gap between that bound and the best known plan is in no better plan; all
-others are listed and the model over them is exact. When those are too many, only the nearest are, and the bound says so.
-Equal devices are one class, and pipelines are interchangeable, so nothing is symmetric: the size grows with kinds of
-devices, not with their number.
+plan. A pipeline whose reduced cost is above the gap between that bound and the best known plan is in no better plan;
+all others are listed and the model over them is exact. When those are too many, only the nearest are, and the bound
+says so. Equal devices are one class, and pipelines are interchangeable, so nothing is symmetric: the size grows with
+kinds of devices, not with their number.
 
-Ignored: unequal layers (the largest counts for all), and how requests arrive. Reference: the rate level form of Parallax's
-first phase (arXiv:2509.26182); Gilmore and Gomory for the columns; Helix (arXiv:2406.01566) for links as capacities.
+Ignored: unequal layers (the largest counts for all), and how requests arrive. Reference: the rate level form of
+Parallax's first phase (arXiv:2509.26182); Gilmore and Gomory for the columns; Helix (arXiv:2406.01566) for links as
+capacities.
 """
 
 from __future__ import annotations
@@ -98,4 +100,4 @@ def link_list(problem: LayersProblem) -> tuple[tuple[int, int], ...]:
 def path_price(links: Sequence[tuple[int, int]], prices: FloatArray, path: tuple[int, ...]) -> float:
     """Price of a step/s along a path, by the prices of its links."""
     of = dict(zip(links, prices.tolist(), strict=True))
-    return sum(of.get(link, 0.0) for link in pairwise(path))
+    return float(sum(of.get(link, 0.0) for link in pairwise(path)))

@@ -1,10 +1,10 @@
 """The pipelines worth having at given prices of devices and links: a covering problem for every rate level at once.
 
-For each slot (rate level) and each path of sites, one dynamic program over the classes along the path finds the cheapest
-devices that hold all layers within the slot: cost[marks, slot, stages, layers] is the least price of devices that cover
-at least so many layers with so many stages. Marks say which special devices a site still owes: the first its embedding,
-the last its head, one between any device at all. `Table` keeps what a site's program chose, to read columns back and to
-list all columns below a price.
+For each slot (rate level) and each path of sites, one dynamic program over the classes along the path finds the
+cheapest devices that hold all layers within the slot: cost[marks, slot, stages, layers] is the least price of devices
+that cover at least so many layers with so many stages. Marks say which special devices a site has: the first site the
+one with the embedding, the last the one with the head, one between any device at all. A `Table` keeps the costs before
+each class, to read columns back and to list all columns below a price.
 """
 
 from __future__ import annotations
@@ -97,11 +97,11 @@ class Pricing:
 
     def _within(self, final: FloatArray, path: tuple[int, ...]) -> FloatArray:
         """Least cost for all layers with at most the stages that the path allows."""
-        cost = final[0, :, :, -1]
+        cost: FloatArray = final[0, :, :, -1]
         if not self.counts_stages:
             return np.where(self.most_stages[path] >= 1, cost[:, 0], np.inf)
         allowed = np.arange(cost.shape[1])[None, :] <= self.most_stages[path][:, None]
-        return np.where(allowed, cost, np.inf).min(axis=1)
+        return np.asarray(np.where(allowed, cost, np.inf).min(axis=1))
 
     def _site(
         self, site: int, first: bool, last: bool, before: FloatArray, prices: FloatArray
@@ -139,7 +139,7 @@ class Pricing:
         plain = table.layers[PLAIN]
         positive = plain[plain > 0]
         needed = -(-self.problem.num_layers // int(positive.min())) if positive.size else 0
-        result = np.minimum.reduce(used)
+        result: FloatArray = np.minimum.reduce(used)
         for spent, costs in enumerate(used):
             if not np.isfinite(costs).any():
                 continue

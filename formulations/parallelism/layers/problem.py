@@ -31,7 +31,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Needs:
-    """What the memory rows come from, for explanations: bytes of a layer (weights, caches), embedding, head, [G] room."""
+    """What the memory rows come from: bytes of a layer (weights, caches), embedding, head, and room, [G]."""
 
     weight_bytes: float
     cache_bytes: float
@@ -86,7 +86,7 @@ class LayersProblem:
         return np.clip(np.minimum(by_time, self.cap[:, ends]), 0, self.num_layers).astype(np.int64)
 
     def slots(self) -> FloatArray:
-        """The rate levels as times: every time that some stage may take, ascending, and no shorter than a local link's."""
+        """The rate levels as times: every time that some stage may take, ascending; none below a local link's."""
         times = [
             head * one + np.arange(1, most + 1) * layer
             for layer, head, caps in zip(self.layer_s, self.head_s, self.cap, strict=True)
@@ -118,7 +118,7 @@ class LayersProblem:
             yield from extend((first,))
 
     def most_stages(self, slot_s: FloatArray, path: tuple[int, ...]) -> FloatArray:
-        """Stages that a pipeline of these slots [S] may have on this path, by latency and steps in flight; inf, or 0."""
+        """Stages that a pipeline of slots [S] may have on a path, by latency and steps in flight; inf, or below 1."""
         local = max(float(self.hops.step_s[s, s]) for s in path)
         limit = np.minimum(self.max_latency_s, self.in_flight * slot_s)
         if len(path) == 1:
@@ -131,7 +131,8 @@ class LayersProblem:
         back = float(self.hops.return_s[path[-1], path[0]])
         if not np.isfinite(back):
             return np.zeros(slot_s.size)
-        return np.floor((limit - way - back + len(path) * local) / (slot_s + local) * (1 + ROUNDING))
+        most = np.floor((limit - way - back + len(path) * local) / (slot_s + local) * (1 + ROUNDING))
+        return np.asarray(most, dtype=np.float64)
 
 
 def capacities(num_layers: int, needs: Needs) -> IntArray:
@@ -140,4 +141,4 @@ def capacities(num_layers: int, needs: Needs) -> IntArray:
     each = needs.weight_bytes + needs.cache_bytes
     # A layer that fits exactly is not lost to rounding.
     room = np.floor((needs.room_bytes[:, None] - beside[None, :]) / each * (1 + ROUNDING))
-    return np.clip(room, 0, num_layers).astype(np.int64)
+    return np.asarray(np.clip(room, 0, num_layers), dtype=np.int64)

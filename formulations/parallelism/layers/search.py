@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from formulations.outcome import TOLERANCE, Bound, Budget, PartBudget, SearchRes
 from formulations.parallelism.layers.explain import reasons, ways_out
 from formulations.parallelism.layers.milp import Master, build
 from formulations.parallelism.layers.pipelines import pipeline, plan_of, stages_of
-from formulations.parallelism.layers.pricing import Pricing
+from formulations.parallelism.layers.pricing import Column, Pricing
 from formulations.parallelism.layers.problem import FloatArray, LayersProblem
 from formulations.parallelism.layers.relaxed import Pool, generate, near
 from planner.layers_plan import LayersPlan
@@ -112,18 +114,26 @@ def _backend(
 
 def _plan(problem: LayersProblem, pool: Pool, master: Master, values: FloatArray) -> LayersPlan:
     """The plan of a solution; pipelines that share links run at equal parts of their rate."""
-    pipelines = []
+    chosen: list[tuple[Column, int, float]] = []
     for p, column in enumerate(pool.columns):
         count = as_integer(values[master.z[p]], 1e-5)
-        if count == 0:
-            continue
         rate = 1.0 / column.slot_s
-        if master.r[p] >= 0:
-            # The solver keeps its rows to 1e-6; a link is not overdrawn by that.
-            rate = min(rate, float(values[master.r[p]]) * master.unit * (1 - TOLERANCE) / count)
-            if rate <= TOLERANCE / column.slot_s:
-                continue
-        pipelines.append(pipeline(problem, stages_of(problem, column), column.slot_s, rate, count))
+        if master.r[p] >= 0 and count:
+            rate = min(rate, float(values[master.r[p]]) * master.unit / count)
+        if count and rate > TOLERANCE / column.slot_s:
+            chosen.append((column, count, rate))
+    # The solver keeps its rows to 1e-6; a link is not overdrawn by that.
+    carried: defaultdict[tuple[int, int], float] = defaultdict(float)
+    for column, count, rate in chosen:
+        for link in pairwise(column.path):
+            carried[link] += count * rate
+    pipelines = []
+    for column, count, rate in chosen:
+        fits = min(
+            (float(problem.hops.steps_per_s[link]) / carried[link] for link in pairwise(column.path)), default=1.0
+        )
+        steps_per_s = rate * min(1.0, fits)
+        pipelines.append(pipeline(problem, stages_of(problem, column), column.slot_s, steps_per_s, count))
     return plan_of(problem, pipelines)
 
 

@@ -86,7 +86,9 @@ class MappingProblem:
     def second_per_byte(self) -> FloatArray:
         """[N, N], 0 on the diagonal."""
         apart = ~np.eye(len(self.bandwidth_bytes_per_s), dtype=bool)
-        return np.where(apart, 1.0 / np.where(apart, self.bandwidth_bytes_per_s, 1.0), 0.0)
+        found: FloatArray = np.zeros(self.bandwidth_bytes_per_s.shape)
+        found[apart] = 1.0 / self.bandwidth_bytes_per_s[apart]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class MappingCost:
     @property
     def rank_s(self) -> FloatArray:
         """What the search minimises, [B]: the total, and a little of the means."""
-        return self.total_s + TIE * (self.pipelines_s.mean(axis=1) + self.rings_s.mean(axis=1))
+        return np.asarray(self.total_s + TIE * (self.pipelines_s.mean(axis=1) + self.rings_s.mean(axis=1)))
 
 
 def cost(problem: MappingProblem, places: IntArray) -> MappingCost:

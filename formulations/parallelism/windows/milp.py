@@ -23,8 +23,8 @@ Constraints
 prima.cpp's Halda solves this for one fixed guess of which devices run short of memory, and guesses anew until the guess
 holds, which may end at a plan that is not the best. Here the overflow is a variable, so no guess is needed.
 
-One round is never worse: k rounds of windows w are, in this model, one round of windows k w with fewer hand-overs. More
-rounds help where reading the next window overlaps with the other devices' work, which this model, as Halda's, leaves out.
+One round is never worse: k rounds of windows w are, in this model, one round of windows k w with fewer hand-overs.
+More rounds help where reading the next window overlaps with the other devices' work, which this model leaves out.
 
 Ignored: prompts, caches and the overlap of reading and computing. Reference: prima.cpp (arXiv:2504.08791), Linux and
 macOS cases of its layer-window assignment.

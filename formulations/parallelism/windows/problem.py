@@ -2,7 +2,8 @@
 
 Sets    i in devices, in ring order
 Data    L layers of b bytes; k rounds, each device has the same window in each
-        cpu_s[i], gpu_s[i]   time of a layer; ram[i], gpu[i] bytes that weights may take; disk[i] bytes/s; hop[i] seconds
+        cpu_s[i], gpu_s[i]   time of a layer; ram[i] bytes for weights; v[i] layers that the GPU holds
+        disk[i], hop[i]      bytes/s; seconds to the next device
         all[i]               once RAM is short, all of the CPU's layers are read anew, not only what is too much
 """
 

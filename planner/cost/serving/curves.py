@@ -78,7 +78,7 @@ STATE_PASSES = 2.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WorkerCurves:
-    """Seconds on NODES: tokens, step [len(TOKEN_PARTS), nodes], context [len(CONTEXT_PARTS), nodes], state_s a sequence.
+    """Seconds on NODES: tokens, step [TOKEN_PARTS, nodes], context [CONTEXT_PARTS, nodes]; state_s a sequence.
 
     tokens : of a step of so many prompt tokens; step : of a decode step of so many sequences, drafts included.
     num_products, num_moe_layers : that a decode step runs through.

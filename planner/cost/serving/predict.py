@@ -9,11 +9,11 @@ For B sequences on an attention rank (as many as the cache admits), prompts of I
     ttft  = first + k x P1 x (1 + burst x B) + w x step + queue
     queue = (asked / B - 1) x (P1 + tpot x O)                            Little's law beyond what the cache admits
 
-D, P, K, A : fitted sums of the worker's curves; q : PROMPT_SHARE; s : 1 without speculation; with drafts s is 1 / T and
-q is T x PROMPT_SHARE, where a step gives a sequence T tokens (`ServingWorker.tokens_per_step`). `mixed` is what prefills
-of the other sequences cost a token under continuous batching: in the time of one output each of them runs one prompt,
-so r prompts fall on a token. They run in n chunks of c = min(I x max(r, 1), batched tokens), prompts together where
-there is room, and the first chunk together with the decode step. `burst` stands for all clients of a closed loop
+D, P, K, A : fitted sums of the worker's curves; q : PROMPT_SHARE; s : 1 without speculation. With drafts, which give a
+sequence T tokens a step (`ServingWorker.tokens_per_step`), s is 1 / T and q is T x PROMPT_SHARE. `mixed` is what
+prefills of the other sequences cost a token under continuous batching: in the time of one output each of them runs one
+prompt, so r prompts fall on a token. They run in n chunks of c = min(I x max(r, 1), batched tokens), prompts together
+where there is room, and the first chunk together with the decode step. `burst` stands for all clients of a closed loop
 starting at once. Closed loop: the number of sequences is given. For arrivals at a rate see `planner.cost.queueing`.
 
 What holds over the catalogue (tests): more sequences never lower step, tpot or ttft; a longer prompt lowers one of them
@@ -137,6 +137,16 @@ class ServingModel:
         other._tables = collapse(self.workers, self.curves, self.memory, coefficients)
         return other
 
+    @classmethod
+    def joined(cls, models: Sequence[ServingModel]) -> ServingModel:
+        """The compiled workers of several models of the same coefficients and batched tokens, one after another."""
+        other = copy(models[0])
+        other.workers = tuple(worker for one in models for worker in one.workers)
+        other.curves = tuple(curve for one in models for curve in one.curves)
+        other.memory = tuple(memory for one in models for memory in one.memory)
+        other._tables = collapse(other.workers, other.curves, other.memory, other.coefficients)
+        return other
+
     def only(self, index: Sequence[int]) -> ServingModel:
         """Some of the compiled workers."""
         other = copy(self)
@@ -162,6 +172,12 @@ class ServingModel:
         step = np.minimum(whole, step_tokens)
         attention = self.table("prompt_attention", worker, input_tokens)
         return whole / step * self.table("prefill", worker, step) + prompts * attention
+
+    def first_token_s(self, worker: IntArray, alone_s: FloatArray, step_s: FloatArray) -> FloatArray:
+        """Time to first token of a sequence alone on its rank, [plans]; alone_s : of its prompt, step_s : a step."""
+        t = self._tables
+        own = t.prompt[worker] * alone_s * (1.0 + t.burst[worker])
+        return t.first_token[worker] + own + t.wait_steps[worker] * step_s
 
     @property
     def sequence_s(self) -> FloatArray:

@@ -95,6 +95,17 @@ def weight_bytes(worker: ServingWorker) -> float:
     return layers * _fullest_stage(worker) + ends + vision + mtp
 
 
+def expert_weight_bytes(worker: ServingWorker) -> float:
+    """Bytes of routed experts among the weights of a GPU, of an even share of the layers."""
+    layers = sum(
+        _local_bytes(worker, tensor, layer) * n
+        for layer, n in worker.model.layer_groups()
+        for tensor in layer.tensors
+        if tensor.component is Component.ROUTED_EXPERTS
+    )
+    return layers * _fullest_stage(worker)
+
+
 def _fullest_stage(worker: ServingWorker) -> float:
     """Share of the layers on the stage with the most."""
     layers = worker.model.num_hidden_layers

@@ -10,7 +10,7 @@ import pytest
 from formulations.base import solve
 from formulations.gpu_fleet import search as search_module
 from formulations.gpu_fleet.formulation import GPU_FLEET
-from formulations.gpu_fleet.hours import rising
+from formulations.gpu_fleet.hours import Hour, HoursSearch, rising
 from formulations.gpu_fleet.problem import FleetProblem
 from formulations.gpu_fleet.reading import read_problem
 from formulations.outcome import Outcome, SolveOptions, Status
@@ -111,6 +111,29 @@ def test_reserved_instances_reach_to_the_peak_of_like_hours() -> None:
     outcome = solved(read_problem(FleetInstance.model_validate(described)))
     assert outcome.status is Status.OPTIMAL
     assert outcome.objective.total == pytest.approx(62.0)
+
+
+def test_hours_that_one_fleet_serves_are_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One GPU serves 1 a second of both sizes, so one is enough for every hour; shares stay those of the hour.
+    hourly = [0.1 * (hour + 1) for hour in range(HOURS)]
+    demand = [{"model": "m", "input_tokens": d + 1, "output_tokens": 1, "hourly": [rate / 2 for rate in hourly]}
+              for d in range(2)]  # fmt: skip
+    profiles = [{"offer": "g", "model": "m", "input_tokens": d + 1, "output_tokens": 1, "max_rate_per_s": 1.0}
+                for d in range(2)]  # fmt: skip
+    offers = [{"name": "g", "device": "g", "price_usd_per_hour": 2.0}]
+    described = {"name": "t", "offers": offers, "models": [{"name": "m"}], "demand": demand, "profiles": profiles}
+    solves: list[int] = []
+    alone = HoursSearch._hour
+
+    def counted(self: HoursSearch, period: int, *rest: Any) -> Hour | None:
+        solves.append(period)
+        return alone(self, period, *rest)
+
+    monkeypatch.setattr(HoursSearch, "_hour", counted)
+    outcome = solved(read_problem(FleetInstance.model_validate(described)))
+    assert outcome.status is Status.OPTIMAL
+    assert outcome.objective.total == pytest.approx(2.0)
+    assert len(set(solves)) == 2
 
 
 def test_an_hour_that_nothing_serves_is_proven() -> None:

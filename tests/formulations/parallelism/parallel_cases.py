@@ -18,6 +18,7 @@ from formulations.parallelism.reading import ROLES
 from planner.parallel_plan import ParallelPlan, Role, WorkerType
 
 TTFT_S, TPOT_S = 0.5, 0.02
+METHODS = ("highs", "scip", "cbc")
 
 
 def worker(

@@ -14,7 +14,7 @@ from parallel_cases import best, brute_force, packs_on_nodes, problem, run, solv
 
 from formulations.parallelism.baseline import best_uniform
 from formulations.parallelism.check import check, fits
-from formulations.parallelism.milp import divide_one_another, largest_patterns
+from formulations.parallelism.packing import divide_one_another, packing_arcs
 from formulations.parallelism.pareto import undominated
 from formulations.parallelism.problem import ParallelProblem
 from planner.parallel_plan import Role
@@ -130,18 +130,35 @@ def test_fits_on_many_nodes() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(sizes=st.sets(st.integers(1, 10), min_size=1, max_size=4), node=st.integers(1, 14))
-def test_patterns_are_the_largest_multisets(sizes: set[int], node: int) -> None:
-    ordered = sorted(size for size in sizes if size <= node)
-    if not ordered:
-        return
-    every = [
+def test_paths_of_arcs_are_the_ways_to_fill_a_node(sizes: set[int], node: int) -> None:
+    """Every multiset that fits is the sizes along one path from 0, largest first, and no path holds more."""
+    ordered = sorted((size for size in sizes if size <= node), reverse=True)
+    every = {
         tried
         for tried in product(*(range(node // size + 1) for size in ordered))
-        if node - ordered[0] < sum(count * size for count, size in zip(tried, ordered, strict=True)) <= node
-    ]
-    found = list(largest_patterns(ordered, node))
-    assert len(found) == len(set(found))
-    assert set(found) == set(every)
+        if sum(count * size for count, size in zip(tried, ordered, strict=True)) <= node
+    }
+    arcs = {tuple(arc) for arc in packing_arcs(ordered, node).tolist()}
+    for tried in every:
+        place = 0
+        for size, count in zip(ordered, tried, strict=True):
+            for _ in range(count):
+                assert (size, place) in arcs
+                place += size
+    assert all(place + size <= node for size, place in arcs)
+
+
+def test_many_odd_sizes_on_a_large_domain() -> None:
+    """Domains of 72 GPUs and workers of 12 sizes: 142,914 ways to fill one, and 421 arcs. At a rate of its GPUs each,
+    4 domains serve 288, as 72 divides; without 72 and with 71 in its place a worker of 1 fills the rest."""
+    sizes = [1, 2, 3, 4, 6, 8, 9, 12, 18, 24, 36, 72]
+    arcs = packing_arcs(sizes, 72)
+    assert len(arcs) == 421
+    for last in (72, 71):
+        workers = [worker(f"w{size}", "both", size, float(size)) for size in (*sizes[:-1], last)]
+        assert best(problem(workers, (4, 72))) == pytest.approx(-288.0)
+    # 2 x 35 leaves 2 GPUs of 72 idle, and 25 + 47 none: at one rate a GPU, 4 domains of 25 + 47.
+    assert best(problem([worker(f"w{k}", "both", k, float(k)) for k in (35, 25, 47)], (4, 72))) == pytest.approx(-288.0)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from parallel_cases import run
+from pydantic import ValidationError
 
-from formulations.parallelism.candidates import DECODE_UTILISATION, PREFILL_UTILISATION
 from formulations.parallelism.check import check
+from formulations.parallelism.pricing import DECODE_UTILISATION
 from formulations.parallelism.problem import ParallelProblem
 from formulations.planning import load_problem
 from planner import catalog
@@ -17,6 +18,7 @@ from planner.cost.serving.precision import kv_element_bytes
 from planner.cost.serving.predict import ServingModel, ServingPlans
 from planner.cost.serving.worker import ServingWorker
 from planner.descriptions.parallel import ParallelInstance
+from planner.errors import DescriptionError
 from planner.parallel_plan import WorkerType
 
 LLAMA, MIXTURE = "meta-llama/Llama-3.1-70B-Instruct", "Qwen/Qwen3-30B-A3B"
@@ -45,6 +47,7 @@ def compiled(one: WorkerType, model: str) -> ServingModel:
         data_parallel_size=one.data_parallel_size,
         moe_tensor_parallel_size=size // one.expert_parallel_size,
         expert_parallel_size=one.expert_parallel_size,
+        redundant_experts=one.redundant_experts,
         kv_element_bytes=kv_element_bytes(spec, "vllm"),
     )
     assert list(worker.problems()) == []
@@ -72,7 +75,8 @@ def test_only_legal_splits(found: tuple[str, ParallelProblem]) -> None:
         if not spec.num_moe_layers:
             assert (ranks, ep) == (1, 1)
         else:
-            assert attention.mlp.num_experts % ep == 0
+            assert (attention.mlp.num_experts + one.redundant_experts) % ep == 0
+            assert ep > 8 or one.redundant_experts == 0
             assert ep in (1, tp * ranks)
 
 
@@ -81,13 +85,17 @@ def test_memory_holds_the_batch_and_rates_are_the_cost_models(found: tuple[str, 
     for one in problem.workers[:: max(1, len(problem.workers) // 40)]:
         model, batch = compiled(one, name), float(one.max_batch_size or 0)
         if one.role == "prefill":
-            plans = ServingPlans.of(0, one.data_parallel_size, INPUT, 1)
-            alone = float(model.first_token_parts(plans)["alone"][0])
-            at_once = one.data_parallel_size * one.pipeline_parallel_size
-            assert one.requests_per_s == pytest.approx(PREFILL_UTILISATION * at_once / alone)
             assert one.tpot_s is None
             assert one.ttft_s is not None
-            assert one.ttft_s > float(model.predict(plans).ttft_s[0])
+            assert one.utilisation is not None
+            together, step = float(batch / one.data_parallel_size), float(one.max_num_batched_tokens or 0)
+            assert together == max(step // INPUT, 1)
+            zero, number = np.zeros(1, dtype=np.intp), np.array([together])
+            seconds = model.prefill_s(zero, np.array([float(INPUT)]), number, np.array([step]))
+            highest = batch * one.pipeline_parallel_size / float(seconds[0])
+            assert one.requests_per_s == pytest.approx(one.utilisation * highest)
+            alone = model.first_token_parts(ServingPlans.of(0, one.data_parallel_size, INPUT, 1))["alone"]
+            assert one.ttft_s > float(alone[0])
             continue
         predicted = model.predict(ServingPlans.of(0, batch, INPUT, OUTPUT))
         assert predicted.admitted_sequences[0] >= batch
@@ -128,8 +136,8 @@ def test_a_slower_link_lengthens_the_first_token_by_the_caches_transfer() -> Non
         {one.name: one for one in read(kv_bandwidth_bytes_per_s=rate).workers if one.role == "prefill"}
         for rate in (1e9, 1e12)
     )
-    assert slow.keys() == fast.keys()
-    name = "prefill-h200_sxm-tp4"
+    assert slow.keys() == fast.keys(), "the cache takes as long behind every step and load"
+    name = "prefill-h200_sxm-tp4-s4000-u90"
     sent = 80 * 2 * 8 * 128 * 2 * INPUT / 4
     late, early = slow[name].ttft_s, fast[name].ttft_s
     assert late is not None
@@ -143,7 +151,7 @@ def test_the_network_of_the_cluster_carries_the_cache() -> None:
 
     def first_token_s(nic: str) -> float:
         cluster = {"nodes": [{"device": "h200_sxm", "count": 2, "gpus_per_node": 8, "nic_bandwidth_bytes_per_s": nic}]}
-        one = next(one for one in read(cluster=cluster).workers if one.name == "prefill-h200_sxm-tp8")
+        one = next(one for one in read(cluster=cluster).workers if one.name == "prefill-h200_sxm-tp4-s4000-u90")
         assert one.ttft_s is not None
         return one.ttft_s
 
@@ -183,3 +191,114 @@ def test_an_slo_below_the_floor_is_told_with_the_fastest() -> None:
     fastest = min(one.tpot_s for one in problem.workers if one.tpot_s is not None)
     assert fastest > 1e-4
     assert any("tpot_s from 0.0001" in way for way in outcome.relaxations)
+
+
+def prefill(problem: ParallelProblem) -> list[WorkerType]:
+    return [one for one in problem.workers if one.role == "prefill"]
+
+
+def test_less_load_is_a_shorter_queue() -> None:
+    """M/D/1 with one prompt a step: S u / (2 (1 - u)) of waiting, 4.5 S at 0.9 and 0.5 S at 0.5."""
+    found = {one.utilisation: one for one in prefill(read()) if one.name.startswith("prefill-h200_sxm-tp4-s4000-u")}
+    busy, calm = found[0.9], found[0.5]
+    service = 0.9 / busy.requests_per_s
+    assert calm.requests_per_s == pytest.approx(5 / 9 * busy.requests_per_s)
+    assert busy.ttft_s is not None
+    assert calm.ttft_s is not None
+    assert busy.ttft_s - calm.ttft_s == pytest.approx(4.0 * service)
+
+
+def test_a_tight_first_token_is_met_by_idling() -> None:
+    """Where no worker at 90 % keeps the limit, one with less to do does."""
+    floor = min(one.ttft_s for one in prefill(read()) if one.ttft_s is not None and one.utilisation == 0.9)
+    problem = read(slo={"ttft_s": 0.8 * floor}, disaggregated="only")
+    outcome = run(problem)
+    assert outcome.status == "optimal"
+    assert outcome.plan is not None
+    assert {one.utilisation for one in outcome.plan.workers if one.role == "prefill"} < {0.3, 0.5, 0.6, 0.7, 0.8, 0.85}
+
+
+def test_short_prompts_share_steps() -> None:
+    """Prompts of 200 tokens: the most requests a second need several in a step."""
+    problem = read(MIXTURE, gpus=1, workload={"input_tokens": 200, "output_tokens": 100})
+    best = max(prefill(problem), key=lambda one: one.requests_per_s)
+    assert (best.max_batch_size or 0) > 8
+    assert best.max_num_batched_tokens == 200 * (best.max_batch_size or 0)
+
+
+class TestWideExperts:
+    def test_ranks_over_nodes_with_redundant_experts(self) -> None:
+        """128 experts on 144 ranks: 16 redundant ones make one each."""
+        found = {(one.data_parallel_size, one.redundant_experts) for one in read(MIXTURE, nodes=20, gpus=8).workers}
+        assert {(144, 16), (128, 0), (96, 64), (72, 16), (16, 16)} <= found
+        assert (144, 0) not in found
+        assert not any(ranks > 8 and more > 128 for ranks, more in found)
+
+    def test_imbalance_slows_them(self) -> None:
+        even, uneven = (
+            {one.name: one.requests_per_s for one in read(MIXTURE, nodes=2, expert_imbalance=factor).workers}
+            for factor in (1.0, 2.0)
+        )
+        redundant = [name for name in even.keys() & uneven.keys() if "-r16" in name]
+        assert redundant
+        assert all(even[name] > uneven[name] for name in redundant)
+
+
+LONG: dict[str, Any] = {"workload": {"input_tokens": 131_072, "output_tokens": 100}}
+
+
+class TestSharedPrompts:
+    def test_only_prefill_workers_share_long_prompts(self) -> None:
+        sharing = [one for one in read(nodes=2, **LONG).workers if one.context_parallel_size > 1]
+        assert {one.role for one in sharing} == {"prefill"}
+        assert all(one.num_gpus == one.tensor_parallel_size * one.context_parallel_size for one in sharing)
+        assert not any(one.context_parallel_size > 1 for one in read(nodes=2).workers)
+
+    def test_they_reach_first_tokens_that_no_other_reaches(self) -> None:
+        def fastest(problem: ParallelProblem, sharing: bool) -> float:
+            return min(
+                one.ttft_s for one in prefill(problem) if one.ttft_s and (one.context_parallel_size > 1) == sharing
+            )
+
+        problem = read(nodes=4, **LONG)
+        shared, alone = fastest(problem, True), fastest(problem, False)
+        assert shared < 0.5 * alone
+        outcome = run(read(nodes=4, slo={"ttft_s": 0.8 * alone}, **LONG))
+        assert outcome.plan is not None
+        assert any(one.context_parallel_size > 1 for one in outcome.plan.workers)
+
+    def test_engines_that_cannot_share_have_none(self) -> None:
+        assert not any(one.context_parallel_size > 1 for one in read(nodes=2, backend="trtllm", **LONG).workers)
+
+
+class TestDrafts:
+    V3 = "deepseek-ai/DeepSeek-V3"
+
+    def test_workers_with_and_without_are_there(self) -> None:
+        problem = read(self.V3, gpus=8, device="h200_sxm", backend="sglang", speculation={"draft_tokens": 1})
+        roles = {(one.role, one.draft_tokens) for one in problem.workers}
+        assert roles == {("both", 0), ("both", 1), ("decode", 0), ("decode", 1), ("prefill", 0)}
+        assert any("a draft is right with a chance of 0.85" in note for note in problem.assumptions)
+        plain, drafts = (
+            min(one.tpot_s for one in problem.workers if one.tpot_s and one.draft_tokens == size) for size in (0, 1)
+        )
+        assert drafts < plain
+
+    def test_drafts_that_are_never_right_are_never_chosen(self) -> None:
+        never = {"draft_tokens": 2, "acceptance": 0.0}
+        outcome = run(read(self.V3, gpus=8, device="h200_sxm", backend="sglang", speculation=never))
+        assert outcome.plan is not None
+        assert all(one.draft_tokens == 0 for one in outcome.plan.workers)
+
+    @pytest.mark.parametrize(
+        ("model", "asked", "expected"),
+        [
+            (LLAMA, {"draft_tokens": 1}, "has no MTP layer that could propose tokens"),
+            ("deepseek-ai/DeepSeek-R1", {"draft_tokens": 1}, "no acceptance of the drafts"),
+            (V3, {"draft_tokens": 9}, "less than or equal to 8"),
+            (V3, {"acceptance": 1.5}, "less than or equal to 1"),
+        ],
+    )
+    def test_impossible_ones_say_why(self, model: str, asked: dict[str, float], expected: str) -> None:
+        with pytest.raises((DescriptionError, ValidationError), match=expected):
+            read(model, speculation=asked)

@@ -30,8 +30,9 @@ HEADS = {
 
 def worker(role: str = "both", *, count: int = 1, name: str | None = None, **sizes: Any) -> Workers:
     short = {"tp": "tensor_parallel_size", "pp": "pipeline_parallel_size", "dp": "data_parallel_size"}
-    short |= {"ep": "expert_parallel_size", "batch": "max_batch_size"}
-    gpus = sizes.get("tp", 1) * sizes.get("pp", 1) * sizes.get("dp", 1)
+    short |= {"ep": "expert_parallel_size", "batch": "max_batch_size", "cp": "context_parallel_size"}
+    short |= {"redundant": "redundant_experts", "drafts": "draft_tokens", "step": "max_num_batched_tokens"}
+    gpus = sizes.get("tp", 1) * sizes.get("pp", 1) * sizes.get("dp", 1) * sizes.get("cp", 1)
     return Workers.model_validate(
         {
             "name": name or f"{role}-{'-'.join(f'{key}{size}' for key, size in sizes.items())}",
@@ -134,6 +135,68 @@ def test_sizes_become_flags(
     assert flags(started, to, shared_data / TABLES[to]) == expected
 
 
+NODE = {"NODE_RANK": "0", "MASTER_ADDR": "node0"}
+
+
+def test_wide_experts_over_nodes(tmp_path: Path, shared_data: Path) -> None:
+    """DeepEP between nodes, and a redundant expert for each GPU that has none."""
+    one = worker("decode", dp=144, ep=144, redundant=32, batch=4608)
+    found = flags(Started(tmp_path, document(one), "vllm", one.name, **NODE), "vllm", shared_data / TABLES["vllm"])
+    assert found["--data-parallel-size"] == "144"
+    assert found["--all2all-backend"] == "deepep_low_latency"
+    assert "--enable-eplb" in found
+    config = json.loads(str(found["--eplb-config"]))
+    assert config == {"num_redundant_experts": 32}
+    assert set(config) <= set(json.loads((shared_data / TABLES["vllm"]).read_text())["nested"]["EPLBConfig"])
+    found = flags(
+        Started(tmp_path, document(one), "sglang", one.name, **NODE), "sglang", shared_data / TABLES["sglang"]
+    )
+    assert (found["--tp-size"], found["--attn-dp-size"], found["--ep-size"]) == ("144", "144", "144")
+    assert (found["--moe-a2a-backend"], found["--ep-num-redundant-experts"]) == ("deepep", "32")
+    assert "--enable-eplb" in found
+
+
+def test_shared_prompts(tmp_path: Path, shared_data: Path) -> None:
+    """16 ranks of 8 GPUs share a prompt of 131,072 tokens: SGLang counts all 128, vLLM one rank's 8."""
+    one = worker("prefill", tp=8, cp=16, batch=1, step=131072)
+    found = flags(Started(tmp_path, document(one), "vllm", one.name, **NODE), "vllm", shared_data / TABLES["vllm"])
+    assert (found["--tensor-parallel-size"], found["--prefill-context-parallel-size"]) == ("8", "16")
+    assert (found["--max-num-batched-tokens"], found["--nnodes"]) == ("131072", "16")
+    found = flags(
+        Started(tmp_path, document(one), "sglang", one.name, **NODE), "sglang", shared_data / TABLES["sglang"]
+    )
+    assert (found["--tp-size"], found["--attn-cp-size"], found["--cp-strategy"]) == ("128", "16", "zigzag")
+    assert "--enable-prefill-cp" in found
+    assert (found["--chunked-prefill-size"], found["--max-prefill-tokens"]) == ("131072", "131072")
+
+
+@pytest.mark.parametrize("to", sorted(TABLES))
+def test_drafts(tmp_path: Path, shared_data: Path, to: str) -> None:
+    one = worker("both", tp=8, batch=16, drafts=2)
+    started = Started(tmp_path, document(one), to, one.name)
+    found = flags(started, to, shared_data / TABLES[to])
+    if to == "vllm":
+        config = json.loads(str(found["--speculative-config"]))
+        assert config == {"method": "mtp", "num_speculative_tokens": 2}
+    elif to == "sglang":
+        steps, drafts = found["--speculative-num-steps"], found["--speculative-num-draft-tokens"]
+        assert (found["--speculative-algorithm"], steps, drafts) == ("NEXTN", "2", "3")
+        assert found["--speculative-eagle-topk"] == "1"
+    else:
+        yaml = (tmp_path / str(found["--config"])).read_text()
+        assert "speculative_config:\n  decoding_type: MTP\n  num_nextn_predict_layers: 2\n" in yaml
+    assert "random words are no text" in started.text
+    assert "random words" not in Started(tmp_path, document(worker(tp=8)), to, "both-tp8").text
+
+
+@pytest.mark.parametrize("to", sorted(TABLES))
+def test_steps_of_prefill_workers(tmp_path: Path, shared_data: Path, to: str) -> None:
+    pair = (worker("prefill", tp=2, batch=4, step=12000), worker("decode", tp=4, batch=32))
+    found = flags(Started(tmp_path, document(*pair), to, pair[0].name), to, shared_data / TABLES[to])
+    name = {"vllm": "--max-num-batched-tokens", "sglang": "--chunked-prefill-size", "trtllm": "--max_num_tokens"}[to]
+    assert found[name] == "12000"
+
+
 @pytest.mark.parametrize("to", sorted(TABLES))
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_pairs_exchange_caches(tmp_path: Path, shared_data: Path, to: str, role: str) -> None:
@@ -222,7 +285,7 @@ def test_the_model_can_be_said_at_start_and_must_be_where_it_has_to_be_converted
 @pytest.mark.parametrize(
     ("to", "one", "said", "expected"),
     [
-        ("vllm", worker(tp=4).model_copy(update={"tensor_parallel_size": 1}), {}, "needs the columns tp, pp, dp, ep"),
+        ("vllm", worker(tp=4).model_copy(update={"tensor_parallel_size": 1}), {}, "needs the columns tp, pp, dp, cp, ep"),
         ("vllm", worker(tp=4, ep=2), {}, "experts over all 4 GPUs of a stage or none"),
         ("vllm", worker("prefill", tp=2, pp=2), {}, "NixlConnector moves no caches of workers with pipeline stages"),
         ("sglang", worker(tp=4, ep=3), {}, "expert_parallel_size 3 does not divide the 4 GPUs"),
@@ -231,6 +294,10 @@ def test_the_model_can_be_said_at_start_and_must_be_where_it_has_to_be_converted
         ("sglang", worker(tp=2), {"model": None}, "names no model"),
         ("sglang", worker(tp=9), {"gpus_per_node": {"h100_sxm": 8}}, "9 GPUs do not share 2 nodes of 8"),
         ("vllm", worker(tp=8, pp=2, dp=2), {}, "keeps each data-parallel rank in a node"),
+        ("trtllm", worker("prefill", tp=4, cp=2), {}, "has no context parallelism for prompts"),
+        ("vllm", worker("prefill", tp=2, dp=2, cp=2), {}, "only without data parallelism"),
+        ("sglang", worker("decode", tp=4, cp=2), {}, "only prefill workers have them"),
+        ("trtllm", worker(dp=16, ep=16, redundant=32), {}, "from a placement file"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_expressed_is_refused(

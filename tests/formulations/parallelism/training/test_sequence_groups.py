@@ -12,19 +12,11 @@ from hypothesis import strategies as st
 
 from formulations.backends.linear import solve_linear_pulp
 from formulations.outcome import Budget, SolveOptions, Status
-from formulations.parallelism.training import sequence_groups
-from formulations.parallelism.training.sequence_groups import (
-    Group,
-    SequencePlan,
-    SequenceProblem,
-    check,
-    choose,
-    devices_needed,
-    improve,
-    makespan,
-    one_degree,
-    pack,
-)
+from formulations.parallelism.training.sequences import groups as search
+from formulations.parallelism.training.sequences.check import check
+from formulations.parallelism.training.sequences.groups import choose, devices_needed
+from formulations.parallelism.training.sequences.packing import improve, one_degree, pack
+from formulations.parallelism.training.sequences.problem import Group, SequencePlan, SequenceProblem, makespan
 
 
 def problem(tokens: Any, devices: int, room: float, *, overhead: float = 1.0, spread: float = 0.1) -> SequenceProblem:
@@ -139,12 +131,10 @@ def test_every_plan_is_legal_and_no_better_than_its_bound(tokens: list[int], pow
 @pytest.mark.parametrize("limit", [4.0, 6.0, 9.0])
 def test_a_second_solver_agrees_on_the_devices(limit: float) -> None:
     asked = problem([9, 7, 5, 3, 3, 2, 1, 1], 8, 10.0)
-    built = devices_needed(asked, sequence_groups._classes(asked), limit)
+    built = devices_needed(asked, search._classes(asked), limit)
     if built is None:
         return
-    numbers, _, _ = sequence_groups._numbers(
-        asked, sequence_groups._classes(asked), limit, SolveOptions(), Budget(10.0)
-    )
+    numbers, _, _ = search._numbers(asked, search._classes(asked), limit, SolveOptions(), Budget(10.0))
     result, _ = solve_linear_pulp(built[0], Budget(10.0), SolveOptions())
     assert (numbers is None) == (result.objective is None)
     if numbers is not None:
@@ -164,8 +154,8 @@ def test_more_classes_than_the_program_takes() -> None:
     """300 sequences fall into classes of the least length; the bound stays below the plan."""
     tokens = np.ceil(np.random.default_rng(3).lognormal(4.0, 1.0, 300))
     asked = problem(tokens, 16, float(tokens.sum()))
-    classes = sequence_groups._classes(asked)
-    assert classes.size.size == sequence_groups.MAX_CLASSES
+    classes = search._classes(asked)
+    assert classes.size.size == search.MAX_CLASSES
     assert classes.size.sum() == 300
     found = choose(asked)
     assert found.plan is not None

@@ -46,7 +46,7 @@ class TestPromptsSharedByRanks:
             assert part(four, name)[at(65536)] == pytest.approx(part(alone, name)[at(16384)], rel=1e-12)
 
     def test_attention_is_shared_until_the_ring_takes_longer(self, serve: Serve) -> None:
-        """405B on TP8: a GPU keeps one KV head: 126 x 2 x 128 x 2 bytes a token, a 16th of the prompt's on each rank."""
+        """405B on TP8: a GPU keeps one KV head: 126 x 2 x 128 x 2 bytes a token, a 16th of them on a rank."""
         worker = replace(serve(LLAMA, tp=8), context_parallel_size=16)
         tokens = NODES[at(2**20)]
         peak = worker.device.peak_flop_per_s("bf16")

@@ -1,0 +1,111 @@
+"""`gpuplan pods`: where pods go, from kubectl output, or from an instance with flags over it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from cli.options import (
+    GapOption,
+    JsonOption,
+    MethodOption,
+    OutputOption,
+    QuietOption,
+    SeedOption,
+    ThreadsOption,
+    TimeLimitOption,
+    WorkLimitOption,
+    solve_options,
+)
+
+WHAT, GOAL = "Nodes and pods", "Goal"
+
+
+class GoalName(StrEnum):
+    """What is best."""
+
+    PRIORITY = "priority"
+    ALLOCATION = "allocation"
+    CONSOLIDATE = "consolidate"
+
+
+class Counted(StrEnum):
+    """What consolidation counts."""
+
+    GPUS = "gpus"
+    NODES = "nodes"
+    PRICE = "price"
+
+
+def _flag(help: str, panel: str, metavar: str | None = None, *names: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
+    return option
+
+
+def pods(
+    instance: Annotated[
+        str | None,
+        typer.Argument(metavar="INSTANCE", help="instance file that the flags override; - is standard input"),
+    ] = None,
+    name: Annotated[str | None, _flag("name of the instance", WHAT, "TEXT")] = None,
+    nodes: Annotated[
+        str | None, _flag("`kubectl get nodes -o json`: file, folder, YAML, or - ; or openb CSV", WHAT, "FILE")
+    ] = None,
+    pods: Annotated[
+        str | None, _flag("`kubectl get pods -A -o json`: file, folder, YAML, or - ; or openb CSV", WHAT, "FILE")
+    ] = None,
+    objects: Annotated[
+        list[str] | None,
+        _flag("more files: disruption budgets, pod groups, priority classes, namespaces; repeatable", WHAT, "FILE"),
+    ] = None,
+    objective: Annotated[GoalName | None, _flag("default: priority", GOAL)] = None,
+    powered: Annotated[Counted | None, _flag("what consolidation counts of nodes in use; default: gpus", GOAL)] = None,
+    time_slice: Annotated[float | None, _flag("most seconds for one tier of the goal", GOAL, "S")] = None,
+    output: OutputOption = None,
+    time_limit: TimeLimitOption = 30.0,
+    work_limit: WorkLimitOption = None,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    gap: GapOption = None,
+    method: MethodOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> int:
+    """Give pending pods a place, down to the GPU: most by priority, most GPU allocated, or fewest nodes in use.
+
+    Reads what kubectl prints. Pods that run stay where they are. Every pod without a place is told with its reason.
+    Nothing is changed in any cluster.
+
+    Exit codes: 0 a plan, 2 usage, 3 proven infeasible, 4 short of the asked gap, 5 no plan found, 7 bad files.
+    """
+    from cli.instances import Flag, beside, merge
+    from cli.solving import Delivery, run_plan
+    from formulations.kinds import kind_name
+    from formulations.planning import problem_of
+    from planner.errors import OptionError
+
+    delivery = Delivery(output, as_json, quiet)
+    options = solve_options("pods", time_limit, work_limit, seed, threads, gap, method)
+    if [instance, nodes, pods].count("-") > 1 and (instance == "-" or nodes != pods):
+        raise OptionError("only one of INSTANCE, --nodes and --pods can be standard input")
+
+    def path(text: str | None) -> str | None:
+        return text if text == "-" else beside(instance, text)
+
+    if instance is None and name is None:
+        name = "pods"
+    flags = {
+        ("name",): Flag("--name", name),
+        ("nodes",): Flag("--nodes", path(nodes)),
+        ("pods",): Flag("--pods", path(pods)),
+        ("objects",): Flag("--objects", [path(one) for one in objects] if objects else None),
+        ("objective",): Flag("--objective", objective),
+        ("powered",): Flag("--powered", powered),
+        ("time_slice_s",): Flag("--time-slice", time_slice),
+    }
+    source = merge(instance, flags, problem="pods")
+    if kind_name(source) != "pods":
+        raise OptionError("this is an instance of another problem; `gpuplan plan` takes any")
+    return run_plan(problem_of(source), options, delivery)

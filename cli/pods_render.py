@@ -1,0 +1,51 @@
+"""What a plan for pods says: tiers with their bounds, how full nodes are, and what has no place and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from rich.table import Table
+
+from cli.render import number, percent, printable, table
+from planner.plan import PlanDocument
+
+#: Reasons that are printed; --json has every pod's.
+MOST_REASONS = 8
+
+
+def pods_answer(document: PlanDocument, problem: Any) -> Iterable[tuple[str, str] | Table]:
+    """Tiers, places by kind of node, and reasons."""
+    plan: Any = document.plan
+    terms = document.outcome.terms
+    fresh = sum(not one.running for one in plan.placements)
+    yield (
+        "placed",
+        f"{fresh} pending pods; {len(plan.placements) - fresh} run already; {len(plan.unplaced)} have no place",
+    )
+    if plan.tiers:
+        rows = [
+            (
+                printable(tier.name),
+                number(tier.value),
+                number(tier.bound),
+                tier.unit,
+                "proven" if tier.proven else percent(tier.gap),
+            )
+            for tier in plan.tiers
+        ]
+        yield table(("tier", "reached", "bound", "unit", "gap"), rows)
+    if terms.get("gpu_milli_total"):
+        used, total = terms["gpu_milli_allocated"] / 1000, terms["gpu_milli_total"] / 1000
+        yield "GPUs", f"{used:.6g} of {total:.6g} allocated, {percent(used / total)}"
+    yield "nodes", f"{terms['nodes_used']:g} of {problem.num_nodes} in use"
+    reasons: Counter[str] = Counter(one.reason for one in plan.unplaced)
+    first: dict[str, str] = {}
+    for one in plan.unplaced:
+        first.setdefault(one.reason, one.pod)
+    for reason, count in reasons.most_common(MOST_REASONS):
+        more = f" and {count - 1} more" if count > 1 else ""
+        yield "no place", f"{printable(first[reason])}{more}: {printable(reason)}"
+    if len(reasons) > MOST_REASONS:
+        yield "no place", f"and {len(reasons) - MOST_REASONS} more reasons; --json has all"

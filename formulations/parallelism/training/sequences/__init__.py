@@ -1,0 +1,1 @@
+"""Sequences of different lengths over sequence-parallel groups of different sizes."""

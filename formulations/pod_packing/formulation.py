@@ -1,0 +1,68 @@
+"""Pod packing: the formulation that `solve()` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from formulations.outcome import Budget, Objective, SearchResult, SolveOptions, Status, Stop
+from formulations.pod_packing.baseline import fgd, kube_default
+from formulations.pod_packing.check import check
+from formulations.pod_packing.objective import UNIT, price
+from formulations.pod_packing.problem import PodsProblem
+from planner.cost.verdict import Violation
+from planner.errors import OptionError
+from planner.pods_plan import PodsPlan
+from planner.version import gpuplan_version
+
+
+class PodPacking:
+    """Pods onto nodes; see `patterns` for the mathematics."""
+
+    name = "pods"
+    summary = "pods onto nodes, to the device: most by priority, most GPU allocated, or fewest nodes"
+    objective_unit = UNIT
+    methods: Mapping[str, str] = {
+        "patterns": "column generation over node patterns, with a bound; work limit: rounds of patterns (default)",
+        "kube-default": "the default scheduler's scoring, pod by pod; no bound",
+        "fgd": "fragmentation gradient descent, pod by pod; no bound",
+    }
+    one_thread: ClassVar[frozenset[str]] = frozenset({"patterns", "kube-default", "fgd"})
+
+    def search(
+        self, problem: PodsProblem, options: SolveOptions, budget: Budget, hint: PodsPlan | None
+    ) -> SearchResult[PodsPlan]:
+        """Run the asked method. A hint is refused: running pods are part of the instance."""
+        if hint is not None:
+            raise OptionError("pods methods take no start plan; running pods are part of the instance")
+        if options.num_threads > 1:
+            raise OptionError(f"pods methods run on one thread, got {options.num_threads}")
+        method = options.method or next(iter(self.methods))
+        if method == "patterns":
+            from formulations.pod_packing.patterns import search
+
+            return search(problem, options, budget)
+        plan = kube_default(problem) if method == "kube-default" else fgd(problem)
+        left = self.check(problem, plan)
+        return SearchResult(
+            status=Status.UNKNOWN if left else Status.FEASIBLE,
+            stop=Stop.HEURISTIC,
+            plan=None if left else plan,
+            solver=method,
+            solver_version=gpuplan_version(),
+        )
+
+    def check(self, problem: PodsProblem, plan: PodsPlan) -> list[Violation]:
+        """Every broken rule."""
+        return check(problem, plan)
+
+    def objective(self, problem: PodsProblem, plan: PodsPlan) -> Objective:
+        """From the placements alone."""
+        return price(problem, plan)
+
+    def baseline(self, problem: PodsProblem) -> tuple[str, PodsPlan | None]:
+        """What kube-scheduler would do with the pending pods."""
+        return "kube-default", kube_default(problem)
+
+
+POD_PACKING = PodPacking()

@@ -1,0 +1,65 @@
+"""The integer program over the patterns known: whole nodes at once, where the dive settles them step by step.
+
+Variables and rows as in `columns`, y integer; x_j stays continuous, its best value is whole where the others are.
+Gangs: sum of x over the gang's classes >= least × z and <= demand × z, z in {0, 1}.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from formulations.backends.linear import LinearBuilder, solve_linear_mathopt
+from formulations.outcome import Budget, SolveOptions
+from formulations.pod_packing.columns import Program
+from formulations.pod_packing.dive import Chosen
+from formulations.pod_packing.shapes import counts
+
+
+def solve_master(program: Program, start: Chosen, budget: Budget, options: SolveOptions) -> Chosen | None:
+    """The best choice of known patterns, from a start whose patterns are known; None where none was found in time."""
+    shapes, goal, columns = program.shapes, program.goal, program.columns
+    for kind, pattern, _ in start:
+        program.add(kind, pattern)
+    number = {
+        (kind, count.tobytes()): q for q, (kind, count) in enumerate(zip(columns.kind, columns.count, strict=True))
+    }
+    kinds = np.array(columns.kind, dtype=np.int64)
+    builder = LinearBuilder()
+    cost = shapes.cost[kinds] if goal.costs else 0.0
+    y = builder.variables((kinds.size,), upper=program.nodes[kinds], cost=cost, integer=True)
+    least = program.demand if goal.must else 0.0
+    x = builder.variables((shapes.classes.size,), lower=least, upper=program.demand, cost=-goal.weight)
+    table = np.array(columns.count).T
+    row, column = np.nonzero(table)
+    places = np.arange(shapes.classes.size)
+    builder.sparse_rows(
+        np.zeros(places.size), np.full(places.size, np.inf), (row, y[column], table[row, column]), (places, x, -1.0)
+    )
+    all_kinds = np.arange(len(shapes.nodes))
+    builder.sparse_rows(np.full(all_kinds.size, -np.inf), program.nodes, (kinds, y, 1.0))
+    for (weight, _), kept in zip(goal.kept, program.kept, strict=True):
+        builder.rows([kept], [np.inf], (x[None, :], weight))
+    _gangs(builder, program, x)
+    hint = np.full(builder.num_variables, np.nan)
+    hint[y] = 0.0
+    for kind, pattern, times in start:
+        hint[y[number[kind, counts(shapes, pattern).tobytes()]]] += times
+    _, values = solve_linear_mathopt(builder.build(), budget, options, start=hint if start else None)
+    if values is None:
+        return None
+    taken = np.round(values[y]).astype(np.int64)
+    return [(int(kinds[q]), columns.pattern[q], int(taken[q])) for q in np.flatnonzero(taken).tolist()]
+
+
+def _gangs(builder: LinearBuilder, program: Program, x: np.ndarray) -> None:
+    """All of a gang's least number, or none; gangs that are there already are left out."""
+    problem = program.shapes.problem
+    gang = problem.gang[program.shapes.classes]
+    for g in np.unique(gang[gang >= 0]).tolist():
+        if problem.running[problem.gang == g].any():
+            continue
+        mine = np.flatnonzero(gang == g)
+        z = builder.variables((1,), integer=True)
+        terms = x[mine][None, :]
+        builder.rows([0.0], [np.inf], (terms, 1.0), (z[None, :], -float(problem.gang_least[g])))
+        builder.rows([-np.inf], [0.0], (terms, 1.0), (z[None, :], -float(program.demand[mine].sum())))

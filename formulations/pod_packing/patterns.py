@@ -1,0 +1,304 @@
+"""Node patterns: which pods go together on a node, and on how many nodes, by column generation. The mathematics:
+
+Sets: kinds k of nodes that are alike, n_k of them (`shapes`); classes j of pods that are alike, d_j pending ones;
+patterns q: what one node of a kind can hold, down to its devices.
+Variables: y_q whole nodes that get pattern q; x_j pods of class j that run.
+Objective: tiers, one after the other, each kept for the next ones. `priority`: most pods of each priority, from the
+highest. `allocation`: most GPU. `consolidate`: least cost of nodes in use, all pods running.
+Constraints: `columns`, with the bound that holds for every plan; new patterns come from knapsacks (`pricing`); whole
+nodes come from diving (`dive`) and from an integer program over the patterns known (`master`).
+Then pods are put into patterns, and what is left wherever it still fits (`realise`).
+
+Rules between pods: anti-affinity within a node is part of a pattern. Affinity, spread, anti-affinity across nodes and
+gangs (but for their least number in the integer program) are left out of patterns and kept when pods are put onto
+nodes: plans keep them, and bounds, which know less of them, may be out of reach. The gap says by how much at most.
+Running pods stay where they are. Weight among pods of one tier, preferences and evictions are not part of it.
+
+Reference: Gilmore and Gomory 1961 (patterns); Wentges 1997 (smoothing); data: Weng et al., ATC'23 (openb).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from formulations.outcome import Bound, Budget, PartBudget, SearchResult, SolveOptions, Status, Stop
+from formulations.pod_packing.columns import Columns, Goal, Program
+from formulations.pod_packing.dive import Chosen, dive
+from formulations.pod_packing.explain import no_room_for_all, reasons
+from formulations.pod_packing.master import solve_master
+from formulations.pod_packing.objective import total
+from formulations.pod_packing.problem import GPU_MILLI, Aim, PodsProblem
+from formulations.pod_packing.realise import contents, fill, realise
+from formulations.pod_packing.shapes import counts, shapes_of
+from formulations.pod_packing.state import State
+from planner.kubernetes.snapshot import WHOLE_MILLI
+from planner.pods_plan import PodsPlan, Tier
+from planner.version import gpuplan_version
+from planner.workload import FloatArray, IntArray
+
+#: Rounds of new patterns for one tier, where nobody limits them.
+ROUNDS = 600
+#: Integer programs for one tier, and how many in a row may bring nothing.
+TRIES, PATIENCE = 40, 10
+#: Before each: rounds of patterns at prices shaken by so much, and rounds for what is left.
+SHAKEN_ROUNDS, SHAKE, RESIDUAL_ROUNDS = 6, 0.2, 4
+#: Nodes that one integer program settles anew, and up to how many it settles all.
+LOOSE_NODES, ALL_LOOSE = 100, 150
+#: Seconds for one integer program.
+MASTER_S = 4.0
+
+
+@dataclass(slots=True)
+class _Reached:
+    """The best plan so far, and what is known of each tier."""
+
+    state: State
+    values: list[int]
+    bounds: list[int | None]
+
+
+def search(problem: PodsProblem, options: SolveOptions, budget: Budget) -> SearchResult[PodsPlan]:
+    """Tier after tier; with a work limit: rounds of new patterns for a tier, and nodes of each integer program."""
+    return _Search(problem, options, budget).run()
+
+
+class _Search:
+    def __init__(self, problem: PodsProblem, options: SolveOptions, budget: Budget) -> None:
+        self.problem, self.options, self.budget = problem, options, budget
+        self.rng = np.random.default_rng(options.seed)
+        started = time.perf_counter()
+        self.empty = State(problem)
+        self.shapes = shapes_of(self.empty)
+        self.demand = problem.demand[self.shapes.classes]
+        self.kind_of = {node: k for k, nodes in enumerate(self.shapes.nodes) for node in nodes.tolist()}
+        self.columns = Columns()
+        self.solver_version = gpuplan_version()
+        self.must = problem.objective == "consolidate"
+        self.best: _Reached | None = None
+        self.build_s = time.perf_counter() - started
+
+    def run(self) -> SearchResult[PodsPlan]:
+        problem = self.problem
+        for aim in problem.aims:
+            self._offer(self._greedy(aim))
+        bounds: list[int | None] = []
+        for place, aim in enumerate(problem.aims):
+            slice_s = self.budget.remaining_s if problem.time_slice_s is None else problem.time_slice_s
+            bounds.append(self._tier(place, aim, PartBudget(self.budget, slice_s), bounds))
+        return self._result(bounds)
+
+    def _greedy(self, aim: Aim) -> State:
+        state = State(self.problem)
+        fill(state, self._order(aim))
+        return state
+
+    def _order(self, aim: Aim) -> FloatArray:
+        """What is placed first where patterns leave room, [J]: by tier, for GPUs the largest."""
+        if self.problem.objective == "priority":
+            return self.problem.priority.astype(np.float64)
+        return aim.weight.astype(np.float64) if aim.sense == "most" else np.zeros(self.problem.num_classes)
+
+    def _value(self, state: State, aim: Aim) -> int:
+        """In whole units of the aim's weight; costs in millionths, so that they are whole too."""
+        if aim.sense == "most":
+            return int(aim.weight @ state.placed)
+        return round(1e6 * float(self.problem.node_cost[state.pods_on > 0].sum()))
+
+    def _offer(self, state: State) -> bool:
+        """Keep a state that is better than the best; one that leaves pods out is none where all must run."""
+        if self.must and len(state.place_of) < int(self.problem.demand.sum()):
+            return False
+        values = [self._value(state, aim) for aim in self.problem.aims]
+        ranks = [value if aim.sense == "most" else -value for value, aim in zip(values, self.problem.aims, strict=True)]
+        if self.best is not None:
+            pairs = zip(self.best.values, self.problem.aims, strict=True)
+            old = [value if aim.sense == "most" else -value for value, aim in pairs]
+            if ranks <= old:
+                return False
+        self.best = _Reached(state, values, [])
+        self.budget.report(incumbent=total(self.problem, self._floats(values)))
+        return True
+
+    def _floats(self, values: list[int]) -> list[float]:
+        return [
+            value * aim.scale if aim.sense == "most" else value / 1e6
+            for value, aim in zip(values, self.problem.aims, strict=True)
+        ]
+
+    def _trivial(self, aim: Aim) -> int:
+        """What nobody can pass: all pods, all devices; for costs, nodes that run pods already."""
+        if aim.sense == "least":
+            return self._value(self.empty, aim)
+        offered = self.problem.offered(aim)
+        return min(offered, int(self.problem.gpus.sum()) * WHOLE_MILLI) if aim.name == GPU_MILLI else offered
+
+    def _met(self, place: int, aim: Aim, bound: int) -> bool:
+        if self.best is None:
+            return False
+        reached = self.best.values[place]
+        return reached >= bound if aim.sense == "most" else reached <= bound
+
+    def _tier(self, place: int, aim: Aim, budget: Budget, before: list[int | None]) -> int:
+        """Improve the best plan in one tier; the bound of it, given what the tiers before have reached."""
+        bound = self._trivial(aim)
+        if self._met(place, aim, bound) or not self.shapes.classes.size:
+            return bound
+        program = Program(self.shapes, self._goal(place, aim), self.demand, self.columns)
+        self.solver_version = program.lp.version
+        if self.best is not None:
+            for node, pattern in contents(self.best.state, self.shapes).items():
+                program.add(self.kind_of[node], pattern)
+        rounds = ROUNDS if self.options.work_limit is None else int(self.options.work_limit)
+        amounts = program.improve(budget, rounds)
+        bound = self._tightest(aim, bound, program.bound)
+        if amounts is None or self._met(place, aim, bound):
+            return bound
+        self._integer(place, aim, program, amounts, bound, budget)
+        return bound
+
+    def _goal(self, place: int, aim: Aim) -> Goal:
+        """The program's goal: the aim's weight and the tiers before, without what runs already."""
+        problem, classes = self.problem, self.shapes.classes
+        kept = []
+        for index, other in enumerate(problem.aims[:place]):
+            assert self.best is not None
+            least = self.best.values[index] - int(other.weight @ problem.running)
+            kept.append((_floats(other.weight[classes], other.scale), least * other.scale))
+        weight = _floats(aim.weight[classes], aim.scale)
+        return Goal(weight=weight, costs=aim.sense == "least", must=self.must, kept=tuple(kept))
+
+    def _tightest(self, aim: Aim, trivial: int, lagrange: float) -> int:
+        """The better of two bounds, in whole units: sums of the weights are multiples of their greatest divisor."""
+        if not math.isfinite(lagrange):
+            return trivial
+        if aim.sense == "least":
+            found = self._value(self.empty, aim) + math.ceil(1e6 * lagrange - 1.0)
+            costs = np.round(1e6 * np.unique(self.problem.node_cost)).astype(np.int64)
+            step = max(1, math.gcd(*costs.tolist()))
+            return max(trivial, -(-(found - 1) // step) * step)
+        running = int(aim.weight @ self.problem.running)
+        step = max(1, math.gcd(*aim.weight.tolist()))
+        found = math.floor((-lagrange / aim.scale + 1e-4) / step + 1e-9) * step
+        return min(trivial, running + found)
+
+    def _integer(self, place: int, aim: Aim, program: Program, amounts: FloatArray, bound: int, budget: Budget) -> None:
+        """Whole nodes: dive, then integer programs over some nodes, with patterns at shaken prices in between."""
+        order, prices = self._order(aim), program.prices
+        best = dive(program, amounts, budget)
+        self._try(best, order)
+        idle = 0
+        for attempt in range(TRIES):
+            if self._met(place, aim, bound) or budget.stop() is not None or idle > PATIENCE:
+                return
+            if attempt:
+                self._shake(program, prices)
+            fixed, loose = self._split(best)
+            program.shrink(*self._left(program, fixed))
+            program.improve(budget, RESIDUAL_ROUNDS, bounded=False)
+            limits = SolveOptions(
+                time_limit_s=min(MASTER_S, max(0.1, budget.remaining_s)),
+                seed=self.options.seed,
+                work_limit=None if self.options.work_limit is None else int(self.options.work_limit),
+            )
+            found = solve_master(program, loose, budget, limits)
+            idle += 1
+            if found is not None:
+                best = fixed + found
+                idle = 0 if self._try(best, order) else idle
+
+    def _split(self, chosen: Chosen) -> tuple[Chosen, Chosen]:
+        """Patterns that stay, and those of some nodes that are free again: patterns used once first, then at random."""
+        ranks = self.rng.random(len(chosen))
+        total_nodes = sum(times for _, _, times in chosen)
+        fixed: Chosen = []
+        loose: Chosen = []
+        left = LOOSE_NODES if total_nodes > ALL_LOOSE else total_nodes
+        for place in np.lexsort((ranks, np.array([min(times, 2) for _, _, times in chosen]))).tolist():
+            kind, pattern, times = chosen[place]
+            some = min(times, left) if times == 1 or total_nodes <= ALL_LOOSE else min(times, left, 1 + times // 4)
+            left -= some
+            loose += [(kind, pattern, some)] if some else []
+            fixed += [(kind, pattern, times - some)] if times > some else []
+        return fixed, loose
+
+    def _left(self, program: Program, fixed: Chosen) -> tuple[IntArray, IntArray, list[float]]:
+        """Nodes, pods and sums of the tiers before that are left beside fixed patterns."""
+        nodes, demand = self.shapes.count, self.demand.copy()
+        kept = [least for _, least in program.goal.kept]
+        for kind, pattern, times in fixed:
+            used = np.minimum(demand, counts(self.shapes, pattern) * times)
+            demand -= used
+            nodes[kind] -= times
+            kept = [least - float(weight @ used) for (weight, _), least in zip(program.goal.kept, kept, strict=True)]
+        return nodes, demand, kept
+
+    def _shake(self, program: Program, prices: FloatArray) -> None:
+        """Patterns at prices near the best, cut to the pods there are: the integer program needs near misses too."""
+        for _ in range(SHAKEN_ROUNDS):
+            shaken = prices * (1.0 + SHAKE * self.rng.standard_normal(prices.size))
+            for kind, pattern in program.pricer.contents(np.maximum(shaken, 0.0), self.demand):
+                program.add(kind, pattern)
+
+    def _try(self, chosen: Chosen, order: FloatArray) -> bool:
+        state = State(self.problem)
+        realise(state, self.shapes, chosen)
+        fill(state, order)
+        return self._offer(state)
+
+    def _result(self, bounds: list[int | None]) -> SearchResult[PodsPlan]:
+        problem = self.problem
+        if self.best is None:
+            return self._no_plan()
+        values, proven = self._floats(self.best.values), []
+        tiers, known = [], []
+        for aim, reached, best in zip(problem.aims, values, bounds, strict=True):
+            bound = self._float(aim, best)
+            known.append(bound)
+            proven.append(abs(bound - reached) <= 1e-9 * max(1.0, abs(reached)))
+            gap = abs(bound - reached) / max(abs(bound), abs(reached), 1e-12)
+            tiers.append(
+                Tier(
+                    name=aim.name, unit=aim.unit, sense=aim.sense, value=reached, bound=bound,
+                    gap=0.0 if proven[-1] else gap, proven=proven[-1],
+                )
+            )  # fmt: skip
+        plan = self.best.state.plan(reasons(problem, self.best.state)).model_copy(update={"tiers": tuple(tiers)})
+        done = all(proven)
+        # Tiers after one that is not proven may do better when it does: they count as if nothing were left out.
+        first = proven.index(False) + 1 if not done else len(proven)
+        hopes = [*known[:first], *(problem.offered(aim) * aim.scale for aim in problem.aims[first:])]
+        return SearchResult(
+            status=Status.OPTIMAL if done else Status.FEASIBLE,
+            stop=Stop.PROOF if done else self.budget.stop() or Stop.HEURISTIC,
+            plan=plan,
+            solver="glop+highs",
+            solver_version=self.solver_version,
+            claimed=total(problem, values),
+            bound=Bound(value=total(problem, hopes), name="patterns of single nodes (Lagrange)"),
+            build_s=self.build_s,
+        )
+
+    def _float(self, aim: Aim, value: int | None) -> float:
+        whole = self._trivial(aim) if value is None else value
+        return whole * aim.scale if aim.sense == "most" else whole / 1e6
+
+    def _no_plan(self) -> SearchResult[PodsPlan]:
+        """All pods must run, and no plan was found in which they do: proven impossible, or not."""
+        goal = Goal(weight=np.ones(self.shapes.classes.size), costs=False, must=False)
+        program = Program(self.shapes, goal, self.demand)
+        program.improve(self.budget, ROUNDS)
+        most = math.floor(-program.bound + 1e-4) if math.isfinite(program.bound) else None
+        found = no_room_for_all(self.problem, self.empty, most)
+        status = Status.INFEASIBLE if found else Status.UNKNOWN
+        return SearchResult(
+            status=status, stop=Stop.PROOF if found else self.budget.stop() or Stop.HEURISTIC, plan=None,
+            solver="glop+highs", solver_version=program.lp.version, build_s=self.build_s, reasons=found,
+        )  # fmt: skip
+
+
+def _floats(weight: IntArray, scale: float) -> FloatArray:
+    return np.asarray(weight * scale, dtype=np.float64)

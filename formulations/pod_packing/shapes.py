@@ -1,0 +1,165 @@
+"""Nodes that are alike, and what one of them can hold: the K kinds of nodes and the classes that still want a place.
+
+Two nodes are of one kind when the same amounts and the same parts of devices are free on them, the same classes may run
+there, and they count the same when they are used. Numbers of classes are local: 0 .. len(classes) - 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from formulations.pod_packing.problem import BoolArray, PodsProblem
+from formulations.pod_packing.state import State
+from planner.kubernetes.snapshot import WHOLE_MILLI
+from planner.workload import FloatArray, IntArray
+
+#: A pod of a local class and its devices, numbered within the kind: fullest free first.
+Entry = tuple[int, tuple[int, ...]]
+Pattern = tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shapes:
+    """classes : [J'] numbers of the problem's classes. nodes : nodes of each kind; count : how many, [K].
+
+    free : [K, R]; device : [K, D], falling, -1 beyond the devices. allowed : [K, J']. cost : [K] of a node in use.
+    alone : [J', J'] classes that do not share a node (by anti-affinity); on the diagonal: one of them a node.
+    """
+
+    problem: PodsProblem
+    classes: IntArray
+    nodes: tuple[IntArray, ...]
+    free: IntArray
+    device: IntArray
+    allowed: BoolArray
+    cost: FloatArray
+    alone: BoolArray
+
+    @property
+    def count(self) -> IntArray:
+        """[K]."""
+        return np.array([len(nodes) for nodes in self.nodes], dtype=np.int64)
+
+    @property
+    def request(self) -> IntArray:
+        """[J', R]."""
+        return self.problem.request[self.classes]
+
+    def holds(self, kind: int, pattern: Pattern) -> bool:
+        """Whether a node of the kind has room for the pattern."""
+        content = Content(self, kind)
+        return all(content.takes(j, devices) and content.put(j, devices) for j, devices in pattern)
+
+
+def shapes_of(state: State, only: IntArray | None = None) -> Shapes:
+    """The kinds of the nodes (of `only` some) as they are now, and the classes with pods that have no place."""
+    problem = state.problem
+    nodes = np.arange(problem.num_nodes) if only is None else only
+    left = problem.demand + problem.running - state.placed
+    wanted = np.flatnonzero((left > 0) & problem.allowed[:, nodes].any(axis=1))
+    allowed = problem.allowed[np.ix_(wanted, nodes)].T.copy()
+    for index, j in enumerate(wanted.tolist()):
+        kept_out = _kept_out(state, j)
+        if kept_out is not None:
+            allowed[:, index] &= ~kept_out[nodes]
+    device = -np.sort(-state.device[nodes], axis=1)
+    cost = np.where(state.pods_on[nodes] > 0, 0.0, problem.node_cost[nodes])
+    table = np.concatenate([state.free[nodes], device, allowed, cost[:, None]], axis=1)
+    _, first, place = np.unique(table, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(place.ravel(), kind="stable")
+    starts = np.searchsorted(place.ravel()[order], np.arange(first.size + 1))
+    return Shapes(
+        problem=problem,
+        classes=wanted,
+        nodes=tuple(nodes[order[starts[k] : starts[k + 1]]] for k in range(first.size)),
+        free=state.free[nodes][first],
+        device=device[first],
+        allowed=allowed[first],
+        cost=cost[first],
+        alone=_alone(problem, wanted),
+    )
+
+
+def _kept_out(state: State, j: int) -> BoolArray | None:
+    """Nodes where anti-affinity to pods that are there keeps class j out, [N]; for good, because they stay."""
+    problem = state.problem
+    if not any(not rule.together and (rule.owner == j or rule.matches[j]) for rule in problem.near):
+        return None
+    return state.avoided(j)
+
+
+def _alone(problem: PodsProblem, classes: IntArray) -> BoolArray:
+    """Pairs that anti-affinity keeps off one node, whatever topology it is written for: a node is in one domain."""
+    found = np.zeros((classes.size, classes.size), dtype=np.bool_)
+    place = {j: index for index, j in enumerate(classes.tolist())}
+    for rule in problem.near:
+        if rule.together or rule.owner not in place or (problem.domain[rule.topology] < 0).any():
+            continue
+        row = rule.matches[classes]
+        found[place[rule.owner]] |= row
+        found[:, place[rule.owner]] |= row
+    return found
+
+
+class Content:
+    """One node of a kind being filled."""
+
+    def __init__(self, shapes: Shapes, kind: int) -> None:
+        self.shapes, self.kind = shapes, kind
+        self.free = shapes.free[kind].copy()
+        self.device = shapes.device[kind].copy()
+        self.entries: list[Entry] = []
+        self.here = np.zeros(shapes.classes.size, dtype=np.int64)
+
+    def takes(self, j: int, devices: tuple[int, ...]) -> bool:
+        """Whether the pod still fits, on these devices."""
+        shapes = self.shapes
+        if not shapes.allowed[self.kind, j] or (shapes.problem.request[shapes.classes[j]] > self.free).any():
+            return False
+        if (self.here[shapes.alone[j]] > 0).any():
+            return False
+        milli = shapes.problem.class_milli[shapes.classes[j]]
+        return all(self.device[d] >= milli for d in devices)
+
+    def devices(self, j: int) -> tuple[int, ...] | None:
+        """The devices with the least left that is enough; None where they are too few."""
+        problem, number = self.shapes.problem, self.shapes.classes[j]
+        gpus, milli = int(problem.class_gpus[number]), int(problem.class_milli[number])
+        if not gpus:
+            return ()
+        fitting = np.flatnonzero(self.device >= milli)
+        if fitting.size < gpus:
+            return None
+        return tuple(fitting[np.argsort(self.device[fitting], kind="stable")[:gpus]].tolist())
+
+    def put(self, j: int, devices: tuple[int, ...]) -> bool:
+        """Add the pod, which must fit."""
+        problem, number = self.shapes.problem, self.shapes.classes[j]
+        self.free -= problem.request[number]
+        self.device[list(devices)] -= problem.class_milli[number]
+        self.here[j] += 1
+        self.entries.append((j, devices))
+        return True
+
+    def fill(self, values: FloatArray, left: IntArray) -> None:
+        """Add pods of value while they fit, the most valuable first; `left` [J'] of each class may be here in all."""
+        for j in np.argsort(-values, kind="stable").tolist():
+            if values[j] <= 0:
+                return
+            while self.here[j] < left[j]:
+                devices = self.devices(j)
+                if devices is None or not self.takes(j, devices):
+                    break
+                self.put(j, devices)
+
+
+def counts(shapes: Shapes, pattern: Pattern) -> IntArray:
+    """Pods of each local class in a pattern, [J']."""
+    return np.bincount([j for j, _ in pattern], minlength=shapes.classes.size).astype(np.int64)
+
+
+def whole_devices(device: IntArray) -> int:
+    """Devices of a kind that nobody uses."""
+    return int((device == WHOLE_MILLI).sum())
