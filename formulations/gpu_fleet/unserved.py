@@ -52,9 +52,10 @@ def limits_of(problem: FleetProblem, period: int, bucket: int, fleets: IntArray)
             # A reserved instance is there in all periods, and must be within the limits of all.
             over = fleets if problem.reserved[offer] else fleets[period : period + 1]
             found |= dict.fromkeys(broken_by_one_more(problem, offer, over))
-    if problem.config_role.any() and set(found) == {NOT_PROVEN}:
-        # One more instance fits: what it needs from other roles does not.
-        return ("bandwidth between roles",)
+    if problem.config_role.any() and NOT_PROVEN in found:
+        # An instance more of one role is no help while another role, or the way to it, is full.
+        del found[NOT_PROVEN]
+        return tuple(found) or ("bandwidth between roles",)
     return tuple(found)
 
 

@@ -156,6 +156,17 @@ def test_bandwidth_that_is_too_small_is_a_way_out() -> None:
     assert row.limits == ("bandwidth between roles",)
 
 
+def test_the_role_that_is_short_is_named() -> None:
+    """One big prefills 10 of 15/s; small ones to decode more could be had."""
+    served = [does("big", "prefill", 10.0), does("small", "decode", 2.0)]
+    rows = offers(big={"price": 4.0, "max_count": 1}, small=1.0)
+    plan = run(problem(rows, 15.0, served, models=MODELS, unserved="by_priority")).plan
+    assert plan is not None
+    (row,) = plan.periods[0].unserved
+    assert row.rate_per_s == pytest.approx(5)
+    assert row.limits == ("max_count of big",)
+
+
 def test_the_loss_of_one_is_survived_in_each_stage() -> None:
     """One p more, one a more and one e more: 2 x 3 + 3 x 1 + 2 x 2 = 13, every loss leaves 4/s in each stage."""
     outcome = run(chain(spare_instances=1))
