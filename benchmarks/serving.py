@@ -19,6 +19,8 @@ import numpy as np
 
 from benchmarks.common import Row, data_folder, main
 from benchmarks.cost_model_serving import choices
+from benchmarks.serving_deployments import deployments
+from benchmarks.serving_drafts import drafts
 from formulations import SolveOptions
 from formulations.base import solve
 from formulations.parallelism.baseline import best_uniform
@@ -26,7 +28,6 @@ from formulations.parallelism.formulation import PARALLELISM
 from formulations.parallelism.pricing import DECODE_UTILISATION
 from formulations.parallelism.problem import ParallelProblem
 from formulations.parallelism.reading import ROLES
-from formulations.planning import load_problem
 from planner.descriptions.parallel import ParallelInstance
 from planner.parallel_plan import WorkerType
 
@@ -204,41 +205,12 @@ def _instance(model: str, device: str, nodes: int, **more: Any) -> ParallelInsta
     )
 
 
-#: Deployments with workers in the plan space: what was run, device, nodes, prompt, output tokens, role, expert parallel
-#: size of the worker that is compared, published tokens/s of a node, and what differs.
-#: Source: LMSYS blog of 2025-05-05; deepseek-ai/open-infra-index; documented.
-PUBLISHED = (
-    ("SGLang DeepSeek-V3, H100", "h100_sxm", 4, 2000, 100, "prefill", 32, 52_300.0,
-     "published; many prompts a step, ours one at a time at 90 % load"),
-    ("SGLang DeepSeek-V3, H100", "h100_sxm", 8, 2000, 100, "decode", 64, 22_300.0,
-     "published, on EP72 (9 nodes are no power of two); 100 output tokens are assumed"),
-    ("DeepSeek-V3 production, H800", "h800_sxm", 4, 4989, 1000, "prefill", 32, 73_700.0 * (1 - 0.563),
-     "published less its 56.3 % of cached prompt tokens"),
-)  # fmt: skip
-
-
-def published(short: bool) -> Iterator[Row]:
-    """Published tokens/s a node beside the same worker's and the best worker's prediction, without latency limits.
-
-    Left out: DeepSeek's decode on EP144 and CloudMatrix's EP320 (workers are of 64 GPUs at most, and no measured
-    operators of Ascend exist), Meta's context-parallel prefill (no context parallelism among the splits).
-    """
-    for case, device, nodes, prompt, output, role, size, tokens_per_s, why in PUBLISHED:
-        load = {"input_tokens": prompt, "output_tokens": output}
-        instance = _instance("deepseek-ai/DeepSeek-V3", device, nodes, workload=load, backend="sglang")
-        own = [one for one in load_problem(instance).workers if one.role == role]
-        same = [one for one in own if (one.data_parallel_size, one.expert_parallel_size) == (size, size)]
-        tokens = prompt if role == "prefill" else output
-        for name, part in ((f"{role} on EP{size}", same), (f"{role}, best worker", own)):
-            best = max((8.0 * tokens * one.requests_per_s / one.num_gpus for one in part), default=float("nan"))
-            yield Row(case, f"{name}, tokens/s/node", best, tokens_per_s, why, "1/s", "higher")
-
-
 CASES: dict[str, Callable[[bool], Iterable[Row]]] = {
     "aic_grid": aic_grid,
     "measured": choices,
     "end_to_end": end_to_end,
-    "published": published,
+    "deployments": deployments,
+    "drafts": drafts,
 }
 
 if __name__ == "__main__":

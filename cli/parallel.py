@@ -102,6 +102,15 @@ def parallel(
         str | None, _flag("workers to choose from, measured or predicted elsewhere", GOAL, "WORKERS.csv")
     ] = None,
     max_workers: Annotated[int | None, _flag("most workers in all", GOAL, "N")] = None,
+    draft_tokens: Annotated[
+        int | None, _flag("drafts of the model's MTP layer that a step may verify; default: none", GOAL, "N")
+    ] = None,
+    acceptance: Annotated[
+        float | None, _flag("chance that a draft is right; default: the model's published one", GOAL, "X")
+    ] = None,
+    expert_imbalance: Annotated[
+        float | None, _flag("busiest GPU over the mean with redundant experts; default: 1.15", GOAL, "X")
+    ] = None,
     current: Annotated[
         str | None, _flag("plan document of what runs now: prints the steps from there", GOAL, "PLAN.json")
     ] = None,
@@ -156,6 +165,9 @@ def parallel(
         ("disaggregated",): Flag("--disaggregated", disaggregated),
         ("candidates",): Flag("--candidates", beside(instance, candidates)),
         ("max_workers",): Flag("--max-workers", max_workers),
+        ("speculation", "draft_tokens"): Flag("--draft-tokens", draft_tokens),
+        ("speculation", "acceptance"): Flag("--acceptance", acceptance),
+        ("expert_imbalance",): Flag("--expert-imbalance", expert_imbalance),
         ("calibration",): Flag("--calibration", beside(instance, calibration)),
         **_quantities(ttft, tpot, price or []),
     }

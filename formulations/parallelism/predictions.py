@@ -9,6 +9,7 @@ import numpy as np
 
 from planner.cost.energy import gpu_power_w
 from planner.cost.serving.coefficients import DECODE_PARTS
+from planner.cost.serving.memory import worker_memory
 from planner.cost.serving.predict import ServingModel, ServingPlans
 from planner.cost.serving.sharding import expert_weight_bytes
 from planner.cost.serving.worker import ServingWorker
@@ -44,7 +45,10 @@ class Predictions:
         """
         model = self._known(one)
         if one.role == "prefill":
-            alone = float(model.first_token_parts(self._prompts(model))["alone"][0])
+            budget = float(one.max_num_batched_tokens or model.max_num_batched_tokens)
+            number = np.ones(1)
+            zero, prompt, step = np.zeros(1, dtype=np.intp), self.input_tokens * number, budget * number
+            alone = float(model.prefill_s(zero, prompt, number, step)[0])
             whole = one.ttft_s or alone
             return {"prompt": min(alone, whole), "queue_and_transfer": max(whole - alone, 0.0)}
         parts = {name: float(values[0]) for name, values in model.parts(self._plans(one)).items()}
@@ -56,14 +60,16 @@ class Predictions:
     def memory_parts(self, one: WorkerType) -> dict[str, float]:
         """Bytes on the worker's fullest GPU: weights, activations, runtime, cache of what runs, free."""
         model = self._known(one)
-        held = model.memory[0]
-        used = float(model.predict(self._plans(one)).memory_bytes[0])
+        held, plans = model.memory[0], self._plans(one)
+        if (one.max_num_batched_tokens or 0) > model.max_num_batched_tokens:
+            held = worker_memory(model.workers[0], max_num_batched_tokens=one.max_num_batched_tokens or 1)
+        cache = float(model.predict(plans).memory_bytes[0]) - model.memory[0].fixed_bytes
         return {
             "weights": held.weight_bytes,
             "activations": held.activation_bytes,
             "runtime": held.runtime_bytes,
-            "cache": used - held.fixed_bytes,
-            "free": held.usable_bytes - used,
+            "cache": cache,
+            "free": held.usable_bytes - held.fixed_bytes - cache,
         }
 
     def model_of(self, one: WorkerType) -> ServingModel | None:

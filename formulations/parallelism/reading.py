@@ -50,8 +50,6 @@ class _Reading(Reading):
         self.relaxations: tuple[str, ...] = ()
         self.predictions: Predictions | None = None
         self.sized: SizedWorkers | None = None
-        #: What sets the latency that no worker is below.
-        self.floors: tuple[str, ...] = ()
         self.served = Served(model=instance.model, precision=instance.precision, backend=instance.backend)
 
     def problem(self) -> ParallelProblem:
@@ -114,7 +112,7 @@ class _Reading(Reading):
             hourly=None if hourly is None else np.array(hourly, dtype=np.float64),
             current=current,
             change_cost=instance.change_cost,
-            dropped=(*self.unfit, *dropped, *self.floors),
+            dropped=(*self.unfit, *dropped),
             relaxations=self.relaxations,
             assumptions=(*assumptions, *self._unjudged(), *cluster.notes()),
             source="given" if instance.candidates is not None else "predicted",
@@ -143,7 +141,6 @@ class _Reading(Reading):
                 self.predictions = self.sized.predictions
                 return self.sized.types, self.sized.notes
             workers, notes, self.predictions = predicted_workers(self.instance, cluster, spec, own)
-            self.floors = tuple(floors(self.instance, cluster, spec, workers, own))
             return workers, notes
         except DoesNotFit as error:
             self.unfit, self.relaxations = (str(error),), ways_to_fit(self.instance, cluster, spec)
@@ -260,7 +257,6 @@ class _Reading(Reading):
 
     def _limits(self, workers: tuple[WorkerType, ...], margins: FloatArray | None) -> tuple[BoolArray, tuple[str, ...]]:
         """Workers that keep the SLO, and how many do not and why."""
-        idle = sum(worker.requests_per_s == 0 for worker in workers)
         limits = {"ttft_s": self.instance.slo.ttft_s, "tpot_s": self.instance.slo.tpot_s}
         counted = counted_latencies(workers, margins)
         late = counted > [np.inf if limit is None else limit for limit in limits.values()]
@@ -269,8 +265,11 @@ class _Reading(Reading):
             for name, count in zip(limits, late.sum(axis=0).tolist(), strict=True)
             if count
         )
-        told = (*dropped, *([f"{idle} of {len(workers)} workers serve 0 requests/s"] if idle else []))
-        return np.asarray(~late.any(axis=1)), told
+        idle = sum(worker.requests_per_s == 0 for worker in workers)
+        told = [f"{idle} of {len(workers)} workers serve 0 requests/s"] if idle else []
+        if self.predictions is not None:
+            told += floors(self.predictions, workers, limits, late)
+        return np.asarray(~late.any(axis=1)), (*dropped, *told)
 
     def _sha256(self, cluster: Cluster) -> str:
         said = self.instance.model_dump(mode="json", exclude_defaults=True)

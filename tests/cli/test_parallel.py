@@ -339,6 +339,29 @@ def test_schemas(gpuplan: Invoke, folder: Path) -> None:
     assert "plan" in json.loads(gpuplan("schema", "parallel-plan").stdout)["properties"]
 
 
+DRAFTS = ("parallel", "--model", "deepseek-ai/DeepSeek-V3", "--device", "h200_sxm", "--backend", "sglang",
+          "--input-tokens", "2000", "--output-tokens", "500", "--tpot", "10ms", "--disaggregated", "never")  # fmt: skip
+
+
+def test_drafts_from_flags_to_a_manifest(gpuplan: Invoke, folder: Path) -> None:
+    """One draft that is mostly right keeps a limit that no worker keeps without; the pods ask for it."""
+    made = gpuplan(*DRAFTS, "--draft-tokens", "1", "-o", "plan.json", "--quiet")
+    assert made.exit_code == 0, made.stderr
+    assert gpuplan("export", "plan.json", "--to", "lws", "-o", "lws.yaml").exit_code == 0
+    text = (folder / "lws.yaml").read_text()
+    assert "kind: LeaderWorkerSet" in text
+    assert "--speculative-algorithm NEXTN" in text
+    refused = gpuplan("export", "plan.json", "--to", "disaggregatedset", "-o", "no.yaml")
+    assert refused.exit_code == 2
+    assert "only mixed ones" in refused.stderr
+
+
+def test_drafts_of_a_model_without_an_mtp_layer(gpuplan: Invoke) -> None:
+    refused = gpuplan("parallel", "--model", "Qwen/Qwen3-8B", *DRAFTS[3:], "--draft-tokens", "1")
+    assert refused.exit_code == 7
+    assert "has no MTP layer" in refused.stderr
+
+
 def test_hours_and_a_plan_in_force_are_told_with_their_steps(gpuplan: Invoke, given: Path) -> None:
     """3 requests/s: 2 mixed, 4 GPUs; 1.5: one. A mixed worker starts from one, and stops again."""
     (given / "hours.json").write_text(gpuplan("parallel", "given.json", "--hourly", "1.5,3,1.5,0", "--json").stdout)

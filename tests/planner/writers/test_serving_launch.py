@@ -285,7 +285,7 @@ def test_the_model_can_be_said_at_start_and_must_be_where_it_has_to_be_converted
 @pytest.mark.parametrize(
     ("to", "one", "said", "expected"),
     [
-        ("vllm", worker(tp=4).model_copy(update={"tensor_parallel_size": 1}), {}, "needs the columns tp, pp, dp, cp, ep"),
+        ("vllm", worker(tp=4).model_copy(update={"tensor_parallel_size": 1}), {}, "the columns tp, pp, dp, cp, ep"),
         ("vllm", worker(tp=4, ep=2), {}, "experts over all 4 GPUs of a stage or none"),
         ("vllm", worker("prefill", tp=2, pp=2), {}, "NixlConnector moves no caches of workers with pipeline stages"),
         ("sglang", worker(tp=4, ep=3), {}, "expert_parallel_size 3 does not divide the 4 GPUs"),
