@@ -38,12 +38,18 @@ def fleet_answer(document: PlanDocument, problem: FleetProblem) -> Iterable[Part
         yield "instances", _counts_text(Counter({row.offer: 0 for row in plan.allocation}), busiest)
     else:
         yield from _hours(problem, plan)
+    if "start_usd_per_hour" in terms:
+        yield "starts", f"{number(terms['start_usd_per_hour'])} USD/hour besides, for instances that are started"
     if plan.changes is not None:
         changed = ", ".join(f"{count:+d} {printable(offer)}" for offer, count in plan.changes.items())
         yield "changes", changed or "none"
     watts = full.get("watts_peak", 0.0)
     if watts:
         yield "power", f"{watts / 1000:.4g} kW of GPUs" + ("" if len(plan.periods) == 1 else " at the peak")
+    if "watts_drawn_peak" in full:
+        drawn, chance = full["watts_drawn_peak"], full["capping_share"]
+        text = f"{drawn / 1000:.4g} kW are expected, boards are {percent(full['oversubscription'])} of the cap"
+        yield "draw", f"{text}; swings reach it in {percent(chance)} of moments, if they are as assumed"
     yield _runs(problem, busiest, full)
     yield from _routes(problem, busiest)
     yield from _unserved(problem, plan, busiest)

@@ -58,9 +58,10 @@ class Flow(Description):
 
 
 class Survival(Description):
-    """Where requests go when one instance of an offer is lost."""
+    """Where requests go when one instance of an offer, or all of a zone, is lost; one of the two is named."""
 
-    lost_offer: str
+    lost_offer: str | None = None
+    lost_zone: str | None = None
     replicas: tuple[Replicas, ...]
     assignment: tuple[Assignment, ...]
     flows: tuple[Flow, ...] = ()

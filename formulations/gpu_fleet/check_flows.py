@@ -26,7 +26,7 @@ def check_flows(problem: FleetProblem, index: int, part: Period | Survival, wher
         name: problem.site_names[problem.site_of_pool[pool]]
         for name, pool in zip(problem.offer_names, problem.pool_of_offer, strict=True)
     }
-    need = (1 + problem.headroom) * problem.rate[index]
+    need = problem.needed(index)
     sent: dict[End, float] = defaultdict(float)
     taken: dict[End, float] = defaultdict(float)
     network: dict[tuple[str, str, int, str, str], float] = defaultdict(float)

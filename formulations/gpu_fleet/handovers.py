@@ -53,7 +53,7 @@ def add_handovers(
     handover, flow_bucket, sender, receiver = np.concatenate([np.zeros((4, 0), dtype=np.int64), *kinds], axis=1)
     flows = FlowColumns(builder.variables((handover.size,)), handover, flow_bucket, sender, receiver)
     site = problem.site_of_pool[problem.config_pool]
-    need = (1.0 + problem.headroom) * problem.rate[period]
+    need = problem.needed(period)
     every = np.arange(problem.num_configs)
     there = problem.availability[problem.config_pool]
     network = problem.network_bytes_per_s[problem.config_pool] * problem.config_gpus

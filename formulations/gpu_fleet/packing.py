@@ -18,17 +18,18 @@ NOTHING = 1e-9
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Counts:
-    """The decisions of one period: instances [K], replicas [C], shares [D, C]; by lost offer, replicas and shares.
+    """The decisions of one period: instances [K], replicas [C], shares [D, C].
 
-    flows : [handovers, D, sites, sites], of the period and by lost offer; None where no role is split.
+    flows : [handovers, D, sites, sites]; None where no role is split. lost, lost_zone : what is left and does all of
+    it, by lost offer (one instance) and by lost zone.
     """
 
     instances: IntArray
     replicas: IntArray
     shares: FloatArray
-    lost: dict[int, tuple[IntArray, FloatArray]] = field(default_factory=dict)
     flows: FloatArray | None = None
-    lost_flows: dict[int, FloatArray] = field(default_factory=dict)
+    lost: dict[int, Counts] = field(default_factory=dict)
+    lost_zone: dict[int, Counts] = field(default_factory=dict)
 
 
 def place(
@@ -95,19 +96,6 @@ def _period(problem: FleetProblem, period: int, counts: Counts, fleets: IntArray
         roles = {ROLES[problem.config_role[config]] for config in configs}
         name = problem.model_names[next(iter(models))] if len(models) == 1 else None
         alone[offer, name, next(iter(roles)) if len(roles) == 1 else "both"] += 1
-    survival = []
-    for lost, (replicas, shares) in sorted(counts.lost.items()):
-        left = counts.instances.copy()
-        left[lost] -= 1
-        kept, _ = place(problem, left, replicas)
-        survival.append(
-            Survival(
-                lost_offer=problem.offer_names[lost],
-                replicas=_replicas(problem, kept),
-                assignment=_assignment(problem, period, shares, kept),
-                flows=_flows(problem, period, counts.lost_flows.get(lost)),
-            )
-        )
     return Period(
         hours=problem.hours[period],
         cost_usd_per_hour=float(counts.instances @ problem.price),
@@ -119,11 +107,27 @@ def _period(problem: FleetProblem, period: int, counts: Counts, fleets: IntArray
         ),
         replicas=_replicas(problem, where),
         assignment=_assignment(problem, period, counts.shares, where),
-        survival=tuple(survival),
+        survival=(
+            *(_survival(problem, period, left, lost_offer=k) for k, left in sorted(counts.lost.items())),
+            *(_survival(problem, period, left, lost_zone=z) for z, left in sorted(counts.lost_zone.items())),
+        ),
         unserved=unserved_rows(
             problem, period, 1.0 - counts.shares[:, has_role(problem, STAGES["prefill"])].sum(axis=1), fleets
         ),
         flows=_flows(problem, period, counts.flows),
+    )
+
+
+def _survival(
+    problem: FleetProblem, period: int, left: Counts, lost_offer: int | None = None, lost_zone: int | None = None
+) -> Survival:
+    where, _ = place(problem, left.instances, left.replicas)
+    return Survival(
+        lost_offer=None if lost_offer is None else problem.offer_names[lost_offer],
+        lost_zone=None if lost_zone is None else problem.zone_names[lost_zone],
+        replicas=_replicas(problem, where),
+        assignment=_assignment(problem, period, left.shares, where),
+        flows=_flows(problem, period, left.flows),
     )
 
 

@@ -69,7 +69,7 @@ def servable(problem: FleetProblem) -> BoolArray:
 
 def network_need(problem: FleetProblem, period: int) -> FloatArray:
     """Replicas of each configuration whose network takes what the whole demand hands over, the larger way, [C]."""
-    need = (1.0 + problem.headroom) * problem.rate[period]
+    need = problem.needed(period)
     each = problem.network_bytes_per_s[problem.config_pool] * problem.config_gpus
     found = np.zeros(problem.num_configs)
     for number, kind in enumerate(HANDOVERS):

@@ -28,6 +28,14 @@ DEFAULT_SIZES = (1, 2, 4, 8)
 WorkerKey = tuple[str, int]
 
 
+class Bucket(NamedTuple):
+    """A model's requests of one size."""
+
+    model: int
+    input_tokens: int
+    output_tokens: int
+
+
 class Config(NamedTuple):
     """A model's replicas of some GPUs and one role in a pool."""
 
@@ -43,12 +51,12 @@ def computed(
     devices: Sequence[DeviceKind | None],
     largest: Sequence[int],
     regions: Sequence[str | None],
-    buckets: Sequence[tuple[int, int, int]],
+    buckets: Sequence[Bucket],
     coefficients: Coefficients | None = None,
 ) -> tuple[list[Config], FloatArray, list[str]]:
     """Configurations of every pool, requests/s of one replica by bucket [D, C], and what was assumed.
 
-    devices, largest, regions : of each pool, with the GPUs of its largest offer; buckets : (model, input, output).
+    devices, largest, regions : of each pool, with the GPUs of its largest offer.
     A replica is tensor parallel over its GPUs. Sizes that the model cannot be split by are left out; ones that do not
     fit or keep the limits have throughput 0. coefficients : by default those of the catalogue.
     """

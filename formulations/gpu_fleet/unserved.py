@@ -66,9 +66,10 @@ def broken_by_one_more(problem: FleetProblem, offer: int, fleets: IntArray) -> I
     if (more[:, offer] > problem.most[offer]).any():
         yield f"max_count of {problem.offer_names[offer]}"
         told = True
+    watts = problem.watts if problem.draw is None else problem.draw.idle / (1 - problem.watt_margin)
     sums = [
         ("budget_usd_per_hour", problem.price, problem.budget_usd_per_hour),
-        ("max_watts", problem.watts, problem.max_watts),
+        ("max_watts", watts, problem.max_watts),
     ]
     quotas = zip(problem.quota_names, problem.quota_offers, problem.quota_gpus, strict=True)
     sums += [(f"quota {name}", problem.gpus * mask, float(most)) for name, mask, most in quotas]
@@ -84,7 +85,8 @@ def broken_by_one_more(problem: FleetProblem, offer: int, fleets: IntArray) -> I
     if not told and problem.spot[problem.pool_of_offer[offer]] and problem.max_spot_share < 1.0:
         yield "max_spot_share"
     elif not told:
-        yield "spare_instances" if problem.spare_instances else NOT_PROVEN
+        losses = {"spare_instances": bool(problem.spare_instances), "spare_zones": bool(problem.zone_names)}
+        yield next((name for name, asked in losses.items() if asked), NOT_PROVEN)
 
 
 def served_per_s(problem: FleetProblem, plan: FleetPlan) -> FloatArray:

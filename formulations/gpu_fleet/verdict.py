@@ -7,6 +7,7 @@ from collections import defaultdict
 import numpy as np
 
 from formulations.gpu_fleet.check import check
+from formulations.gpu_fleet.power import drawn
 from formulations.gpu_fleet.problem import FleetProblem
 from formulations.gpu_fleet.stages import ROLES
 from formulations.gpu_fleet.unserved import unserved_per_s
@@ -80,7 +81,16 @@ def _watts(problem: FleetProblem, plan: FleetPlan) -> list[Metric]:
     share = dict(zip(problem.hours, problem.share.tolist(), strict=True))
     used = [sum(watts[row.offer] * row.count for row in period.allocation) for period in plan.periods]
     mean = sum(share[period.hours] * value for period, value in zip(plan.periods, used, strict=True))
-    return [
+    found = [
         Metric(name="watts_peak", value=max(used), unit="W", source="datasheet"),
         Metric(name="watts_mean", value=mean, unit="W", source="datasheet"),
     ]
+    if problem.draw is not None:
+        swings = [drawn(problem, period) for period in plan.periods]
+        chance = max(one.above(problem.max_watts) for one in swings)
+        found += [
+            Metric(name="watts_drawn_peak", value=max(one.expected for one in swings), unit="W", source="modelled"),
+            Metric(name="oversubscription", value=max(used) / problem.max_watts, unit="fraction", source="modelled"),
+            Metric(name="capping_share", value=chance, unit="fraction", source="modelled"),
+        ]
+    return found
