@@ -13,9 +13,9 @@ from dataclasses import replace
 import numpy as np
 
 from formulations.backends.linear import LinearBuilder, LinearModel, solve_linear_mathopt
+from formulations.backends.relaxation import Relaxation, relax
 from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
-from formulations.gpu_fleet.relaxation import Relaxation, relax
 from formulations.outcome import Budget, SolveOptions
 
 #: Rounds of rows, and the rise of the bound in one round below which they end.

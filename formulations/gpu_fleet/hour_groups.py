@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 
 from formulations.backends.linear import LinearModel
+from formulations.backends.relaxation import Relaxation, relax
 from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
-from formulations.gpu_fleet.relaxation import Relaxation, relax
 
 #: Groups of similar hours, whose mean demands stand for them in the relaxation.
 LEVELS = 16

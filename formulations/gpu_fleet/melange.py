@@ -23,11 +23,11 @@ from dataclasses import replace
 import numpy as np
 
 from formulations.backends.linear import LinearBuilder, LinearModel, solve_linear_mathopt
+from formulations.backends.relaxation import Relaxation, relax
 from formulations.gpu_fleet.explain import explain
 from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
 from formulations.gpu_fleet.packing import plan_of
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
-from formulations.gpu_fleet.relaxation import Relaxation, relax
 from formulations.gpu_fleet.slices_cpsat import solve_whole
 from formulations.gpu_fleet.solution import counts_of
 from formulations.outcome import Bound, Budget, SearchResult, SolveOptions, Status, Stop
