@@ -132,7 +132,9 @@ class _Reading(Reading):
             self.instance = drafting(self.instance, spec)
         except OptionError as error:
             self.find(("speculation",), str(error))
-            self.stop_if_wrong()
+        if self.instance.two_batch_overlap and not spec.num_moe_layers:
+            self.find(("two_batch_overlap",), f"{spec.name} has no experts, so no exchange that could overlap")
+        self.stop_if_wrong()
         try:
             given = self.instance.calibration
             own = None if given is None else calibrated(self.base_dir / given)

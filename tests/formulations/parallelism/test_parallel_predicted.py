@@ -271,6 +271,25 @@ class TestSharedPrompts:
         assert not any(one.context_parallel_size > 1 for one in read(nodes=2, backend="trtllm", **LONG).workers)
 
 
+class TestTwoBatchOverlap:
+    def test_both_ways_are_there_between_nodes_alone(self) -> None:
+        asked = {"backend": "sglang", "two_batch_overlap": True}
+        found = {(one.num_gpus > 8, one.two_batch_overlap) for one in read(MIXTURE, nodes=2, gpus=8, **asked).workers}
+        assert found == {(False, False), (True, False), (True, True)}
+        assert not any(one.two_batch_overlap for one in read(MIXTURE, nodes=2, gpus=8).workers)
+
+    def test_it_is_never_worse_to_have_the_choice(self) -> None:
+        slo = {"tpot_s": 0.05}
+        less, more = (run(read(MIXTURE, nodes=2, gpus=8, slo=slo, two_batch_overlap=one)) for one in (False, True))
+        assert less.plan is not None
+        assert more.plan is not None
+        assert more.plan.requests_per_s >= less.plan.requests_per_s * (1 - 1e-9)
+
+    def test_refused_where_there_is_nothing_to_overlap(self) -> None:
+        with pytest.raises(DescriptionError, match=r"two_batch_overlap: .* has no experts"):
+            read(LLAMA, two_batch_overlap=True)
+
+
 class TestDrafts:
     V3 = "deepseek-ai/DeepSeek-V3"
 
