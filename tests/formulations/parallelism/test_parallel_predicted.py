@@ -215,7 +215,7 @@ def test_a_tight_first_token_is_met_by_idling() -> None:
     outcome = run(problem)
     assert outcome.status == "optimal"
     assert outcome.plan is not None
-    assert {one.utilisation for one in outcome.plan.workers if one.role == "prefill"} < {0.3, 0.5, 0.6, 0.7, 0.8, 0.85}
+    assert all(0.05 <= one.utilisation < 0.9 for one in outcome.plan.workers if one.utilisation is not None)
 
 
 def test_short_prompts_share_steps() -> None:
