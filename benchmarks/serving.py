@@ -179,7 +179,8 @@ read = time.perf_counter()
 found = plan(problem)
 print(json.dumps({
     "import": imported - started, "workers": read - imported, "search": time.perf_counter() - read,
-    "cpu": time.process_time(), "types": len(problem.workers), "bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    "cpu": time.process_time(), "types": len(problem.workers),
+    "bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     "status": found.outcome.status, "gap": found.outcome.gap,
 }))
 """
