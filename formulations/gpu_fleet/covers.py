@@ -31,8 +31,8 @@ LOOSE = 1e-6
 
 
 def tighten(problem: FleetProblem, builder: FleetBuilder, built: FleetModel, budget: Budget) -> FleetModel:
-    """The model of one period with rows for each of its models; as it is where there is one model or no time."""
-    if len(problem.model_names) < 2:
+    """The model of one period with rows for each of its models; as it is for one model, split roles or no time."""
+    if len(problem.model_names) < 2 or problem.config_role.any():
         return built
     limit = Budget(TIME_SHARE * budget.remaining_s)
     columns, packing = built.columns[0], built.packing[0]

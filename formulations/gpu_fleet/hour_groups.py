@@ -79,7 +79,7 @@ def reserved_prices(problem: FleetProblem, built: FleetModel, relaxed: Relaxatio
     model = built.model
     period_of_column = np.full(model.num_variables, -1)
     for period, columns in enumerate(built.columns):
-        for own in (columns.y[~problem.reserved], columns.z, columns.x):
+        for own in (columns.y[~problem.reserved], columns.z, columns.routing.x):
             period_of_column[own] = period
     period_of_row = np.full(model.row_lower.size, -1)
     known = period_of_column[model.column] >= 0
