@@ -149,7 +149,8 @@ def configurations(short: bool) -> Iterator[Row]:
     yield from _korthikanti_and_sc21(short)
     yield from _bloom()
     yield from _llama3()
-    yield _deepseek()
+    if not short:
+        yield _deepseek()
 
 
 def _korthikanti_and_sc21(short: bool) -> Iterator[Row]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from formulations.outcome import Budget, SolveOptions, Status
 from formulations.parallelism.training import rank_mapping
 from formulations.parallelism.training.schedule import cpsat
 from formulations.parallelism.training.schedule.baseline import joined, one_forward_one_backward
-from formulations.parallelism.training.schedule.problem import ScheduleProblem, span_s
+from formulations.parallelism.training.schedule.problem import SchedulePlan, ScheduleProblem, span_s
 from formulations.parallelism.training.schedule.zero_bubble import zero_bubble
 from formulations.parallelism.training.search.plans import arrays_of, of_document, passes_of
 from formulations.parallelism.training.search.problem import FloatArray, TrainProblem
@@ -87,6 +89,20 @@ def pipeline_order(
         bound_s=found.bound.value,
         proven=found.status is Status.OPTIMAL,
     )
+
+
+def timeline_of(problem: TrainProblem, plan: TrainingPlan) -> tuple[ScheduleProblem, SchedulePlan] | None:
+    """Passes of the plan's schedule for as many micro-batches as can be drawn; None without a pipeline, or too deep."""
+    stages, virtual = plan.pipeline_parallel_size, plan.virtual_pipeline_size
+    rounds = min(plan.num_micro_batches // stages or 1, 3, MOST_PASSES // (3 * stages * stages * virtual))
+    if stages == 1 or rounds < 1 or plan.schedule == "zb-v":
+        return None
+    micro = min(plan.num_micro_batches, rounds * stages)
+    asked = replace(schedule_problem(problem, plan), micro_batches=micro)
+    if plan.schedule == "1f1b":
+        return asked, joined(asked, one_forward_one_backward(asked))
+    found = zero_bubble(asked)
+    return None if found is None else (asked, found)
 
 
 def node_map(
