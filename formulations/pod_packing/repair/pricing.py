@@ -119,7 +119,7 @@ class Pricer:
 
     def seek(
         self, nodes: IntArray, values: FloatArray, costs: FloatArray, left: IntArray, seek: bool = True
-    ) -> tuple[FloatArray, list[tuple[float, Change]]]:
+    ) -> tuple[FloatArray, list[Change]]:
         """Bounds [n] of the nodes at values [J] of classes and costs [M] of the movable pods, and candidates.
 
         left : [J] most pods of a class that a candidate adds.
@@ -142,7 +142,7 @@ class Pricer:
                 (int(j), _devices(int(mask))) for j, mask in zip(new[new >= 0], bits[new >= 0], strict=True)
             )
             pods = tuple(sorted(self.pods[gone[gone >= 0]].tolist()))
-            found.append((float(worth[place, rank]), Change(int(nodes[place]), pods, entries)))
+            found.append(Change(int(nodes[place]), pods, entries))
         return np.maximum(ub, 0.0), found
 
 
