@@ -1,4 +1,4 @@
-"""`kubectl-sh`: a shell script that carries a pods plan out in its order, and that changes nothing unless it is told to;
+"""`kubectl-sh`: a shell script that carries a pods plan out in its order, and changes nothing unless it is told to.
 `diff`: what changes, one line a pod.
 
 Running pods cannot be moved: each is evicted through the Eviction subresource, which honours disruption budgets, and
@@ -54,8 +54,9 @@ bind() {{
 
 # successor NAMESPACE OWNER: a pod of the same controller that has no node yet.
 successor() {{
-  kubectl get pods -n "$1" -o 'jsonpath={{range .items[*]}}{{.metadata.ownerReferences[?(@.controller==true)].uid}}{{" "}}'\
-'{{.metadata.name}}{{" "}}{{.spec.nodeName}}{{"\n"}}{{end}}' | awk -v uid="$2" '$1 == uid && NF == 2 {{ print $2; exit }}'
+  form='{{range .items[*]}}{{.metadata.ownerReferences[?(@.controller==true)].uid}}{{" "}}{{.metadata.name}}'
+  form=$form'{{" "}}{{.spec.nodeName}}{{"\n"}}{{end}}'
+  kubectl get pods -n "$1" -o "jsonpath=$form" | awk -v uid="$2" '$1 == uid && NF == 2 {{ print $2; exit }}'
 }}
 
 # leave NAMESPACE POD: evict it and remember its controller.
@@ -78,7 +79,8 @@ arrive() {{
   kubectl wait -n "$1" --for=condition=Ready "pod/$new" --timeout="$((TRIES * WAIT_S))s"
 }}
 
-NODES=$(kubectl get nodes -o 'jsonpath={{range .items[?(@.spec.unschedulable!=true)]}}{{.metadata.name}}{{"\n"}}{{end}}')
+form='{{range .items[?(@.spec.unschedulable!=true)]}}{{.metadata.name}}{{"\n"}}{{end}}'
+NODES=$(kubectl get nodes -o "jsonpath=$form")
 reopen() {{ for node in $NODES; do run kubectl uncordon "$node"; done; }}
 trap reopen EXIT
 for node in $NODES; do run kubectl cordon "$node"; done

@@ -17,7 +17,7 @@ run away; it is in neither the bound nor the integer program.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -56,9 +56,8 @@ class Program:
         self._tiers = self._moves + 1 + budgets
         least = [value for _, value in goal.kept]
         lower = [np.zeros(classes), np.full(nodes + 1 + budgets, -np.inf), np.array(least)]
-        upper = [
-            np.full(classes, np.inf), np.ones(nodes), [float(share.moves)], share.allowed, np.full(len(least), np.inf),
-        ]  # fmt: skip
+        limits = [np.ones(nodes), np.array([float(share.moves)]), share.allowed]
+        upper = [np.full(classes, np.inf), *limits, np.full(len(least), np.inf)]
         self.lp = ColumnLp(np.concatenate(lower), np.concatenate(upper))
         dear = _dear(problem, goal.weight)
         tiers = [self._tiers + s for s in range(len(least))]
@@ -77,6 +76,7 @@ class Program:
         self.bound, self.value = -np.inf, np.inf
         self.duals = np.zeros(self._tiers + len(least))
         self.best: Prices | None = None
+        self._still = False
 
     def add(self, change: Change) -> bool:
         """Offer a change to the program; False for one of the same pods on the same node as another."""
@@ -107,17 +107,16 @@ class Program:
             np.maximum(duals[self._tiers :], 0.0),
         )
 
-    def improve(
-        self, budget: Budget, rounds: int, *, still: bool = False, first: Sequence[Prices] = ()
-    ) -> FloatArray | None:
+    def improve(self, budget: Budget, rounds: int, *, still: bool = False) -> FloatArray | None:
         """Add changes for some rounds or until the bound is met; the amount of each, or None without time.
 
-        first : prices to begin at; without any, some prices of a move are tried.
         still : only changes that remove nothing; the bound is of such plans then, and gone with the next call.
         """
         found: FloatArray | None = None
         idle, gap = 0, np.inf
-        self.best, self.bound = None, -np.inf
+        if self._still:
+            self.best, self.bound = None, -np.inf
+        self._still = still
         close = CLOSE_STILL if still else CLOSE
         for _ in range(rounds):
             answer = self.lp.solve(budget)
@@ -131,11 +130,11 @@ class Program:
                 break
             own = self.prices
             if not still and self.best is None:
-                for prices in first or self._guesses(own):
-                    self._seek(prices, False)
+                for prices in self._guesses(own):
+                    self.seek(prices)
                 continue
             tried = [own] if self.best is None else [self.best.mixed(own, SMOOTHING), own]
-            if not any(self._seek(prices, still) for prices in tried):
+            if not any(self.seek(prices) for prices in tried):
                 break
         return found
 
@@ -144,8 +143,9 @@ class Program:
         for share in FIRST_MOVES:
             yield Prices(own.pods, share * float(self.goal.weight.max(initial=0.0)), own.budgets, own.tiers)
 
-    def _seek(self, prices: Prices, still: bool) -> bool:
-        bound, candidates = self.cluster.at(prices, self.goal, self.share, still=still)
+    def seek(self, prices: Prices) -> bool:
+        """Add changes that are worth something at some prices; whether the program wants any. Keeps the best bound."""
+        bound, candidates = self.cluster.at(prices, self.goal, self.share, still=self._still)
         if bound > self.bound:
             self.bound, self.best = bound, prices
         added = False

@@ -50,7 +50,7 @@ class Prices:
 
 
 def highest(several: list[Prices]) -> Prices:
-    """The largest of each price: a class that is cheap in one part by chance makes a bound loose, a dear one less so."""
+    """The largest of each price: a class that is cheap in one part by chance makes a bound loose, a dear one less."""
     return Prices(
         np.max([one.pods for one in several], axis=0), max(one.move for one in several),
         np.max([one.budgets for one in several], axis=0), np.max([one.tiers for one in several], axis=0),

@@ -88,13 +88,13 @@ class Pricer:
                 (whole if devices else bare)[n].append(local[p])
         for n, d in np.argwhere((self.device > 0) & (self.device < WHOLE_MILLI)).tolist():
             shares[n].setdefault(d, [])
-        devices = [(n, d, pods) for n in range(nodes) for d, pods in sorted(shares[n].items())]
+        used = [(n, d, pods) for n in range(nodes) for d, pods in sorted(shares[n].items())]
         self.device_start = _starts([len(one) for one in shares])
-        self.device_free = np.array([self.device[n, d] // self.part for n, d, _ in devices], dtype=np.int64)
-        self.device_open = np.array([d not in fixed[n] for n, d, _ in devices], dtype=np.bool_)
-        self.device_index = np.array([d for _, d, _ in devices], dtype=np.int64)
-        self.device_pods = _starts([len(pods) for *_, pods in devices])
-        self.share_pod = _flat([pods for *_, pods in devices])
+        self.device_free = np.array([self.device[n, d] // self.part for n, d, _ in used], dtype=np.int64)
+        self.device_open = np.array([d not in fixed[n] for n, d, _ in used], dtype=np.bool_)
+        self.device_index = np.array([d for _, d, _ in used], dtype=np.int64)
+        self.device_pods = _starts([len(pods) for *_, pods in used])
+        self.share_pod = _flat([pods for *_, pods in used])
         self.share_parts = self.parts[self.pod_class[self.share_pod]]
         self.whole_start, self.whole_pod = _starts([len(one) for one in whole]), _flat(whole)
         self.bare_start, self.bare_pod = _starts([len(one) for one in bare]), _flat(bare)
@@ -147,7 +147,8 @@ class Pricer:
 
 
 def _some(device: IntArray) -> list[int]:
-    return np.unique(device[device > 0]).tolist()
+    found: list[int] = np.unique(device[device > 0]).tolist()
+    return found
 
 
 def _bits(devices: tuple[int, ...]) -> int:

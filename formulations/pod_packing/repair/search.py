@@ -1,4 +1,4 @@
-"""Running clusters: which running pods to move or evict, at most so many, so that more pending pods fit. The mathematics:
+"""Running clusters: which running pods to move or evict, so that more pending pods fit. The mathematics:
 
 Sets: nodes s; classes j of pods that are alike; changes q of a node: (pods removed, pods added to its devices).
 Data: d_j pending pods; movable pods p, k of them at most; disruption budgets b with allowed_b; tiers of the objective.
@@ -11,8 +11,8 @@ moves and of the pods that are left; the bound is of the whole, at the mean of t
 over wherever it still fits, and an order (`ordering`). With no move allowed it is `patterns`.
 
 Left out: pods that affinity, spread or a gang ties to others do not move; which of them pending ones may join is kept
-when they are placed, not in the bound, so that the gap may be larger than what is left. Amounts besides cores and memory
-(pod slots, host ports) are kept by every change and not known to the bound.
+when they are placed, not in the bound, so that the gap may be larger than what is left. Amounts besides cores and
+memory (pod slots, host ports) are kept by every change and not known to the bound.
 
 Reference: Gilmore and Gomory 1961 (patterns); Wentges 1997 (smoothing); Narayanan et al., SOSP'21 (parts).
 """
@@ -45,8 +45,9 @@ PART = 310
 STILL_ROUNDS, ROUNDS = 30, 60
 #: Share of a tier's time for the parts.
 IN_PARTS = 0.55
-#: Share of a part's time for changes; the rest is for the integer program, but no more seconds than these.
-SEEKING, MASTER_S = 0.7, 8.0
+#: Share of the time for changes; the rest is for the integer program, but no more seconds than these: of the whole, of
+#: a part.
+SEEKING, MASTER_S, PART_S = 0.75, 8.0, 2.0
 
 
 def search(problem: PodsProblem, options: SolveOptions, budget: Budget) -> SearchResult[PodsPlan]:
@@ -164,7 +165,7 @@ class _Repair(PatternSearch):
     def _share(
         self, goal: Goal, aim: Aim | None, share: Share, budget: Budget, pool: list[Change], first: list[Prices]
     ) -> tuple[list[Change], Program]:
-        """Whole changes of a share of the cluster; with an aim they are offered. pool, first : what is known already."""
+        """Whole changes of a share of the cluster; with an aim they are offered. pool, first : what is known."""
         inside = set(share.nodes.tolist())
         start = [change for change in self.chosen if change.node in inside]
         program = Program(self.cluster, goal, share)
@@ -175,11 +176,15 @@ class _Repair(PatternSearch):
         seeking = PartBudget(budget, SEEKING * budget.remaining_s)
         if not pool:
             program.improve(seeking, min(rounds, STILL_ROUNDS), still=True)
-        first = [highest(first), *first] if first else []
-        if program.improve(seeking, rounds, first=first) is None:
+        # A bound before anything that may run out of time.
+        for prices in [highest(first), *first] if first else []:
+            program.seek(prices)
+        if program.improve(seeking, rounds) is None:
             return start, program
         limits = SolveOptions(
-            time_limit_s=max(0.1, min(MASTER_S, budget.remaining_s)),
+            time_limit_s=max(
+                0.1, min(MASTER_S if share.nodes.size == self.problem.num_nodes else PART_S, budget.remaining_s)
+            ),
             seed=self.options.seed,
             work_limit=None if self.options.work_limit is None else int(self.options.work_limit),
         )

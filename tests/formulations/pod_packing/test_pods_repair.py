@@ -77,9 +77,8 @@ def test_a_budget_of_one_of_two_pods_lets_the_other_move() -> None:
     assert [move.pod for move in outcome.plan.moves] == ["default/right"]
 
 
-def full(evict: bool, preempts: bool = True) -> PodsProblem:
+def full(evict: bool) -> PodsProblem:
     """One node of 1 GPU with a pod of priority 0; a pending pod of priority 5 wants it."""
-    del preempts
     return problem(
         [{"name": "a", "gpus": 1}],
         [{"name": "low", "gpus": 1, "node": "a"}, {"name": "high", "gpus": 1, "priority": 5}],
@@ -115,7 +114,7 @@ def running_cluster(seed: int, objective: str) -> PodsProblem:
         pod = {"name": f"p{index}", "cpu": rng.randint(1, 3), "gpus": gpus, "gpu_milli": milli}
         pods.append({**pod, "priority": rng.choice([0, 10])})
     placed: list[dict[str, Any]] = []
-    for index, pod in enumerate(pods[:4]):
+    for pod in pods[:4]:
         for name in rng.sample(names, 3):
             try:
                 problem(nodes, [*placed, {**pod, "node": name}], objective=objective)
