@@ -24,10 +24,11 @@ class PodPacking:
     objective_unit = UNIT
     methods: Mapping[str, str] = {
         "patterns": "column generation over node patterns, with a bound; work limit: rounds of patterns (default)",
+        "repair": "columns of pods removed from and added to a node, within `moves`, with a bound; work limit: rounds",
         "kube-default": "the default scheduler's scoring, pod by pod; no bound",
         "fgd": "fragmentation gradient descent, pod by pod; no bound",
     }
-    one_thread: ClassVar[frozenset[str]] = frozenset({"patterns", "kube-default", "fgd"})
+    one_thread: ClassVar[frozenset[str]] = frozenset({"patterns", "repair", "kube-default", "fgd"})
 
     def search(
         self, problem: PodsProblem, options: SolveOptions, budget: Budget, hint: PodsPlan | None
@@ -37,7 +38,11 @@ class PodPacking:
             raise OptionError("pods methods take no start plan; running pods are part of the instance")
         if options.num_threads > 1:
             raise OptionError(f"pods methods run on one thread, got {options.num_threads}")
-        method = options.method or next(iter(self.methods))
+        method = options.method or ("repair" if problem.leave is not None else next(iter(self.methods)))
+        if method == "repair":
+            from formulations.pod_packing.repair.search import search as repair
+
+            return repair(problem, options, budget)
         if method == "patterns":
             from formulations.pod_packing.patterns import search
 
