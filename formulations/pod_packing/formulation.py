@@ -23,11 +23,13 @@ class PodPacking:
     summary = "pods onto nodes, to the device: most by priority, most GPU allocated, or fewest nodes"
     objective_unit = UNIT
     methods: Mapping[str, str] = {
-        "patterns": "column generation over node patterns, with a bound; work limit: rounds of patterns (default)",
+        "auto": "patterns; where these are not proven and nodes are few, cp-sat from there (default)",
+        "patterns": "column generation over node patterns, with a bound; work limit: rounds of patterns",
+        "cp-sat": "an exact model, whole where it is small, then part by part; work limit: parts",
         "kube-default": "the default scheduler's scoring, pod by pod; no bound",
         "fgd": "fragmentation gradient descent, pod by pod; no bound",
     }
-    one_thread: ClassVar[frozenset[str]] = frozenset({"patterns", "kube-default", "fgd"})
+    one_thread: ClassVar[frozenset[str]] = frozenset({"auto", "patterns", "cp-sat", "kube-default", "fgd"})
 
     def search(
         self, problem: PodsProblem, options: SolveOptions, budget: Budget, hint: PodsPlan | None
@@ -38,6 +40,10 @@ class PodPacking:
         if options.num_threads > 1:
             raise OptionError(f"pods methods run on one thread, got {options.num_threads}")
         method = options.method or next(iter(self.methods))
+        if method in ("auto", "cp-sat"):
+            from formulations.pod_packing import cp_sat
+
+            return (cp_sat.auto if method == "auto" else cp_sat.search)(problem, options, budget)
         if method == "patterns":
             from formulations.pod_packing.patterns import search
 
