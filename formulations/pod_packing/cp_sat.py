@@ -2,7 +2,8 @@
 
 `cp-sat` knows nothing of patterns: starts are where the pods are now and greedy rules; then the whole model, tier after
 tier, where it is small; then part after part (`neighbours`), while something is left to gain. Its bounds are CP-SAT's.
-`auto` runs `patterns` first, and goes on from its plan against its bounds; large clusters end with `patterns`.
+`auto` without leave to move runs `patterns` first, and on few nodes goes on from its plan against its bounds. With leave
+it is `cp-sat` on few nodes, where parts of the cluster repacked as a whole find what single moves do not, else `repair`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from formulations.outcome import Budget, PartBudget, SearchResult, SolveOptions,
 from formulations.pod_packing.exact import ExactModel, Order, Term
 from formulations.pod_packing.explain import no_room_for_all, reasons
 from formulations.pod_packing.neighbours import Neighbours, rank
+from formulations.pod_packing.ordering import ordered
 from formulations.pod_packing.packing import Packing, movable
 from formulations.pod_packing.problem import GPU_MILLI, Aim, PodsProblem
 from formulations.pod_packing.proof import concluded
@@ -30,6 +32,8 @@ from planner.pods_plan import PodsPlan
 LARGEST = 20_000
 #: Deterministic seconds for each tier of the whole model, and parts searched, where nobody limits them.
 WHOLE_WORK, ROUNDS = 1.0, 2000
+#: Nodes up to which `auto` takes `cp-sat` where pods may move.
+MOVES_NODES = 64
 #: Nodes up to which `auto` goes on after patterns that are not proven, and its share of time for patterns then.
 AUTO_NODES, PATTERNS_SHARE = 400, 0.4
 
@@ -174,6 +178,10 @@ def auto(problem: PodsProblem, options: SolveOptions, budget: Budget) -> SearchR
     """`patterns`, and from its plan on `cp-sat` where the cluster is small and something is left to gain."""
     from formulations.pod_packing.patterns import search as by_patterns
 
+    from formulations.pod_packing.repair.search import search as by_repair
+
+    if problem.leave is not None:
+        return (by_repair if problem.num_nodes > MOVES_NODES else search)(problem, options, budget)
     if problem.num_nodes > AUTO_NODES:
         return by_patterns(problem, options, budget)
     first = by_patterns(problem, options, PartBudget(budget, PATTERNS_SHARE * budget.remaining_s))
@@ -208,7 +216,11 @@ def _result(exact: Exact, version: str, build_s: float, argument: str, solver: s
     state = best.state()
     signs = [1 if aim.sense == "most" else -1 for aim in problem.aims]
     reached = [sign * value for sign, value in zip(signs, rank(best, exact.order), strict=False)]
+    plan = state.plan(reasons(problem, state))
+    if state.gone:
+        order = ordered(problem, {pod: state.place_of.get(pod) for pod in sorted(state.gone)})
+        plan = plan.model_copy(update={"moves": order.moves, "evictions": order.evictions})
     return concluded(
-        problem, state.plan(reasons(problem, state)), reached, exact.bounds, exact.budget,
+        problem, plan, reached, exact.bounds, exact.budget,
         argument=argument, solver=solver, version=version, build_s=build_s,
     )  # fmt: skip

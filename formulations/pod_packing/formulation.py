@@ -23,13 +23,14 @@ class PodPacking:
     summary = "pods onto nodes, to the device: most by priority, most GPU allocated, or fewest nodes"
     objective_unit = UNIT
     methods: Mapping[str, str] = {
-        "auto": "patterns; where these are not proven and nodes are few, cp-sat from there (default)",
+        "auto": "cp-sat, patterns or repair, by size and by what may move (default)",
         "patterns": "column generation over node patterns, with a bound; work limit: rounds of patterns",
+        "repair": "columns of pods removed from and added to a node, within `moves`, with a bound; work limit: rounds",
         "cp-sat": "an exact model, whole where it is small, then part by part; work limit: parts",
         "kube-default": "the default scheduler's scoring, pod by pod; no bound",
         "fgd": "fragmentation gradient descent, pod by pod; no bound",
     }
-    one_thread: ClassVar[frozenset[str]] = frozenset({"auto", "patterns", "cp-sat", "kube-default", "fgd"})
+    one_thread: ClassVar[frozenset[str]] = frozenset({"auto", "patterns", "repair", "cp-sat", "kube-default", "fgd"})
 
     def search(
         self, problem: PodsProblem, options: SolveOptions, budget: Budget, hint: PodsPlan | None
@@ -44,6 +45,10 @@ class PodPacking:
             from formulations.pod_packing import cp_sat
 
             return (cp_sat.auto if method == "auto" else cp_sat.search)(problem, options, budget)
+        if method == "repair":
+            from formulations.pod_packing.repair.search import search as repair
+
+            return repair(problem, options, budget)
         if method == "patterns":
             from formulations.pod_packing.patterns import search
 

@@ -28,16 +28,23 @@ class Packing:
         return found
 
     def adopt(self, state: State) -> Packing:
-        """With the places that a state gives to pending pods."""
+        """With the places that a state gives to pods."""
+        for pod in state.gone:
+            self.node[pod], self.devices[pod] = -1, ()
         for pod, (node, devices) in state.place_of.items():
             self.node[pod], self.devices[pod] = node, devices
         return self
 
     def state(self) -> State:
-        """The same as a state, where no running pod has left its place."""
+        """The same as a state."""
         state = State(self.problem)
-        for pod in np.flatnonzero(self.problem.pending & (self.node >= 0)).tolist():
-            state.place(pod, int(self.node[pod]), self.devices[pod])
+        there = self.problem.pod_node >= 0
+        left = [pod for pod in np.flatnonzero(there).tolist() if not self.at_home(pod)]
+        for pod in left:
+            state.take(pod)
+        for pod in [*left, *np.flatnonzero(self.problem.pending).tolist()]:
+            if self.node[pod] >= 0:
+                state.place(pod, int(self.node[pod]), self.devices[pod])
         return state
 
     def left(self, without: IntArray) -> tuple[IntArray, IntArray]:

@@ -63,10 +63,12 @@ class _Reached:
 
 def search(problem: PodsProblem, options: SolveOptions, budget: Budget) -> SearchResult[PodsPlan]:
     """Tier after tier; with a work limit: rounds of new patterns for a tier, and nodes of each integer program."""
-    return _Search(problem, options, budget).run()
+    return PatternSearch(problem, options, budget).run()
 
 
-class _Search:
+class PatternSearch:
+    """The search of `patterns`, tier after tier."""
+
     def __init__(self, problem: PodsProblem, options: SolveOptions, budget: Budget) -> None:
         self.problem, self.options, self.budget = problem, options, budget
         self.rng = np.random.default_rng(options.seed)
