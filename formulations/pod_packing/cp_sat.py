@@ -2,8 +2,8 @@
 
 `cp-sat` knows nothing of patterns: starts are where the pods are now and greedy rules; then the whole model, tier after
 tier, where it is small; then part after part (`neighbours`), while something is left to gain. Its bounds are CP-SAT's.
-`auto` without leave to move runs `patterns` first, and on few nodes goes on from its plan against its bounds. With leave
-it is `cp-sat` on few nodes, where parts of the cluster repacked as a whole find what single moves do not, else `repair`.
+`auto` without leave to move runs `patterns` first, and on few nodes goes on from its plan against its bounds. With
+leave it is `cp-sat` on few nodes, where parts repacked as a whole find what single moves do not, else `repair`.
 """
 
 from __future__ import annotations
@@ -177,7 +177,6 @@ def search(problem: PodsProblem, options: SolveOptions, budget: Budget) -> Searc
 def auto(problem: PodsProblem, options: SolveOptions, budget: Budget) -> SearchResult[PodsPlan]:
     """`patterns`, and from its plan on `cp-sat` where the cluster is small and something is left to gain."""
     from formulations.pod_packing.patterns import search as by_patterns
-
     from formulations.pod_packing.repair.search import search as by_repair
 
     if problem.leave is not None:

@@ -50,11 +50,7 @@ def solve_master(program: Program, start: list[Change], budget: Budget, options:
     row, column, value = (np.array(part) for part in zip(*entries, strict=True))
     classes = np.arange(goal.weight.size)
     builder.sparse_rows(
-        np.zeros(classes.size),
-        np.full(classes.size, np.inf),
-        (row, column, value),
-        (classes, x, -1.0),
-        (classes, e, 1.0),
+        np.zeros(classes.size), np.full(classes.size, np.inf), (row, column, value), (classes, x, -1.0), (classes, e, 1.0)
     )
     place = {node: index for index, node in enumerate(share.nodes.tolist())}
     nodes = np.array([place[change.node] for change in changes])
