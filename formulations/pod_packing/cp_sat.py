@@ -21,6 +21,7 @@ from formulations.pod_packing.explain import no_room_for_all, reasons
 from formulations.pod_packing.neighbours import Neighbours, rank
 from formulations.pod_packing.ordering import ordered
 from formulations.pod_packing.packing import Packing, movable
+from formulations.pod_packing.priority_matters import Published
 from formulations.pod_packing.problem import GPU_MILLI, Aim, PodsProblem
 from formulations.pod_packing.proof import concluded
 from formulations.pod_packing.realise import fill
@@ -49,12 +50,12 @@ class Exact:
     best: Packing | None = None
     bounds: list[int] = field(default_factory=list)
     infeasible: bool = False
+    greedy: bool = True
 
     def __post_init__(self) -> None:
-        for start in self._starts():
+        for start in self._starts() if self.greedy else ():
             self._offer(start)
-        if not self.bounds:
-            self.bounds = [self._trivial(aim) for aim in self.problem.aims]
+        self.bounds = [self._trivial(aim) for aim in self.problem.aims]
 
     def adopt(self, plan: PodsPlan) -> None:
         """Go on from a plan without moves, against the bounds of its tiers."""
@@ -172,6 +173,22 @@ def search(problem: PodsProblem, options: SolveOptions, budget: Budget) -> Searc
     build_s = time.perf_counter() - started
     exact.run()
     return _result(exact, version, build_s, "whole model (CP-SAT)", "cp-sat")
+
+
+def published(problem: PodsProblem, options: SolveOptions, budget: Budget) -> SearchResult[PodsPlan]:
+    """`priority-matters`; with a work limit: deterministic seconds of each step."""
+    started = time.perf_counter()
+    run = Published(problem, options, budget)
+    build_s = time.perf_counter() - started
+    run.run()
+    version = f"ortools {load_ortools_first()}"
+    if run.packing is None:
+        stop = budget.stop() or Stop.TIME_LIMIT
+        return SearchResult(
+            status=Status.UNKNOWN, stop=stop, plan=None, solver="cp-sat", solver_version=version, build_s=build_s
+        )
+    exact = Exact(problem, budget, options, best=run.packing, greedy=False)
+    return _result(exact, version, build_s, "every pod placed", "cp-sat")
 
 
 def auto(problem: PodsProblem, options: SolveOptions, budget: Budget) -> SearchResult[PodsPlan]:
