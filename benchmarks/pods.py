@@ -42,7 +42,8 @@ def openb(
     pods = read_openb_pods(folder / PODS.format(trace))
     rng = random.Random(seed)
     if num_nodes is not None:
-        nodes = tuple(rng.sample(nodes, num_nodes))
+        # In the order of names: FGD's tie rule goes by it.
+        nodes = tuple(sorted(rng.sample(nodes, num_nodes), key=lambda node: node.name))
     if demand is not None:
         wanted, asked, drawn = demand * 1000 * sum(node.gpus for node in nodes), 0, []
         while asked < wanted:

@@ -1,7 +1,8 @@
 """The methods `cp-sat` and `auto`: an exact model of the whole, then of parts, again and again; and after patterns.
 
-`cp-sat` knows nothing of patterns: starts are where the pods are now and greedy rules; then the whole model, tier after
-tier, where it is small; then part after part (`neighbours`), while something is left to gain. Its bounds are CP-SAT's.
+`cp-sat` knows nothing of patterns: starts are where the pods are now and greedy rules; then part after part
+(`neighbours`), while something is left to gain; and the whole model, tier after tier: first where it is small, last
+where it is not, and not at all where it is large. Its bounds are CP-SAT's.
 `auto` without leave to move runs `patterns` first, and on few nodes goes on from its plan against its bounds. With
 leave it is `cp-sat` on few nodes, where parts repacked as a whole find what single moves do not, else `repair`.
 """
@@ -29,8 +30,11 @@ from formulations.pod_packing.state import State
 from planner.kubernetes.snapshot import WHOLE_MILLI
 from planner.pods_plan import PodsPlan
 
-#: Counts of the whole model at most; beyond, only parts are searched. (64 nodes × 512 pods of 200 groups: 12,800.)
-LARGEST = 20_000
+#: Counts of the whole model up to which it comes first, or after the parts if that many seconds are left; beyond, only
+#: parts are searched.
+SMALL, LARGEST, LEAST_S = 400, 4000, 2.0
+#: Shares of the time for the whole model, and for all search: orders of moves and reasons come after it.
+WHOLE_SHARE, SEARCH_SHARE = 0.4, 0.92
 #: Deterministic seconds for each tier of the whole model, and parts searched, where nobody limits them.
 WHOLE_WORK, ROUNDS = 1.0, 2000
 #: Nodes up to which `auto` takes `cp-sat` where pods may move.
@@ -78,13 +82,17 @@ class Exact:
         """The whole model where it is small, then part after part."""
         if self.proven:
             return
+        budget = PartBudget(self.budget, SEARCH_SHARE * self.budget.remaining_s)
         work = WHOLE_WORK if self.options.work_limit is None else min(WHOLE_WORK, self.options.work_limit)
-        if self._size() <= LARGEST:
-            self._whole(work)
+        size, rounds = self._size(), rounds if self.options.work_limit is None else int(self.options.work_limit)
+        if size <= SMALL:
+            self._whole(PartBudget(budget, WHOLE_SHARE * budget.remaining_s), work)
         if self.best is not None and not self.proven:
+            share = 1.0 if size <= SMALL or size > LARGEST else 1.0 - WHOLE_SHARE
             search = Neighbours(self.best, self.order, self.options.seed)
-            rounds = rounds if self.options.work_limit is None else int(self.options.work_limit)
-            self.best = search.run(self.budget, self.options, rounds, self._goal())
+            self.best = search.run(PartBudget(budget, share * budget.remaining_s), self.options, rounds, self._goal())
+        if SMALL < size <= LARGEST and not self.proven and budget.remaining_s > LEAST_S:
+            self._whole(budget, work)
 
     @property
     def proven(self) -> bool:
@@ -135,7 +143,7 @@ class Exact:
         offered = problem.offered(aim)
         return min(offered, int(problem.gpus.sum()) * WHOLE_MILLI) if aim.name == GPU_MILLI else offered
 
-    def _whole(self, work: float) -> None:
+    def _whole(self, budget: Budget, work: float) -> None:
         """Tier after tier of the whole model; what is not proven in time leaves the later tiers to the parts."""
         problem = self.problem
         start = self.best or Packing(problem)
@@ -144,9 +152,8 @@ class Exact:
             exact.packing = self.best or start
             if self.best is not None:
                 exact.hint()
-            remaining_s = max(1e-3, self.budget.remaining_s)
-            limits = SolveOptions(time_limit_s=remaining_s, seed=self.options.seed, work_limit=work)
-            result, value = exact.solve(term.expression, PartBudget(self.budget, remaining_s), limits)
+            limits = SolveOptions(time_limit_s=max(1e-3, budget.remaining_s), seed=self.options.seed, work_limit=work)
+            result, value = exact.solve(term.expression, budget, limits)
             if result.status is Status.INFEASIBLE:
                 self.infeasible = place == 0
                 return
