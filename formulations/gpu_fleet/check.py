@@ -19,8 +19,8 @@ from planner.fleet_plan import Allocation, Assignment, FleetPlan, Period, Replic
 #: Relative overload and missing shares that are rounding of a solver (its feasibility tolerance is 1e-6).
 ROUNDING = 1e-5
 
-#: Offer (or pool), model, GPUs and role of replicas.
-Key = tuple[int, int, int, str]
+#: Offer (or pool), model, GPUs, role and worker of replicas.
+Key = tuple[int, int, int, str, str | None]
 
 
 def check(problem: FleetProblem, plan: FleetPlan) -> list[Violation]:
@@ -53,8 +53,8 @@ class _PeriodCheck:
             )
         }
         self.configs = {
-            (int(k), int(problem.config_model[c]), int(problem.config_gpus[c]), ROLES[problem.config_role[c]]): c
-            for c in range(problem.num_configs)
+            (int(k), int(problem.config_model[c]), int(problem.config_gpus[c]), role, problem.worker(c)): c
+            for c, role in enumerate(ROLES[number] for number in problem.config_role.tolist())
             for k in np.flatnonzero(problem.pool_of_offer == problem.config_pool[c])
         }
         self.where = f"hours {period.hours[0]} ..." if len(period.hours) > 1 else f"hour {period.hours[0]}"
@@ -104,7 +104,7 @@ class _PeriodCheck:
         """Replicas of every size fit: sizes divide one another, so counting from the largest down is exact."""
         hosted: dict[int, Counter[int]] = defaultdict(Counter)
         for row in replicas:
-            key = self.offers[row.offer], self.models[row.model], row.gpus, row.role
+            key = self.offers[row.offer], self.models[row.model], row.gpus, row.role, row.worker
             if key not in self.configs:
                 role = "" if row.role == "both" else f" for {row.role}"
                 message = f"{row.model} has no replica of {row.gpus} GPUs{role} on {row.offer}"
@@ -159,7 +159,7 @@ class _PeriodCheck:
         served = np.zeros((len(STAGES), len(rate)))
         load: dict[Key, float] = defaultdict(float)
         for row in rows:
-            key: Key = self.offers[row.offer], self.models[row.model], row.gpus, row.role
+            key: Key = self.offers[row.offer], self.models[row.model], row.gpus, row.role, row.worker
             bucket = self.buckets.get((key[1], row.input_tokens, row.output_tokens))
             config = self.configs.get(key)
             if bucket is None or config is None:
@@ -182,7 +182,8 @@ class _PeriodCheck:
                 yield _broken("demand", name, message, share, float(1.0 - left[asked]))
         have: Counter[Key] = Counter()
         for replica in replicas:
-            have[self.offers[replica.offer], self.models[replica.model], replica.gpus, replica.role] += replica.count
+            of_model = self.offers[replica.offer], self.models[replica.model]
+            have[*of_model, replica.gpus, replica.role, replica.worker] += replica.count
         if problem.slack is not None:
             yield from self._pools(load, have, when)
         for key, need in load.items():
@@ -297,7 +298,7 @@ class _PeriodCheck:
         found: Counter[Key] = Counter()
         for row in replicas:
             pool = int(self.problem.pool_of_offer[self.offers[row.offer]])
-            found[pool, self.models[row.model], row.gpus, row.role] += row.count
+            found[pool, self.models[row.model], row.gpus, row.role, row.worker] += row.count
         return found
 
 

@@ -100,8 +100,8 @@ def drawn(problem: FleetProblem, period: Period) -> Drawn:
     offers = {name: k for k, name in enumerate(problem.offer_names)}
     models = {name: m for m, name in enumerate(problem.model_names)}
     configs = {
-        (int(problem.config_pool[c]), int(problem.config_model[c]), int(problem.config_gpus[c]), ROLES[role]): c
-        for c, role in enumerate(problem.config_role.tolist())
+        (int(pool), int(problem.config_model[c]), int(problem.config_gpus[c]), ROLES[role], problem.worker(c)): c
+        for c, (pool, role) in enumerate(zip(problem.config_pool, problem.config_role, strict=True))
     }
     keys = zip(problem.bucket_model, problem.input_tokens, problem.output_tokens, strict=True)
     buckets = {(int(m), int(i), int(o)): d for d, (m, i, o) in enumerate(keys)}
@@ -115,11 +115,12 @@ def drawn(problem: FleetProblem, period: Period) -> Drawn:
     needed = problem.needed(index)
     for replicas in period.replicas:
         pool = int(problem.pool_of_offer[offers[replicas.offer]])
-        config = configs[pool, models[replicas.model], replicas.gpus, replicas.role]
+        config = configs[pool, models[replicas.model], replicas.gpus, replicas.role, replicas.worker]
         expected += draw.running[config] * replicas.count
     for one in period.assignment:
         model = models[one.model]
-        config = configs[int(problem.pool_of_offer[offers[one.offer]]), model, one.gpus, one.role]
+        pool = int(problem.pool_of_offer[offers[one.offer]])
+        config = configs[pool, model, one.gpus, one.role, one.worker]
         bucket = buckets[model, one.input_tokens, one.output_tokens]
         expected += float(needed[bucket]) * one.fraction * draw.joules[bucket, config]
     deviation = np.sqrt((1 - CORRELATION) * variance + CORRELATION * (SPREAD * boards) ** 2)

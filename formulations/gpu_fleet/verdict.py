@@ -65,7 +65,7 @@ def _utilisation(problem: FleetProblem, period: Period) -> dict[tuple[str, str],
         d = buckets[model, row.input_tokens, row.output_tokens]
         match = (problem.config_pool == pool) & (problem.config_model == model) & (problem.config_gpus == row.gpus)
         match &= problem.config_role == ROLES.index(row.role)
-        config = int(np.flatnonzero(match)[0])
+        config = next(c for c in np.flatnonzero(match).tolist() if problem.worker(c) == row.worker)
         replicas = problem.rate[index, d] * row.fraction / problem.throughput[d, config]
         load[row.offer, _who(row)] += float(replicas) * row.gpus
     return {key: load[key] / gpus for key, gpus in have.items() if gpus}

@@ -1,4 +1,4 @@
-"""The `deploy` instance: services and their demand, what can be rented, what stands there, and the workers to choose from."""
+"""The `deploy` instance: services and their demand, offers to rent, nodes that stand, and workers to choose from."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class StandingNodes(Description):
     gpus: Gpus
     free_gpus: Annotated[int | None, Field(ge=0, description="of each; default: all")] = None
     count: Annotated[Count, Field(ge=1)] = 1
-    price_usd_per_hour: Annotated[UsdPerHour, Field(description="saved where a node is left empty; 0: it is paid")] = 0.0
+    price_usd_per_hour: Annotated[UsdPerHour, Field(description="saved where one is left empty; 0: it is paid")] = 0.0
     region: Name | None = None
 
     def problems(self) -> Iterator[Problem]:

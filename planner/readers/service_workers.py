@@ -100,9 +100,7 @@ def _row(
     gpus = number("gpus", MOST_GPUS, True)
     size = number("input_tokens", MOST_TOKENS, True), number("output_tokens", MOST_TOKENS, True)
     rate = number("requests_per_s", MOST_RATE_PER_S, False)
-    sizes = {
-        name: number(column, MOST_GPUS, True) for column, name in SIZES.items() if cells.get(column, "").strip()
-    }
+    sizes = {name: number(column, MOST_GPUS, True) for column, name in SIZES.items() if cells.get(column, "").strip()}
     for problem in problems:
         findings.tell(line, problem)
     if problems:
