@@ -158,7 +158,7 @@ def test_expert_loads_become_logical_counts(gpuplan: Invoke, folder: Path) -> No
     assert "up to 2.25 times the layer's mean" in result.stderr
     again = gpuplan("import", "sglang-recorder", "load.json")
     assert json.loads(again.stdout) == json.loads((folder / "load.json").read_text())
-    plan = gpuplan("experts", "--loads", "load.json", "--num-gpus", "1", "--json")
+    plan = gpuplan("experts", "--loads", "load.json", "--num-gpus", "2", "--num-slots", "4", "--json")
     assert plan.exit_code == 0, plan.output
 
 
