@@ -8,16 +8,19 @@ from itertools import pairwise
 
 import numpy as np
 
+from formulations.gpu_fleet.check_flows import check_flows
 from formulations.gpu_fleet.pools import capacity
 from formulations.gpu_fleet.power import drawn
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
+from formulations.gpu_fleet.stages import ROLES, STAGES
 from planner.cost.verdict import Violation
 from planner.fleet_plan import Allocation, Assignment, FleetPlan, Period, Replicas
 
 #: Relative overload and missing shares that are rounding of a solver (its feasibility tolerance is 1e-6).
 ROUNDING = 1e-5
 
-Key = tuple[int, int, int]
+#: Offer (or pool), model, GPUs and role of replicas.
+Key = tuple[int, int, int, str]
 
 
 def check(problem: FleetProblem, plan: FleetPlan) -> list[Violation]:
@@ -50,7 +53,7 @@ class _PeriodCheck:
             )
         }
         self.configs = {
-            (int(k), int(problem.config_model[c]), int(problem.config_gpus[c])): c
+            (int(k), int(problem.config_model[c]), int(problem.config_gpus[c]), ROLES[problem.config_role[c]]): c
             for c in range(problem.num_configs)
             for k in np.flatnonzero(problem.pool_of_offer == problem.config_pool[c])
         }
@@ -63,6 +66,7 @@ class _PeriodCheck:
         counts = self._instances()
         found = [*self._packing(self.period.replicas, counts, ""), *self._limits(counts)]
         found += self._serving(self.period.assignment, self.period.replicas, "")
+        found += check_flows(self.problem, self.index, self.period, self.where)
         found += self._survival(counts)
         return [*found, *self._left_out()]
 
@@ -100,9 +104,10 @@ class _PeriodCheck:
         """Replicas of every size fit: sizes divide one another, so counting from the largest down is exact."""
         hosted: dict[int, Counter[int]] = defaultdict(Counter)
         for row in replicas:
-            key = self.offers[row.offer], self.models[row.model], row.gpus
+            key = self.offers[row.offer], self.models[row.model], row.gpus, row.role
             if key not in self.configs:
-                message = f"{row.model} has no replica of {row.gpus} GPUs on {row.offer}"
+                role = "" if row.role == "both" else f" for {row.role}"
+                message = f"{row.model} has no replica of {row.gpus} GPUs{role} on {row.offer}"
                 yield _broken("configuration", row.offer, message)
                 return
             hosted[key[0]][row.gpus] += row.count
@@ -151,10 +156,10 @@ class _PeriodCheck:
         problem = self.problem
         rate, needed = problem.rate[self.index], problem.needed(self.index)
         left = self._left()
-        served = np.zeros(len(rate))
+        served = np.zeros((len(STAGES), len(rate)))
         load: dict[Key, float] = defaultdict(float)
         for row in rows:
-            key = self.offers[row.offer], self.models[row.model], row.gpus
+            key: Key = self.offers[row.offer], self.models[row.model], row.gpus, row.role
             bucket = self.buckets.get((key[1], row.input_tokens, row.output_tokens))
             config = self.configs.get(key)
             if bucket is None or config is None:
@@ -164,17 +169,20 @@ class _PeriodCheck:
                 message = f"{row.offer} cannot serve {problem.bucket_name(bucket)} within the SLO"
                 yield _broken("slo", row.offer, message)
                 continue
-            served[bucket] += row.fraction
+            served[[row.role in roles for roles in STAGES.values()], bucket] += row.fraction
             load[key] += needed[bucket] * row.fraction / problem.throughput[bucket, config]
         for asked in np.flatnonzero(rate > 0).tolist():
-            if abs(served[asked] + left[asked] - 1) > ROUNDING:
+            wrong = np.flatnonzero(np.abs(served[:, asked] + left[asked] - 1) > ROUNDING)
+            if wrong.size:
                 name = problem.bucket_name(asked)
                 told = f", {left[asked]:.4%} is told unserved" if left[asked] else ""
-                message = f"{self.where}{when}: {served[asked]:.4%} of {name} is served{told}"
-                yield _broken("demand", name, message, float(served[asked]), float(1.0 - left[asked]))
+                share = float(served[wrong[0], asked])
+                stage = f" ({list(STAGES)[wrong[0]]})" if problem.config_role.any() else ""
+                message = f"{self.where}{when}: {share:.4%} of {name} is served{stage}{told}"
+                yield _broken("demand", name, message, share, float(1.0 - left[asked]))
         have: Counter[Key] = Counter()
         for replica in replicas:
-            have[self.offers[replica.offer], self.models[replica.model], replica.gpus] += replica.count
+            have[self.offers[replica.offer], self.models[replica.model], replica.gpus, replica.role] += replica.count
         if problem.slack is not None:
             yield from self._pools(load, have, when)
         for key, need in load.items():
@@ -240,11 +248,13 @@ class _PeriodCheck:
     def _spot(self, rows: Sequence[Assignment], when: str) -> Iterator[Violation]:
         problem, rate = self.problem, self.problem.rate[self.index]
         served = rate * (1 - self._left())
-        on_spot = np.zeros(len(problem.model_names))
+        by_stage = np.zeros((len(STAGES), len(problem.model_names)))
         for row in rows:
             model = self.models[row.model]
             if problem.spot[problem.pool_of_offer[self.offers[row.offer]]]:
-                on_spot[model] += rate[self.buckets[model, row.input_tokens, row.output_tokens]] * row.fraction
+                requests = rate[self.buckets[model, row.input_tokens, row.output_tokens]] * row.fraction
+                by_stage[[row.role in roles for roles in STAGES.values()], model] += requests
+        on_spot = by_stage.max(axis=0)
         for model, name in enumerate(problem.model_names):
             total = served[problem.bucket_model == model].sum()
             if on_spot[model] > problem.max_spot_share * total * (1 + ROUNDING) + ROUNDING:
@@ -275,6 +285,7 @@ class _PeriodCheck:
             when = f", {what}{name} lost"
             yield from self._packing(survival.replicas, left, when)
             yield from self._serving(survival.assignment, survival.replicas, when)
+            yield from check_flows(problem, self.index, survival, self.where + when)
             yield from self._spot(survival.assignment, when)
             before, after = self._by_pool(self.period.replicas), self._by_pool(survival.replicas)
             for key in after - before:
@@ -285,9 +296,8 @@ class _PeriodCheck:
         """Replicas by pool, model and size: inside a pool one may stand in for another."""
         found: Counter[Key] = Counter()
         for row in replicas:
-            found[int(self.problem.pool_of_offer[self.offers[row.offer]]), self.models[row.model], row.gpus] += (
-                row.count
-            )
+            pool = int(self.problem.pool_of_offer[self.offers[row.offer]])
+            found[pool, self.models[row.model], row.gpus, row.role] += row.count
         return found
 
 
@@ -335,7 +345,10 @@ def _told(problem: FleetProblem, plan: FleetPlan, counts: FloatArray) -> Iterato
         yield _broken("summary", "fleet", "allocation and assignment of the plan are those of no period")
     added = counts[0] - (counts[0] if problem.current is None else problem.current)
     changes = {name: n for name, n in zip(problem.offer_names, added.tolist(), strict=True) if n}
-    yield from _told_tiers(problem, plan, mean, float(np.abs(added).sum()))
+    changed = float(np.abs(added).sum())
+    order = np.argsort([problem.hours.index(period.hours) for period in plan.periods])
+    goal = mean + problem.change_cost * changed + problem.start_usd_per_hour(counts[order])
+    yield from _told_tiers(problem, plan, goal, changed)
     if changes != (plan.changes or {}):
         yield _broken("changes", "fleet", f"changes {plan.changes} are told, which are not those of the counts")
 
@@ -349,7 +362,7 @@ def _told_tiers(problem: FleetProblem, plan: FleetPlan, cost: float, changed: fl
             values[f"unserved, priority {row.priority}"] = (
                 values.get(f"unserved, priority {row.priority}", 0.0) + share[period.hours] * row.rate_per_s
             )
-    values |= {"cost": cost + problem.change_cost * changed, "changes": changed}
+    values |= {"cost": cost, "changes": changed}
     for tier in plan.tiers:
         value = values.get(tier.goal)
         if value is None:

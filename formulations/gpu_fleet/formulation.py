@@ -67,9 +67,7 @@ class GpuFleet:
         rent = float(weights @ (counts @ problem.price))
         parts = {"rent_usd_per_hour": rent}
         if problem.start_cost is not None and problem.start_cost.any():
-            hourly = counts[order]
-            started = sum(np.maximum(hourly[after] - hourly[before], 0.0) for before, after in problem.steps)
-            parts["start_usd_per_hour"] = float(np.dot(problem.start_cost, started)) / problem.num_periods
+            parts["start_usd_per_hour"] = problem.start_usd_per_hour(counts[order])
         if problem.current is not None:
             changed = float(np.abs(counts[0] - problem.current).sum())
             parts["change_usd_per_hour"] = problem.change_cost * changed

@@ -15,6 +15,7 @@ from formulations.base import solve
 from formulations.gpu_fleet.formulation import GPU_FLEET
 from formulations.gpu_fleet.power import drawn
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
+from formulations.gpu_fleet.stages import STAGES
 from formulations.outcome import TOLERANCE, Budget, OnProgress, Outcome, SolveOptions
 from planner.fleet_plan import FleetPlan, Insight, Relief, Substitute
 
@@ -104,7 +105,7 @@ def _full(used: FloatArray, limit: float, each: FloatArray) -> bool:
 
 
 def _spot_share(problem: FleetProblem, plan: FleetPlan) -> float:
-    """Largest share of a model's requests that is on spot in any period, losses included."""
+    """Largest share of a stage of a model's requests that is on spot in any period, losses included."""
     offers = {name: k for k, name in enumerate(problem.offer_names)}
     keys = zip(problem.bucket_model, problem.input_tokens, problem.output_tokens, strict=True)
     buckets = {(problem.model_names[m], int(i), int(o)): d for d, (m, i, o) in enumerate(keys)}
@@ -113,11 +114,12 @@ def _spot_share(problem: FleetProblem, plan: FleetPlan) -> float:
         rate = problem.rate[problem.hours.index(period.hours)]
         total = np.bincount(problem.bucket_model, weights=rate, minlength=len(problem.model_names))
         for rows in (period.assignment, *(survival.assignment for survival in period.survival)):
-            on_spot = np.zeros(total.size)
+            on_spot = np.zeros((len(STAGES), total.size))
             for row in rows:
                 if problem.spot[problem.pool_of_offer[offers[row.offer]]]:
                     bucket = buckets[row.model, row.input_tokens, row.output_tokens]
-                    on_spot[problem.bucket_model[bucket]] += rate[bucket] * row.fraction
+                    does = [row.role in roles for roles in STAGES.values()]
+                    on_spot[does, problem.bucket_model[bucket]] += rate[bucket] * row.fraction
             worst = max(worst, float((on_spot / np.where(total > 0, total, 1.0)).max()))
     return worst
 

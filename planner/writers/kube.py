@@ -129,6 +129,8 @@ def write_manifests(
     dumper = YAML()
     dumper.default_flow_style = False
     dumper.width = 4096
+    # Labels that are said twice are written twice: people read these files.
+    dumper.representer.ignore_aliases = lambda _: True
     text = io.StringIO()
     dumper.dump_all(list(manifests), text)
     write_text(path, comments(document, to, path, *said) + text.getvalue())

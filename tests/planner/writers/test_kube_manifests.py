@@ -15,6 +15,7 @@ from tiny_plan import parsed_by_table
 from planner.errors import ExportError
 from planner.parallel_plan import Workers
 from planner.writers import export
+from planner.writers.common import plan_sha256
 
 PREFILL, DECODE = worker("prefill", tp=2, batch=4, count=3), worker("decode", tp=4, batch=64, count=2)
 
@@ -53,7 +54,10 @@ def test_a_deployment_and_a_service_for_each_kind(tmp_path: Path, shared_data: P
     container = pod["spec"]["containers"][0]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": "2"}
     assert known_flags(argv(container, tmp_path), to, shared_data / TABLES[to])["--port"] == "8000"
-    assert text.startswith("# made by gpuplan 0.1.0\n# instance tiny rm -rf /, sha256 5ea1")
+    said = document(one, two, backend=to)
+    assert text.startswith(
+        f"# made by gpuplan 0.1.0, plan sha256 {plan_sha256(said)}\n# instance tiny rm -rf /, sha256 5"
+    )
     assert "# command: gpuplan export PLAN --to k8s" in text
 
 
@@ -179,3 +183,21 @@ def test_what_vllms_file_cannot_say(tmp_path: Path) -> None:
         exported(tmp_path, "vllm-config", worker(tp=2), backend="sglang")
     with pytest.raises(ExportError, match="set MODEL to the weights"):
         exported(tmp_path, "vllm-config", worker(tp=2), model="models/org--name.json")
+
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
+
+
+@pytest.mark.parametrize(
+    ("to", "workers"),
+    [
+        ("k8s", [worker(tp=2, batch=64, count=3)]),
+        ("dynamo", [PREFILL, DECODE]),
+        ("vllm-config", [worker(tp=8, batch=64)]),
+    ],
+)
+def test_golden_files(to: str, workers: list[Workers], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"serving_{to.replace('-', '_')}.yaml"
+    export(document(*workers, backend="vllm"), to, name)
+    assert Path(name).read_text() == (GOLDEN / name).read_text()

@@ -133,3 +133,12 @@ def test_what_kueue_cannot_express(tmp_path: Path, shared_data: Path) -> None:
     old = document.model_copy(update={"plan": document.plan.model_copy(update={"offers": {}})})
     with pytest.raises(ExportError, match="does not say which GPUs a has; plan again"):
         export(old, "kueue", str(tmp_path / "old.yaml"))
+
+
+def test_golden_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = solved({"name": "node", "device": "h100_sxm", "gpus": 8, "price_usd_per_hour": 20, "region": "us"})
+    instance = made.instance.model_copy(update={"sha256": "5ea1" * 16})
+    export(made.model_copy(update={"gpuplan_version": "0.1.0", "instance": instance}), "kueue", "fleet_kueue.yaml")
+    golden = Path(__file__).resolve().parents[2] / "golden" / "fleet_kueue.yaml"
+    assert Path("fleet_kueue.yaml").read_text() == golden.read_text()
