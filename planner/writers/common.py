@@ -54,8 +54,8 @@ def comments(document: PlanDocument, to: str, path: str, *more: str) -> str:
 
 
 def plan_sha256(document: PlanDocument) -> str:
-    """Hash of what is planned, without how it was found: equal for equal plans."""
-    plan = None if document.plan is None else document.plan.model_dump(mode="json")
+    """Hash of what is planned, without how it was found: equal for equal plans, also when versions add keys."""
+    plan = None if document.plan is None else document.plan.model_dump(mode="json", exclude_defaults=True)
     return hashlib.sha256(canonical_json(plan).encode()).hexdigest()
 
 
