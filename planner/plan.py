@@ -17,6 +17,7 @@ from planner.fleet_plan import FleetPlan
 from planner.layers_plan import LayersPlan, WindowsPlan
 from planner.parallel_plan import ParallelPlan
 from planner.pods_plan import PodsPlan
+from planner.training_plan import TrainingPlan
 from planner.workload import IntArray
 
 #: Largest number an id or count may be; what arrays of 64-bit integers hold with room to multiply.
@@ -218,6 +219,14 @@ class WindowsDocument(PlanDocument):
     plan: WindowsPlan | None = None
 
 
+class TrainingDocument(PlanDocument):
+    """An answered `parallel` instance of the task `train`."""
+
+    problem: Literal["parallel"]
+    kind: Literal["training"] = "training"
+    plan: TrainingPlan | None = None
+
+
 class PodsDocument(PlanDocument):
     """An answered `pods` instance."""
 
@@ -232,6 +241,7 @@ DOCUMENTS: Mapping[str, type[PlanDocument]] = {
     "parallel": ParallelDocument,
     "layers": LayersDocument,
     "windows": WindowsDocument,
+    "training": TrainingDocument,
     "pods": PodsDocument,
 }
 
