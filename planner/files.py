@@ -248,6 +248,20 @@ def validate(source: SourceText, model: type[ModelT]) -> ModelT:
     return result
 
 
+def _in_file(value: Any, loc: Loc) -> Loc:
+    """The place without the tags of unions, which pydantic names on the way and the file does not have."""
+    kept: list[str | int] = []
+    for place, step in enumerate(loc):
+        inside = isinstance(value, dict) and step in value
+        inside |= isinstance(value, list) and isinstance(step, int) and step < len(value)
+        if inside:
+            value = value[step]
+        elif place + 1 < len(loc):
+            continue
+        kept.append(step)
+    return tuple(kept)
+
+
 def _findings(source: SourceText, error: ValidationError) -> list[Finding]:
     findings = []
     errors = error.errors(include_url=False, include_context=False, include_input=True)
@@ -264,7 +278,7 @@ def _findings(source: SourceText, error: ValidationError) -> list[Finding]:
             message = "is empty"
         elif isinstance(item.get("input"), int | float | str | bool):
             message = f"{message} (got {str(item['input'])[:80]!r})"
-        findings.append(source.finding(item["loc"], message))
+        findings.append(source.finding(_in_file(source.value, item["loc"]), message))
     if len(errors) > MAX_FINDINGS:
         findings.append(Finding(source.path, f"and {len(errors) - MAX_FINDINGS} more problems"))
     return findings
