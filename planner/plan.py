@@ -142,6 +142,7 @@ class OutcomeRecord(Description):
     gap: float | None
     build_s: float
     solve_s: float
+    aside_s: Annotated[float, Field(description="spent on what is told beside the plan")] = 0.0
     solver: str
     solver_version: str
     method: str

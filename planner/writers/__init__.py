@@ -38,7 +38,14 @@ WRITERS: Mapping[str, Mapping[str, Writer]] = {
             "Kubernetes DisaggregatedSet of prefill and decode workers", _module("lws", "write_disaggregated")
         )
     },
+    "diff": {"pods": Writer("what changes, one line a pod", _module("pod_moves", "write_diff"))},
     "exflow-csv": {"experts": Writer("ExFlow solution CSV (Expert,Node)", _module("exflow"))},
+    "kubectl-sh": {
+        "pods": Writer(
+            "shell script of evictions, moves and bindings in order; dry run by default",
+            _module("pod_moves", "write_script"),
+        )
+    },
     "lws": {"parallel": Writer("Kubernetes LeaderWorkerSet, one a kind of worker", _module("lws"))},
     "k8s": {"pods": Writer("Binding objects for pending pods, a JSON list for kubectl create", _module("bindings"))},
     "megatron": {"training": Writer("Megatron-LM arguments, a shell array", _module("megatron"))},
