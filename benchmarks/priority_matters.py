@@ -171,7 +171,7 @@ def with_moves(problem: PodsProblem, most: int | None) -> PodsProblem:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one method made of a scenario: pods placed by priority from the highest, pods disturbed, seconds and CPU seconds."""
+    """What one method made of a scenario: pods placed by priority from the highest, and pods disturbed."""
 
     placed: tuple[int, ...]
     disturbed: int
