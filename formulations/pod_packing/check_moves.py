@@ -20,7 +20,11 @@ def check_moves(problem: PodsProblem, plan: PodsPlan) -> list[Violation]:
     pods = {name: pod for pod, name in enumerate(problem.pod_names)}
     nodes = {name: node for node, name in enumerate(problem.node_names)}
     unknown = [
-        *(_broken("moves", name, f"{name} is no running pod") for name in _told(plan) if not _runs(problem, pods, name)),
+        *(
+            _broken("moves", name, f"{name} is no running pod")
+            for name in _told(plan)
+            if not _runs(problem, pods, name)
+        ),
         *(
             _broken("moves", move.pod, f"{move.pod} is moved to or from an unknown node")
             for move in plan.moves
@@ -31,7 +35,10 @@ def check_moves(problem: PodsProblem, plan: PodsPlan) -> list[Violation]:
         return unknown
     if problem.leave is None:
         return [
-            *(_broken("moves", one.pod, f"{one.pod} is moved, which the instance does not allow") for one in plan.moves),
+            *(
+                _broken("moves", one.pod, f"{one.pod} is moved, which the instance does not allow")
+                for one in plan.moves
+            ),
             *(_broken("moves", one, f"{one} is evicted, which the instance does not allow") for one in plan.evictions),
         ]
     return [
@@ -177,7 +184,9 @@ class _Prefixes:
         indices = [share.index for share in move.gpus if share.gpu_milli == problem.class_milli[j]]
         wrong = len(indices) != len(move.gpus) or any(index >= problem.gpus[node] for index in indices)
         if wrong or len(set(indices)) != len(indices) or len(indices) != problem.class_gpus[j]:
-            yield _broken("devices", move.pod, f"{move.pod} does not get the devices that it asks for in step {move.step}")
+            yield _broken(
+                "devices", move.pod, f"{move.pod} does not get the devices that it asks for in step {move.step}"
+            )
 
     def _full(self, step: int, nodes: list[int]) -> Iterator[Violation]:
         for node in sorted(set(nodes)):

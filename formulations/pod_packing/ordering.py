@@ -140,8 +140,8 @@ class _Ordering:
         place = self.now[pod]
         assert place is not None
         self.step += 1
-        spare = self._spare(pod) if best[1] else None
-        if spare is None:
+        guest = self._spare(pod) if best[1] else None
+        if guest is None:
             self.out_since[pod] = self.step
             self._shift(pod, place, 1)
             self.leaving[place[0]].discard(pod)
@@ -151,11 +151,11 @@ class _Ordering:
             self.came_from[pod] = place[0]
         else:
             self.spared.add(pod)
-            self._shift(pod, spare, -1)
-            self._note(pod, spare, "spare")
+            self._shift(pod, guest, -1)
+            self._note(pod, guest, "spare")
             self._shift(pod, place, 1)
             self.leaving[place[0]].discard(pod)
-            self.leaving[spare[0]].add(pod)
+            self.leaving[guest[0]].add(pod)
         return [place[0]]
 
     def _admits(self, pod: int, node: int) -> bool:

@@ -17,6 +17,8 @@ run away; it is in neither the bound nor the integer program.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from formulations.backends.column_lp import ColumnLp
@@ -29,8 +31,14 @@ from planner.workload import FloatArray
 
 #: Share of the best prices so far in those that changes are sought at.
 SMOOTHING = 0.6
-#: A bound this close to the program's value ends the search, relatively.
-CLOSE = 1e-4
+#: A bound this close to the program's value ends the search, relatively; for changes that remove nothing.
+CLOSE, CLOSE_STILL = 5e-4, 0.01
+#: A change enters the program where its reduced cost is below this much less than nothing, relative to the value.
+EPSILON = 1e-9
+#: Prices of a move that are tried first, in the largest value of a pod.
+FIRST_MOVES = (1.0, 0.25, 1 / 16, 1 / 64, 0.0)
+#: Rounds in a row that may bring neither value nor bound by this much, relatively.
+PATIENCE, LITTLE = 3, 1e-4
 #: What a pod that is moved off and finds no place counts while changes are sought, in the largest value of a pod of its
 #: size; pods without devices count their cores, so many to a GPU as the cluster has.
 DEAR = 3.0
@@ -48,9 +56,8 @@ class Program:
         self._tiers = self._moves + 1 + budgets
         least = [value for _, value in goal.kept]
         lower = [np.zeros(classes), np.full(nodes + 1 + budgets, -np.inf), np.array(least)]
-        upper = [
-            np.full(classes, np.inf), np.ones(nodes), [float(share.moves)], share.allowed, np.full(len(least), np.inf),
-        ]  # fmt: skip
+        limits = [np.ones(nodes), np.array([float(share.moves)]), share.allowed]
+        upper = [np.full(classes, np.inf), *limits, np.full(len(least), np.inf)]
         self.lp = ColumnLp(np.concatenate(lower), np.concatenate(upper))
         dear = _dear(problem, goal.weight)
         tiers = [self._tiers + s for s in range(len(least))]
@@ -69,6 +76,7 @@ class Program:
         self.bound, self.value = -np.inf, np.inf
         self.duals = np.zeros(self._tiers + len(least))
         self.best: Prices | None = None
+        self._still = False
 
     def add(self, change: Change) -> bool:
         """Offer a change to the program; False for one of the same pods on the same node as another."""
@@ -102,52 +110,61 @@ class Program:
     def improve(self, budget: Budget, rounds: int, *, still: bool = False) -> FloatArray | None:
         """Add changes for some rounds or until the bound is met; the amount of each, or None without time.
 
-        still : only changes that remove nothing, without a bound.
+        still : only changes that remove nothing; the bound is of such plans then, and gone with the next call.
         """
         found: FloatArray | None = None
+        idle, gap = 0, np.inf
+        if self._still:
+            self.best, self.bound = None, -np.inf
+        self._still = still
+        close = CLOSE_STILL if still else CLOSE
         for _ in range(rounds):
             answer = self.lp.solve(budget)
             if answer is None:
                 return found
             self.value, values, self.duals = answer
             found = values[self._first :]
-            if not still and self._closed():
+            idle = 0 if self.value - self.bound < gap - LITTLE * abs(self.value) else idle + 1
+            gap = min(gap, self.value - self.bound)
+            if self.value - self.bound <= close * max(1.0, abs(self.value)) or idle > PATIENCE:
                 break
             own = self.prices
-            tried = [own] if self.best is None or still else [self.best.mixed(own, SMOOTHING), own]
-            if not any(self._seek(prices, still) for prices in tried):
+            if not still and self.best is None:
+                for prices in self._guesses(own):
+                    self.seek(prices)
+                continue
+            tried = [own] if self.best is None else [self.best.mixed(own, SMOOTHING), own]
+            if not any(self.seek(prices) for prices in tried):
                 break
         return found
 
-    def _seek(self, prices: Prices, still: bool) -> bool:
-        bound, candidates = self.cluster.at(prices, self.goal, self.share, still=still)
-        if not still and bound > self.bound:
+    def _guesses(self, own: Prices) -> Iterator[Prices]:
+        """After changes that remove nothing it is not known what a move is worth."""
+        for share in FIRST_MOVES:
+            yield Prices(own.pods, share * float(self.goal.weight.max(initial=0.0)), own.budgets, own.tiers)
+
+    def seek(self, prices: Prices) -> bool:
+        """Add changes that are worth something at some prices; whether the program wants any. Keeps the best bound."""
+        bound, candidates = self.cluster.at(prices, self.goal, self.share, still=self._still)
+        if bound > self.bound:
             self.bound, self.best = bound, prices
         added = False
-        for worth, change in candidates:
-            added |= worth > -self.duals[self._row_of[change.node]] * (1.0 + 1e-9) and self.add(change)
-        return added and (still or not self._closed())
+        for change in candidates:
+            added |= self._reduced_cost(change) < -EPSILON * max(1.0, abs(self.value)) and self.add(change)
+        return added
 
-    def _closed(self) -> bool:
-        return self.value - self.bound <= CLOSE * max(1.0, abs(self.value))
+    def _reduced_cost(self, change: Change) -> float:
+        """At the last duals."""
+        duals, classes = self.duals, self.cluster.problem.pod_class
+        found = -float(duals[self._row_of[change.node]]) - sum(float(duals[j]) for j, _ in change.added)
+        for p in change.removed:
+            found += float(duals[classes[p]] - duals[self._moves])
+            found -= sum(float(duals[self._moves + 1 + b]) for b in self.cluster.budgets_of[p])
+        return found
 
     def reduced_costs(self) -> FloatArray:
         """Of the changes known, at the last duals: changes near zero are those that whole programs want."""
-        duals, problem = self.duals, self.cluster.problem
-        paid = {
-            p: float(duals[problem.pod_class[p]] - duals[self._moves])
-            - sum(float(duals[self._moves + 1 + b]) for b in self.cluster.budgets_of[p])
-            for change in self.changes
-            for p in change.removed
-        }
-        return np.array(
-            [
-                sum(paid[p] for p in change.removed)
-                - float(sum(duals[j] for j, _ in change.added))
-                - float(duals[self._row_of[change.node]])
-                for change in self.changes
-            ]
-        )
+        return np.array([self._reduced_cost(change) for change in self.changes])
 
 
 def _dear(problem: PodsProblem, weight: FloatArray) -> FloatArray:

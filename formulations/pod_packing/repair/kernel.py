@@ -288,10 +288,11 @@ def _takes(amounts, shelf, request, milli, bits):
     for r in range(amounts.size):
         if request[r] > amounts[r]:
             return False
+    fits = True
     for d in range(shelf.size):
-        if bits >> np.int64(d) & 1 and shelf[d] < milli:
-            return False
-    return True
+        if bits >> np.int64(d) & 1:
+            fits = fits and shelf[d] >= milli
+    return fits
 
 
 @numba.njit(cache=True, nogil=True)

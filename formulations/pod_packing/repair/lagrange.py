@@ -49,6 +49,14 @@ class Prices:
         )  # fmt: skip
 
 
+def highest(several: list[Prices]) -> Prices:
+    """The largest of each price: a class that is cheap in one part by chance makes a bound loose, a dear one less."""
+    return Prices(
+        np.max([one.pods for one in several], axis=0), max(one.move for one in several),
+        np.max([one.budgets for one in several], axis=0), np.max([one.tiers for one in several], axis=0),
+    )  # fmt: skip
+
+
 class Cluster:
     """The problem with leave to move pods, and its pricing."""
 
@@ -82,7 +90,7 @@ class Cluster:
 
     def at(
         self, prices: Prices, goal: Goal, share: Share, *, still: bool = False, seek: bool = True
-    ) -> tuple[float, list[tuple[float, Change]]]:
+    ) -> tuple[float, list[Change]]:
         """The bound at the prices, and changes that are worth something there; still : those that remove nothing."""
         costs = prices.pods[self.pricer.pod_class] + (np.inf if still else prices.move) + self.counts @ prices.budgets
         most = share.demand + self.problem.running

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from formulations.backends.linear import LinearBuilder, solve_linear_mathopt
@@ -9,22 +11,26 @@ from formulations.outcome import Budget, SolveOptions
 from formulations.pod_packing.repair.columns import Program
 from formulations.pod_packing.repair.pricing import Change
 
-#: Changes that take part: the best of each node, and so many in all.
-OF_A_NODE, IN_ALL = 3, 6000
+#: Changes that take part: the best of each node, and so many in all; and of each node where parts are joined.
+OF_A_NODE, IN_ALL, POOLED = 3, 6000, 4
 
 
-def chosen_columns(program: Program) -> list[int]:
-    """Numbers of the changes worth a whole program: the best by reduced cost, and the best few of each node."""
-    costs = program.reduced_costs()
-    order = np.argsort(costs, kind="stable").tolist()
-    of_node: dict[int, int] = {}
+def _best(program: Program, of_a_node: int, in_all: int) -> list[int]:
+    """Numbers of the best changes by reduced cost: so many in all, and so many of each node."""
+    order = np.argsort(program.reduced_costs(), kind="stable").tolist()
+    taken = Counter[int]()
     found = []
     for rank, q in enumerate(order):
         node = program.changes[q].node
-        of_node[node] = of_node.get(node, 0) + 1
-        if of_node[node] <= OF_A_NODE or rank < IN_ALL:
+        taken[node] += 1
+        if taken[node] <= of_a_node or rank < in_all:
             found.append(q)
-    return sorted(found)
+    return found
+
+
+def pooled(program: Program) -> list[Change]:
+    """The best changes of each node."""
+    return [program.changes[q] for q in _best(program, POOLED, 0)]
 
 
 def solve_master(program: Program, start: list[Change], budget: Budget, options: SolveOptions) -> list[Change] | None:
@@ -33,7 +39,7 @@ def solve_master(program: Program, start: list[Change], budget: Budget, options:
         program.add(change)
     keys = {_key(change) for change in start}
     must = [q for q, change in enumerate(program.changes) if _key(change) in keys]
-    numbers = sorted({*chosen_columns(program), *must})
+    numbers = sorted({*_best(program, OF_A_NODE, IN_ALL), *must})
     if not numbers:
         return []
     cluster, goal, share = program.cluster, program.goal, program.share
@@ -50,7 +56,11 @@ def solve_master(program: Program, start: list[Change], budget: Budget, options:
     row, column, value = (np.array(part) for part in zip(*entries, strict=True))
     classes = np.arange(goal.weight.size)
     builder.sparse_rows(
-        np.zeros(classes.size), np.full(classes.size, np.inf), (row, column, value), (classes, x, -1.0), (classes, e, 1.0)
+        np.zeros(classes.size),
+        np.full(classes.size, np.inf),
+        (row, column, value),
+        (classes, x, -1.0),
+        (classes, e, 1.0),
     )
     place = {node: index for index, node in enumerate(share.nodes.tolist())}
     nodes = np.array([place[change.node] for change in changes])

@@ -88,13 +88,13 @@ class Pricer:
                 (whole if devices else bare)[n].append(local[p])
         for n, d in np.argwhere((self.device > 0) & (self.device < WHOLE_MILLI)).tolist():
             shares[n].setdefault(d, [])
-        devices = [(n, d, pods) for n in range(nodes) for d, pods in sorted(shares[n].items())]
+        used = [(n, d, pods) for n in range(nodes) for d, pods in sorted(shares[n].items())]
         self.device_start = _starts([len(one) for one in shares])
-        self.device_free = np.array([self.device[n, d] // self.part for n, d, _ in devices], dtype=np.int64)
-        self.device_open = np.array([d not in fixed[n] for n, d, _ in devices], dtype=np.bool_)
-        self.device_index = np.array([d for _, d, _ in devices], dtype=np.int64)
-        self.device_pods = _starts([len(pods) for *_, pods in devices])
-        self.share_pod = _flat([pods for *_, pods in devices])
+        self.device_free = np.array([self.device[n, d] // self.part for n, d, _ in used], dtype=np.int64)
+        self.device_open = np.array([d not in fixed[n] for n, d, _ in used], dtype=np.bool_)
+        self.device_index = np.array([d for _, d, _ in used], dtype=np.int64)
+        self.device_pods = _starts([len(pods) for *_, pods in used])
+        self.share_pod = _flat([pods for *_, pods in used])
         self.share_parts = self.parts[self.pod_class[self.share_pod]]
         self.whole_start, self.whole_pod = _starts([len(one) for one in whole]), _flat(whole)
         self.bare_start, self.bare_pod = _starts([len(one) for one in bare]), _flat(bare)
@@ -119,7 +119,7 @@ class Pricer:
 
     def seek(
         self, nodes: IntArray, values: FloatArray, costs: FloatArray, left: IntArray, seek: bool = True
-    ) -> tuple[FloatArray, list[tuple[float, Change]]]:
+    ) -> tuple[FloatArray, list[Change]]:
         """Bounds [n] of the nodes at values [J] of classes and costs [M] of the movable pods, and candidates.
 
         left : [J] most pods of a class that a candidate adds.
@@ -142,12 +142,13 @@ class Pricer:
                 (int(j), _devices(int(mask))) for j, mask in zip(new[new >= 0], bits[new >= 0], strict=True)
             )
             pods = tuple(sorted(self.pods[gone[gone >= 0]].tolist()))
-            found.append((float(worth[place, rank]), Change(int(nodes[place]), pods, entries)))
+            found.append(Change(int(nodes[place]), pods, entries))
         return np.maximum(ub, 0.0), found
 
 
 def _some(device: IntArray) -> list[int]:
-    return np.unique(device[device > 0]).tolist()
+    found: list[int] = np.unique(device[device > 0]).tolist()
+    return found
 
 
 def _bits(devices: tuple[int, ...]) -> int:

@@ -1,4 +1,4 @@
-"""Running clusters: which running pods to move or evict, at most so many, so that more pending pods fit. The mathematics:
+"""Running clusters: which running pods to move or evict, so that more pending pods fit. The mathematics:
 
 Sets: nodes s; classes j of pods that are alike; changes q of a node: (pods removed, pods added to its devices).
 Data: d_j pending pods; movable pods p, k of them at most; disruption budgets b with allowed_b; tiers of the objective.
@@ -11,15 +11,15 @@ moves and of the pods that are left; the bound is of the whole, at the mean of t
 over wherever it still fits, and an order (`ordering`). With no move allowed it is `patterns`.
 
 Left out: pods that affinity, spread or a gang ties to others do not move; which of them pending ones may join is kept
-when they are placed, not in the bound, so that the gap may be larger than what is left. Amounts besides cores and memory
-(pod slots, host ports) are kept by every change and not known to the bound.
+when they are placed, not in the bound, so that the gap may be larger than what is left. Amounts besides cores and
+memory (pod slots, host ports) are kept by every change and not known to the bound.
 
 Reference: Gilmore and Gomory 1961 (patterns); Wentges 1997 (smoothing); Narayanan et al., SOSP'21 (parts).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -32,19 +32,22 @@ from formulations.pod_packing.patterns import search as stay_put
 from formulations.pod_packing.problem import Aim, PodsProblem
 from formulations.pod_packing.realise import size_of, tightest
 from formulations.pod_packing.repair.columns import Program
-from formulations.pod_packing.repair.lagrange import Cluster, Goal, Prices, Share
-from formulations.pod_packing.repair.master import solve_master
+from formulations.pod_packing.repair.lagrange import Cluster, Goal, Prices, Share, highest
+from formulations.pod_packing.repair.master import pooled, solve_master
 from formulations.pod_packing.repair.pricing import Change
 from formulations.pod_packing.state import State
 from planner.pods_plan import PodsPlan
-from planner.workload import FloatArray
+from planner.workload import FloatArray, IntArray
 
 #: Nodes of one part.
-PART = 420
+PART = 310
 #: Rounds of changes that remove nothing, and of all changes, where nobody limits them.
-STILL_ROUNDS, ROUNDS = 8, 60
-#: Share of a part's time for changes; the rest is for the integer program, but no more seconds than these.
-SEEKING, MASTER_S = 0.7, 6.0
+STILL_ROUNDS, ROUNDS = 30, 60
+#: Share of a tier's time for the parts.
+IN_PARTS = 0.55
+#: Share of the time for changes; the rest is for the integer program, but no more seconds than these: of the whole, of
+#: a part.
+SEEKING, MASTER_S, PART_S = 0.75, 8.0, 2.0
 
 
 def search(problem: PodsProblem, options: SolveOptions, budget: Budget) -> SearchResult[PodsPlan]:
@@ -93,9 +96,12 @@ class _Repair(PatternSearch):
         if self._met(place, aim, bound):
             return bound
         goal = self._changes_goal(place, aim)
-        found, prices = self._by_parts(goal, budget)
-        self._try_changes(found, aim)
-        return self._tightest(aim, bound, self._bound(goal, prices))
+        if len(self.parts) > 1:
+            pool, prices = self._by_parts(goal, aim, PartBudget(budget, IN_PARTS * budget.remaining_s))
+        else:
+            pool, prices = [], []
+        _, program = self._share(goal, aim, self.cluster.whole(), budget, pool, prices)
+        return self._tightest(aim, bound, program.bound)
 
     def _changes_goal(self, place: int, aim: Aim) -> Goal:
         problem = self.problem
@@ -106,12 +112,13 @@ class _Repair(PatternSearch):
             kept.append((np.asarray(other.weight * other.scale, dtype=np.float64), least * other.scale))
         return Goal(np.asarray(aim.weight * aim.scale, dtype=np.float64), tuple(kept))
 
-    def _by_parts(self, goal: Goal, budget: Budget) -> tuple[list[Change], list[Prices]]:
-        """Whole changes of each part, and the parts' prices."""
+    def _by_parts(self, goal: Goal, aim: Aim, budget: Budget) -> tuple[list[Change], list[Prices]]:
+        """The best changes of each part, and the parts' prices; their plans together are offered."""
         found: list[Change] = []
+        pool: list[Change] = []
         prices: list[Prices] = []
-        left = self.cluster.whole()
-        demand, moves, allowed = left.demand.copy(), left.moves, left.allowed.copy()
+        whole = self.cluster.whole()
+        demand, moves, allowed = whole.demand.copy(), whole.moves, whole.allowed.copy()
         nodes_left = self.problem.num_nodes
         for index, nodes in enumerate(self.parts):
             part = nodes.size / nodes_left
@@ -119,57 +126,72 @@ class _Repair(PatternSearch):
                 nodes, np.ceil(demand * part).astype(np.int64), int(np.ceil(moves * part)),
                 np.floor(allowed * part).astype(np.int64),
             )  # fmt: skip
-            seconds = budget.remaining_s / (len(self.parts) - index + 0.5)
-            mine, own = self._part(goal, share, PartBudget(budget, seconds))
+            mine, program = self._share(
+                self._kept_inside(goal, nodes),
+                None,
+                share,
+                PartBudget(budget, budget.remaining_s / (len(self.parts) - index)),
+                [],
+                [],
+            )
             found += mine
-            prices += [] if own is None else [own]
-            net: dict[int, int] = defaultdict(int)
+            best = pooled(program)
+            pool += best
+            prices += [] if program.best is None else [program.best]
+            net = Counter[int]()
             for change in mine:
                 moves -= len(change.removed)
-                for j, n in self.cluster.amounts(change).items():
-                    net[j] += n
+                net.update(self.cluster.amounts(change))
                 for p in change.removed:
                     allowed[self.cluster.budgets_of[p]] -= 1
             for j, n in net.items():
-                demand[j] = max(0, demand[j] - max(0, n))
+                demand[j] -= min(demand[j], max(0, n))
             nodes_left -= nodes.size
-            if budget.stop() is not None:
-                break
-        return found, prices
+        self._try_changes(found, aim)
+        return pool, prices
 
-    def _part(self, goal: Goal, share: Share, budget: Budget) -> tuple[list[Change], Prices | None]:
+    def _kept_inside(self, goal: Goal, nodes: IntArray) -> Goal:
+        """What the best plan reaches of the tiers before on these nodes."""
+        inside = set(nodes.tolist())
+        net = Counter[int]()
+        for change in self.chosen:
+            if change.node in inside:
+                net.update(self.cluster.amounts(change))
+        kept = tuple(
+            (weight, min(least, float(sum(weight[j] * n for j, n in net.items())))) for weight, least in goal.kept
+        )
+        return replace(goal, kept=kept)
+
+    def _share(
+        self, goal: Goal, aim: Aim | None, share: Share, budget: Budget, pool: list[Change], first: list[Prices]
+    ) -> tuple[list[Change], Program]:
+        """Whole changes of a share of the cluster; with an aim they are offered. pool, first : what is known."""
         inside = set(share.nodes.tolist())
         start = [change for change in self.chosen if change.node in inside]
-        kept = []
-        for weight, least in goal.kept:
-            placed = sum(weight[j] * n for change in start for j, n in self.cluster.amounts(change).items())
-            kept.append((weight, least if len(self.parts) == 1 else min(least, float(placed))))
-        program = Program(self.cluster, replace(goal, kept=tuple(kept)), share)
+        program = Program(self.cluster, goal, share)
         self.solver_version = program.lp.version
-        for change in start:
+        for change in [*start, *pool]:
             program.add(change)
         rounds = ROUNDS if self.options.work_limit is None else int(self.options.work_limit)
         seeking = PartBudget(budget, SEEKING * budget.remaining_s)
-        program.improve(seeking, min(rounds, STILL_ROUNDS), still=True)
+        if not pool:
+            program.improve(seeking, min(rounds, STILL_ROUNDS), still=True)
+        # A bound before anything that may run out of time.
+        for prices in [highest(first), *first] if first else []:
+            program.seek(prices)
         if program.improve(seeking, rounds) is None:
-            return start, program.best
+            return start, program
         limits = SolveOptions(
-            time_limit_s=max(0.1, min(MASTER_S, budget.remaining_s)),
+            time_limit_s=max(
+                0.1, min(MASTER_S if share.nodes.size == self.problem.num_nodes else PART_S, budget.remaining_s)
+            ),
             seed=self.options.seed,
             work_limit=None if self.options.work_limit is None else int(self.options.work_limit),
         )
         found = solve_master(program, start, budget, limits)
-        return (start if found is None else found), program.best
-
-    def _bound(self, goal: Goal, prices: list[Prices]) -> float:
-        """The best bound of the whole at the parts' prices and at their mean."""
-        if not prices:
-            return -np.inf
-        mean = prices[0]
-        for count, one in enumerate(prices[1:], start=1):
-            mean = mean.mixed(one, count / (count + 1))
-        tried = [mean] if len(prices) > 1 else prices
-        return max(self.cluster.at(one, goal, self.cluster.whole(), seek=False)[0] for one in tried)
+        if found is not None and aim is not None:
+            self._try_changes(found, aim)
+        return (start if found is None else found), program
 
     def _try_changes(self, changes: list[Change], aim: Aim) -> None:
         state = State(self.problem)
