@@ -22,6 +22,8 @@ from formulations.pod_packing.problem import Leave, PodsProblem
 from formulations.pod_packing.reading import read_problem
 from planner.descriptions.pods import PodsInstance
 
+#: Of a scenario, as published. On a busy machine the wall clock gives less than a second of CPU: both are told.
+SECONDS = 1.0
 #: Milli-cores and bytes of a pod, and replicas of a set.
 CPU, MEMORY, REPLICAS = (100, 1000), (100_000_000, 1_000_000_000), (1, 4)
 
@@ -169,27 +171,29 @@ def with_moves(problem: PodsProblem, most: int | None) -> PodsProblem:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one method made of a scenario: pods placed by priority from the highest, pods disturbed, seconds."""
+    """What one method made of a scenario: pods placed by priority from the highest, and pods disturbed."""
 
     placed: tuple[int, ...]
     disturbed: int
     seconds: float
+    cpu_s: float
     failed: bool = False
     proven: bool = False
 
 
-def run(problem: PodsProblem, method: str, limit_s: float) -> Result:
+def run(problem: PodsProblem, method: str) -> Result:
     """The checked plan of a method; where it has none, pods stay as they are."""
-    started = time.perf_counter()
-    outcome = solve(POD_PACKING, problem, SolveOptions(time_limit_s=limit_s, method=method))
-    seconds = time.perf_counter() - started
+    started, cpu_started = time.perf_counter(), time.process_time()
+    outcome = solve(POD_PACKING, problem, SolveOptions(time_limit_s=SECONDS, method=method))
+    seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
     if outcome.plan is None:
-        return Result(standing(problem), 0, seconds, failed=True)
+        return Result(standing(problem), 0, seconds, cpu_s, failed=True)
     moved = {move.pod for move in outcome.plan.moves}
     return Result(
         placed=tuple(round(tier.value) for tier in outcome.plan.tiers),
         disturbed=len(moved) + len(outcome.plan.evictions),
         seconds=seconds,
+        cpu_s=cpu_s,
         proven=outcome.status is Status.OPTIMAL,
     )
 
@@ -221,12 +225,12 @@ def rows(short: bool) -> Iterator[Row]:
     for case, problems in cells(short):
         pending = {"default": 0, "published": 0, "ours": 0, "budget": 0}
         better = known = worse = failed = not_worse = 0
-        slowest = 0.0
+        slowest = cpu_s = their_cpu_s = 0.0
         for problem in problems:
-            old, theirs, ours = standing(problem), *(run(problem, one, 1.0) for one in ("priority-matters", "auto"))
+            old, theirs, ours = standing(problem), *(run(problem, one) for one in ("priority-matters", "auto"))
             # Their plug-in drops a plan that is not better than what stands.
-            anchor = theirs if theirs.placed > old else Result(old, 0, theirs.seconds)
-            bounded = run(with_moves(problem, anchor.disturbed), "auto", 1.0)
+            anchor = theirs if theirs.placed > old else Result(old, 0, theirs.seconds, theirs.cpu_s)
+            bounded = run(with_moves(problem, anchor.disturbed), "auto")
             total = int((problem.demand + problem.running).sum())
             results = (
                 ("default", old),
@@ -242,6 +246,8 @@ def rows(short: bool) -> Iterator[Row]:
             failed += ours.failed
             not_worse += bounded.placed >= anchor.placed
             slowest = max(slowest, ours.seconds)
+            cpu_s += ours.cpu_s
+            their_cpu_s += theirs.cpu_s
         share = 100 / max(1, len(problems))
         yield Row(case, "better than the default scheduler", share * better, 95.0, "asked", "%", "higher")
         yield Row(case, "better, or proven that none is", share * known, 95.0, "asked", "%", "higher")
@@ -250,4 +256,5 @@ def rows(short: bool) -> Iterator[Row]:
         yield Row(case, "pods pending", pending["ours"], pending["published"], "published model", "pods", "lower")
         yield Row(case, "pending, at its moves", pending["budget"], pending["published"], "published", "pods", "lower")
         yield Row(case, "not worse, at its moves", share * not_worse, 95.0, "asked", "%", "higher")
-        yield Row(case, "slowest scenario", slowest, 1.0, "asked", "s", "lower")
+        yield Row(case, "slowest scenario", slowest, SECONDS, "asked", "s", "lower")
+        yield Row(case, "CPU a scenario", share / 100 * cpu_s, share / 100 * their_cpu_s, "published", "s", "lower")

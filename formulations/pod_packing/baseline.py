@@ -7,7 +7,8 @@ priority, then by arrival. Nothing is evicted.
 
 fgd : the node and device that fragmentation grows least on, as points 0 .. 100 by a sigmoid; ties go to the first node
 and to its first device. That is how the published artifact reaches its figures, with nodes in the order of their names:
-the rounding makes many ties, and the tie rule fills node after node. Without rounding, or with random ties, the same rule packs worse than first-fit (measured on openb).
+the rounding makes many ties, and the tie rule fills node after node. Without rounding, or with random ties, the same
+rule packs worse than first-fit (measured on openb).
 
 A pod without room at its turn stays pending, and so does a gang that stays short of its least number.
 """

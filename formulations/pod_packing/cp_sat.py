@@ -88,7 +88,8 @@ class Exact:
         if size <= SMALL:
             self._whole(PartBudget(budget, WHOLE_SHARE * budget.remaining_s), work)
         if self.best is not None and not self.proven:
-            share = 1.0 if size <= SMALL or size > LARGEST else 1.0 - WHOLE_SHARE
+            whole_later = SMALL < size <= LARGEST and WHOLE_SHARE * budget.remaining_s > LEAST_S
+            share = 1.0 - WHOLE_SHARE if whole_later else 1.0
             search = Neighbours(self.best, self.order, self.options.seed)
             self.best = search.run(PartBudget(budget, share * budget.remaining_s), self.options, rounds, self._goal())
         if SMALL < size <= LARGEST and not self.proven and budget.remaining_s > LEAST_S:

@@ -2,7 +2,8 @@
 
 F_n = sum over pod classes m of p_m × (all free GPU of node n if m does not fit there or asks for no GPU, else the free
 parts of devices that are smaller than m's share). What pods without GPUs add does not change which node is best, but it
-changes how scores round (see `baseline`): without it FGD reaches 94.9 % of openb, with it the published 95.4 %. Source: Weng et al., "Beware of Fragmentation", USENIX ATC'23.
+changes how scores round (see `baseline`): without it FGD reaches 94.9 % of openb, with it the published 95.4 %.
+Source: Weng et al., "Beware of Fragmentation", USENIX ATC'23.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ PART_PODS, WAITING_PODS = 30, 40
 FEWEST, MOST = 2, 4
 #: Deterministic seconds for one part; more finds less in the same time (measured on openb, 8 nodes).
 PART_WORK = 0.05
-#: Rounds without a better plan after which the search gives up.
-PATIENCE = 60
+#: Rounds without a better plan after which the search gives up; after so many, parts become larger by a node.
+PATIENCE, WIDER = 60, 6
 
 
 def rank(packing: Packing, order: Order) -> tuple[int, ...]:
@@ -53,14 +53,14 @@ class Neighbours:
         self.problem: PodsProblem = start.problem
         self.rng = np.random.default_rng(seed)
         self.rank = rank(start, order)
+        self.idle = 0
 
     def run(self, budget: Budget, options: SolveOptions, rounds: int, goal: Sequence[int] | None = None) -> Packing:
         """Improve for some rounds, or until the goal's ranks are reached, patience or time is over."""
-        idle = 0
         for _ in range(rounds):
-            if budget.stop() is not None or idle > PATIENCE or (goal is not None and self._reached(goal)):
+            if budget.stop() is not None or self.idle > PATIENCE or (goal is not None and self._reached(goal)):
                 break
-            idle = 0 if self._round(budget, options) else idle + 1
+            self.idle = 0 if self._round(budget, options) else self.idle + 1
         return self.best
 
     def _reached(self, goal: Sequence[int]) -> bool:
@@ -82,7 +82,9 @@ class Neighbours:
             # Too many tiers for one number: the first ones alone, the others stay as good as they are.
             objective = sum((term.expression for term in exact.terms[:1]), 0)
         limits = SolveOptions(
-            time_limit_s=max(1e-3, budget.remaining_s), seed=options.seed, work_limit=PART_WORK, num_threads=1
+            time_limit_s=max(1e-3, budget.remaining_s),
+            seed=options.seed,
+            work_limit=PART_WORK * (1 + self.idle // WIDER),
         )
         _, value = exact.solve(objective, budget, limits)
         if value is None:
@@ -124,8 +126,10 @@ class Neighbours:
         chance = self._free()
         order = np.argsort(-np.log(self.rng.random(num)) / chance, kind="stable")
         pods = np.bincount(self.best.node[self.best.movable & (self.best.node >= 0)], minlength=num)[order]
-        wanted = int(self.rng.integers(FEWEST, MOST + 1))
-        many = max(FEWEST, min(wanted, int(np.searchsorted(pods.cumsum(), PART_PODS, side="right"))))
+        wider = self.idle // WIDER
+        wanted = int(self.rng.integers(FEWEST, MOST + 1)) + wider
+        most_pods = PART_PODS * (1.0 + wider / MOST)
+        many = max(FEWEST, min(wanted, int(np.searchsorted(pods.cumsum(), most_pods, side="right"))))
         return np.sort(order[:many])
 
     def _waiting(self, nodes: IntArray) -> IntArray:
