@@ -15,7 +15,7 @@ Style = Literal["text", "number", "whole", "usd", "percent", "title", "note", "h
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """What a spreadsheet program computes. No text of a user stands in it: it refers to the cell that holds the text."""
+    """What a spreadsheet program computes. No text of a user stands in it: it refers to the cell with the text."""
 
     text: str
 

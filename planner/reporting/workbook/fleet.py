@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from planner.descriptions.fleet import FleetInstance
 from planner.plan import FleetDocument
 from planner.reporting.workbook.cells import Book, Chart, Formula, Rule, Series, Sheet, a1
+from planner.reporting.workbook.checks import check_sheets
 from planner.reporting.workbook.explain import explain_sheet
 from planner.reporting.workbook.facts import FleetFacts
-from planner.reporting.workbook.fleet_checks import check_sheets
+from planner.reporting.workbook.fleet_checks import all_inputs, live_checks
 from planner.reporting.workbook.fleet_inputs import input_sheets, num_hours
 from planner.reporting.workbook.fleet_plan import (
     GROUP_LOAD,
@@ -35,7 +36,8 @@ def fleet_book(instance: FleetInstance, document: FleetDocument | None, facts: F
     solved = document is not None and document.plan is not None
     if document is not None and document.plan is not None:
         places = plan_sheets(book, instance, document, facts)
-        check_sheets(book, instance, document.plan, places, facts)
+        checks = live_checks(book, instance, document.plan, places, facts)
+        check_sheets(book, checks, all_inputs(book, instance))
         _scenarios(book, facts)
         _sensitivity(book, instance, document, places, facts)
         explain_sheet(book, document, list(_told(document)))

@@ -28,7 +28,6 @@ from planner.reporting.workbook.layout import (
     SCALARS,
     TABLES,
     TITLE_ROW,
-    TOLERANCE,
     UNIT_ROW,
     VALUE_COL,
     Field,
@@ -39,8 +38,6 @@ from planner.units import GIB, GIGA
 
 #: Empty yellow rows under a list: at least so many.
 SPARE_ROWS = 5
-#: Share of a number's change that is let pass unless the workbook says otherwise.
-DEFAULT_TOLERANCE = 0.01
 #: Columns of Demand that are computed, after those of its fields.
 FACTOR_COL, MEAN_COL, PEAK_COL, HOURS_COL = (len(DEMAND.fields) + place for place in range(4))
 #: The computed column of Catalogue, and the first of the GPUs beside it.
@@ -94,8 +91,6 @@ def scalar_value(instance: FleetInstance, field: Field) -> Any:
     """What the instance says for a row of Inputs."""
     if field is GROWTH:
         return 1
-    if field is TOLERANCE:
-        return DEFAULT_TOLERANCE
     if field is IN_FORCE:
         return instance.current is not None
     return value_of(instance, field)

@@ -56,7 +56,7 @@ class Places:
     kinds: list[ReplicaKind] = field(default_factory=list)
     offer_rows: dict[str, int] = field(default_factory=dict)
     taken_rows: dict[str, int] = field(default_factory=dict)
-    quota_rows: dict[str, int] = field(default_factory=dict)
+    quota_rows: dict[tuple[str, int], int] = field(default_factory=dict)
     least_rows: dict[str, int] = field(default_factory=dict)
     spot_rows: dict[str, int] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
@@ -297,9 +297,9 @@ def _limit_rows(places: Places, instance: FleetInstance, plan: FleetPlan, row: i
             ]
             sheet.put(row, PLAN_PERIODS + number - 1, Formula(f"={'+'.join(cells) or '0'}"), "whole")
     row += 1
-    for quota in instance.quotas:
+    for place, quota in enumerate(instance.quotas):
         row += 1
-        places.quota_rows[quota.name] = row
+        places.quota_rows[quota.name, place] = row
         sheet.row(row, (quota.name, "GPUs of a quota"))
         for number in range(places.num_periods):
             col = PLAN_PERIODS + number

@@ -50,7 +50,6 @@ class Table:
 
 
 GROWTH = Field("growth of all demand", (), "number", "times", "1.3 plans for 30 % more of everything")
-TOLERANCE = Field("change that is let pass", (), "number", "share", "of a number, before the plan counts as stale")
 OWN_LIMITS = Field("limits apply", ("slo",), "yes", "yes or empty", "an empty set of limits is no limit at all")
 IN_FORCE = Field("a fleet is in force", ("current",), "yes", "yes or empty", "counts stand in the Catalogue")
 
@@ -77,7 +76,6 @@ SCALARS: tuple[Field, ...] = (
     IN_FORCE,
     Field("most changes", ("max_changes",), "whole", "instances", "added to or dropped from the fleet in force"),
     Field("price of a change", ("change_cost_usd_per_hour",), "number", "USD/hour", "of one instance added or dropped"),
-    TOLERANCE,
 )  # fmt: skip
 
 CURRENT = Field("in force", ("current",), "whole", "instances", "of the fleet in force; empty: not told")
@@ -128,7 +126,7 @@ DEMAND = Table(
 )  # fmt: skip
 PROFILES = Table(
     "Profiles", "profiles", "What was measured",
-    "Highest rate of a size that one replica serves within the limits; 0: it cannot. Empty: the cost model computes it.",
+    "Highest rate of a size that one replica serves within the limits; 0: none. Empty: the cost model computes it.",
     (
         Field("offer", ("offer",), "text"),
         Field("model", ("model",), "text"),

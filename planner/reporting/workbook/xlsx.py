@@ -7,6 +7,7 @@ computed once by formualizer and written again with the results.
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import unicodedata
 from collections.abc import Mapping
@@ -45,11 +46,19 @@ class _Exact(float):
         return repr(float(self))
 
 
+def require() -> None:
+    """Raise MissingExtraError where a package that workbooks need is not installed."""
+    for name in ("xlsxwriter", "formualizer"):
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtraError("workbooks need the extra gpuplan[xlsx]")
+
+
 def write_xlsx(book: Book, path: str) -> Results:
     """Write the book, whole or not at all; returns the results of its formulas by sheet, row and column.
 
     Raises MissingExtraError, DescriptionError (the path) and ExportError (what a workbook cannot hold).
     """
+    require()
     _refuse(book)
     results = computed(book)
     data = to_bytes(book, results)
@@ -59,10 +68,8 @@ def write_xlsx(book: Book, path: str) -> Results:
 
 def computed(book: Book) -> Results:
     """The result of every formula. Raises ExportError where one is an error: a bug of ours, and no book to hand out."""
-    try:
-        import formualizer
-    except ImportError:
-        raise MissingExtraError("workbooks need the extra gpuplan[xlsx]") from None
+    import formualizer
+
     engine = formualizer.Workbook.from_bytes(to_bytes(book, {}))
     engine.evaluate_all()
     results: dict[tuple[str, int, int], Any] = {}
@@ -78,10 +85,8 @@ def computed(book: Book) -> Results:
 
 def to_bytes(book: Book, results: Results) -> bytes:
     """The .xlsx file with these results of formulas; 0 where there is none."""
-    try:
-        import xlsxwriter
-    except ImportError:
-        raise MissingExtraError("workbooks need the extra gpuplan[xlsx]") from None
+    import xlsxwriter
+
     data = io.BytesIO()
     file = xlsxwriter.Workbook(data, {"in_memory": True, "strings_to_urls": False, "strings_to_formulas": False})
     file.set_properties({"title": book.title, "created": datetime.fromisoformat(book.written)})
