@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cli.command import keep_stdout
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -51,6 +53,7 @@ def main(topic: str, cases: dict[str, Callable[[bool], Iterable[Row]]]) -> None:
     parser.add_argument("--json", action="store_true", help="print rows as JSON")
     parser.add_argument("--case", action="append", choices=sorted(cases), help="only this case (repeatable)")
     options = parser.parse_args()
+    keep_stdout()
     chosen = options.case or list(cases)
     rows: list[Row] = []
     if not options.json:

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import Row, data_folder, main
+from benchmarks.metis_estimator import MetisEstimator, in_proportion, metis_plans
 from formulations.backends import load_ortools_first
 from formulations.outcome import SolveOptions
-from formulations.parallelism.training import layer_strategies, rank_mapping
+from formulations.parallelism.training import layer_strategies, rank_mapping, shares, uneven_stages
 from formulations.parallelism.training.schedule import cpsat, zero_bubble
 from formulations.parallelism.training.schedule import problem as pipeline
 from formulations.parallelism.training.schedule.baseline import joined, one_forward_one_backward
@@ -277,11 +280,72 @@ def schedule_problem(row: dict[str, str]) -> pipeline.ScheduleProblem:
     )
 
 
+def metis_stages(short: bool) -> Iterator[Row]:
+    """4 T4 and 12 A100: both orders of types, every number of micro-batches; priced by Metis's own estimator."""
+    data = stored("metis_case.json")
+    estimator = MetisEstimator(data)
+    for plan in metis_plans(data)[:10]:
+        assert abs(estimator.step_ms(*plan[1:]) - plan[0]) < 1e-6, "the estimator is not the peer's"
+    started_cpu_s = time.process_time()
+    asked = [
+        (order, micro, *estimator.problem(order, micro))
+        for order in permutations(("T4", "A100"))
+        for micro in (1, 2, 4, 8, 16, 32, 64, 128)
+    ]
+    asked = [one for one in asked if one[2]]
+    place, found = uneven_stages.choose_among([one[3] for one in asked])
+    cpu_s = time.process_time() - started_cpu_s
+    order, micro, names, problem = asked[place]
+    assert found.plan is not None
+    assert found.bound is not None
+    assert not uneven_stages.check(problem, found.plan)
+    stages = found.plan.stages
+    chosen = [names[stage.option] for stage in stages]
+    print(f"order {order}, {micro} micro-batches, (device, dp, tp) {chosen}, layers {stages}", file=sys.stderr)
+    cuts = [0, *(stage.last for stage in stages)]
+    groups = [dp * tp for _, dp, tp in chosen]
+    ours_ms = estimator.step_ms(order, groups, [(dp, tp) for _, dp, tp in chosen], micro, cuts)
+    case = "4 T4 + 12 A100, 10 layers"
+    yield Row(case, "step", ours_ms, metis_plans(data)[0][0], "Metis's best of 294, stored", "ms", "lower")
+    yield Row(case, "step", ours_ms, data["exact_dp_best_cost"], "a prototype's program, stored", "ms", "lower")
+    yield Row(
+        case, "step by our own price", 1e3 * (found.claimed or 0.0), 1e3 * found.bound.value, "our bound", "ms", "lower"
+    )
+    yield Row(case, "CPU", cpu_s, 6.5, "Metis, stored", "CPU s", "lower")
+
+
+def unequal_shares(short: bool) -> Iterator[Row]:
+    """One data-parallel group of all 16 GPUs: sequences by speed, as Metis's balancer rounds them, and as we share."""
+    estimator = MetisEstimator(stored("metis_case.json"))
+    kinds = [kind for kind, count in estimator.GPUS.items() for _ in range(count)]
+    unit_s = np.array([estimator.layer_ms(kind, 1, 1).sum() for kind in kinds]) / 1e3
+    for batch in (24, 40, 64, 128):
+        problem = shares.ShareProblem(
+            unit_s=unit_s,
+            fixed_s=np.zeros(unit_s.size),
+            unit_bytes=np.zeros(unit_s.size),
+            capacity_bytes=np.ones(unit_s.size),
+            units=batch,
+        )
+        found = shares.choose(problem)
+        assert found.plan is not None
+        assert not shares.check(problem, found.plan)
+        ours_s = shares.slowest_s(problem, found.plan)
+        by_speed = in_proportion(batch, 1.0 / unit_s)
+        plain_s = shares.slowest_s(problem, shares.even(problem))
+        yield Row(
+            f"{batch} sequences", "slowest GPU", ours_s, float((unit_s * by_speed).max()), "Metis's rule", "s", "lower"
+        )
+        yield Row(f"{batch} sequences", "slowest GPU", ours_s, plain_s, "equal parts", "s", "lower")
+
+
 CASES = {
     "galvatron": galvatron_layers,
     "flexsp": flexsp_sequences,
     "pipette": pipette_mapping,
     "zero_bubble": zero_bubble_schedules,
+    "metis": metis_stages,
+    "shares": unequal_shares,
 }
 
 if __name__ == "__main__":

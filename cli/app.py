@@ -21,6 +21,7 @@ from cli.options import ExpertsCommand, FleetCommand, ParallelCommand, PodsComma
 from cli.parallel import parallel
 from cli.plan import plan
 from cli.pods import pods
+from cli.report import report
 from cli.workbook import workbook
 
 # Help is plain text: it starts faster than rich's panels and reads the same in a pipe.
@@ -40,6 +41,7 @@ app.command(cls=Command)(results)
 app.command(cls=PodsCommand)(pods)
 app.command(cls=Command)(check)
 app.command(cls=Command)(compare)
+app.command(cls=Command)(report)
 app.command(cls=Command)(estimate)
 app.command(cls=Command)(calibrate)
 app.command(cls=ExportCommand)(export)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 WHAT, LIMITS, CHANGE = "Offers and demand", "Limits", "A fleet in force"
 STUDIES = "Studies"
 #: Keys that a file of each flag may give.
-OFFERS_KEYS, DEMAND_KEYS = ("offers",), ("demand", "headroom", "slo")
+OFFERS_KEYS, DEMAND_KEYS = ("offers",), ("demand", "headroom", "pool_slack", "slo")
 
 
 def _flag(help: str, panel: str, metavar: str | None = None, *names: str) -> typer.models.OptionInfo:
@@ -61,6 +61,9 @@ def fleet(
     budget: Annotated[str | None, _flag("most USD in any hour", LIMITS, "$/h")] = None,
     max_watts: Annotated[str | None, _flag("most power in any hour, such as 20kW", LIMITS, "W")] = None,
     spare: Annotated[int | None, _flag("1: survive the loss of any one instance, by re-routing", LIMITS, "0|1")] = None,
+    spare_zones: Annotated[
+        int | None, _flag("1: survive the loss of any one zone, by re-routing", LIMITS, "0|1")
+    ] = None,
     max_spot_share: Annotated[
         float | None, _flag("most of each model's requests on spot, such as 0.5", LIMITS, "X")
     ] = None,
@@ -142,6 +145,7 @@ def fleet(
         **_quantities(headroom, budget, max_watts, ttft, tpot),
         ("slo", "percentile"): Flag("--percentile", percentile),
         ("spare_instances",): Flag("--spare", spare),
+        ("spare_zones",): Flag("--spare-zones", spare_zones),
         ("max_spot_share",): Flag("--max-spot-share", max_spot_share),
         ("unserved",): Flag("--unserved", unserved),
         ("current",): Flag("--current") if current is None else fleet_in_force(current),

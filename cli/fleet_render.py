@@ -38,12 +38,18 @@ def fleet_answer(document: PlanDocument, problem: FleetProblem) -> Iterable[Part
         yield "instances", _counts_text(Counter({row.offer: 0 for row in plan.allocation}), busiest)
     else:
         yield from _hours(problem, plan)
+    if "start_usd_per_hour" in terms:
+        yield "starts", f"{number(terms['start_usd_per_hour'])} USD/hour besides, for instances that are started"
     if plan.changes is not None:
         changed = ", ".join(f"{count:+d} {printable(offer)}" for offer, count in plan.changes.items())
         yield "changes", changed or "none"
     watts = full.get("watts_peak", 0.0)
     if watts:
         yield "power", f"{watts / 1000:.4g} kW of GPUs" + ("" if len(plan.periods) == 1 else " at the peak")
+    if "watts_drawn_peak" in full:
+        drawn, chance = full["watts_drawn_peak"], full["capping_share"]
+        text = f"{drawn / 1000:.4g} kW are expected, boards are {percent(full['oversubscription'])} of the cap"
+        yield "draw", f"{text}; swings reach it in {percent(chance)} of moments, if they are as assumed"
     yield _runs(problem, busiest, full)
     yield from _routes(problem, busiest)
     yield from _unserved(problem, plan, busiest)
@@ -69,7 +75,8 @@ def _runs(problem: FleetProblem, period: Period, full: dict[str, float]) -> Tabl
     by_offer: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for replica in period.replicas:
         size = "1 GPU" if replica.gpus == 1 else f"{replica.gpus} GPUs"
-        by_offer[replica.offer][replica.model].append(f"{replica.count} of {size}")
+        who = replica.model if replica.role == "both" else f"{replica.model}, {replica.role}"
+        by_offer[replica.offer][who].append(f"{replica.count} of {size}")
     rows = []
     for offer, count in counts.items():
         price = problem.price[problem.offer_names.index(offer)]
@@ -93,6 +100,7 @@ def _routes(problem: FleetProblem, period: Period) -> Iterator[Part]:
         for row in period.assignment
     ]
     flows.sort(key=lambda flow: -flow[0])
+    split = any(row.role != "both" for row in period.assignment)
     rows = [
         (
             f"{printable(row.model)} {row.input_tokens}/{row.output_tokens}",
@@ -100,13 +108,27 @@ def _routes(problem: FleetProblem, period: Period) -> Iterator[Part]:
             percent(row.fraction),
             printable(row.offer),
             str(row.gpus),
+            *([row.role] if split else []),
         )
         for flow, row in flows[:MOST_ROWS]
     ]
-    yield table(("requests, tokens in/out", "a second", "share", "to", "GPUs"), rows)
+    yield table(("requests, tokens in/out", "a second", "share", "to", "GPUs", *(["role"] if split else [])), rows)
+    yield from _handovers(period)
     if len(flows) > MOST_ROWS:
         rest = sum(flow for flow, _ in flows[MOST_ROWS:]) / sum(flow for flow, _ in flows)
         yield "routes", f"{len(flows) - MOST_ROWS} more, {percent(rest)} of the requests; --json lists all"
+
+
+def _handovers(period: Period) -> Iterator[Part]:
+    """Bytes that roles hand to one another, by link."""
+    links: dict[tuple[str, str | None, str | None], list[float | None]] = defaultdict(list)
+    for flow in period.flows:
+        links[flow.handover, flow.from_region, flow.to_region].append(flow.bytes_per_s)
+    for (handover, start, end), sizes in links.items():
+        way = "" if start == end else f"{printable(str(start))} to {printable(str(end))}: "
+        known = [size for size in sizes if size is not None]
+        amount = f"{sum(known) / 1e9:.4g} GB/s" if len(known) == len(sizes) else "of unknown size"
+        yield handover.replace("_", " "), f"{way}{amount}"
 
 
 def _unserved(problem: FleetProblem, plan: FleetPlan, busiest: Period) -> Iterator[Part]:

@@ -30,7 +30,7 @@ from planner.units import HOUR_S, TIME_UNITS, format_seconds, parse_quantity
 #: Windows that are printed; --json and -o have all.
 MOST_WINDOWS = 24
 #: Keys that say nothing of a trace by itself.
-OF_ONE_FLEET = ("current", "max_changes", "change_cost_usd_per_hour", "headroom")
+OF_ONE_FLEET = ("current", "max_changes", "change_cost_usd_per_hour", "headroom", "pool_slack")
 #: Most windows: as many as an instance holds hours.
 MAX_WINDOWS = 8784
 

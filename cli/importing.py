@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from cli.command import tell
@@ -27,8 +28,10 @@ from planner.request_trace import (
     burst_quantiles,
     headroom,
     peak_to_mean,
+    period_bursts,
     poisson_quantiles,
     quantile_edges,
+    shared_burst,
     to_demand,
 )
 from planner.units import HOUR_S, TIME_UNITS, format_seconds
@@ -61,6 +64,8 @@ class TraceFlags:
     hourly: bool | None = None
     burst_quantile: float = 0.95
     window: str = "10s"
+    burst_by: Literal["trace", "hour"] = "trace"
+    pool_slack: bool = False
     scale: float = 1.0
     offers: str | None = None
     name: str | None = None
@@ -113,6 +118,8 @@ def import_trace(flags: TraceFlags) -> Imported:
     window_s = reader.quantity("--window", flags.window, TIME_UNITS, "a time in seconds")
     if not 0 < flags.burst_quantile < 1:
         reader.tell("--burst-quantile", f"is {flags.burst_quantile:g}, but must be between 0 and 1")
+    if flags.pool_slack and flags.burst_quantile < 0.5:
+        reader.tell("--burst-quantile", f"is {flags.burst_quantile:g}, but must be at least 0.5 with --pool-slack")
     if not 0 < flags.scale <= 1e9:
         reader.tell("--scale", f"is {flags.scale:g}, but must be above 0 and up to 1e9")
     num_edges = _edges_asked(reader, flags.grid)
@@ -136,11 +143,25 @@ def import_trace(flags: TraceFlags) -> Imported:
                 quantile_edges(trace.output_tokens, num_edges[1]),
             )
         demand = to_demand(trace, *grid, window_s=period_s, size=flags.size)
-        reserve = headroom(trace, flags.burst_quantile, window_s, period_s)
+        if flags.burst_by == "hour":
+            bursts = period_bursts(trace, flags.burst_quantile, window_s, period_s)
+        else:
+            bursts = np.array([1.0 + headroom(trace, flags.burst_quantile, window_s, period_s)])
+        if flags.pool_slack:
+            rates = demand.rates_per_s.sum(axis=0)
+            at = rates if flags.burst_by == "hour" else trace.rate_per_s
+            bursts = shared_burst(bursts, at * window_s, flags.burst_quantile)
         comments = [*_described(trace, demand, flags, grid), *_bursts(trace, flags, window_s, period_s)]
     except ValueError as error:
         raise DescriptionError.single(flags.file, str(error)) from None
-    part = {"demand": list(_entries(demand, flags)), "headroom": round(reserve, 4)}
+    part: dict[str, Any] = {"demand": list(_entries(demand, flags))}
+    told = [round(burst, 4) for burst in bursts.tolist()]
+    if flags.burst_by == "trace":
+        part["headroom"] = round(told[0] - 1, 4)
+    else:
+        part["demand"] = [row | {"burst": told if hourly else told[0]} for row in part["demand"]]
+    if flags.pool_slack:
+        part["pool_slack"] = {"window_s": window_s, "quantile": flags.burst_quantile}
     part |= {"slo": slo} if slo else {}
     warnings = []
     num_windows = int(trace.span_s / window_s)
@@ -226,7 +247,9 @@ def _bursts(trace: RequestTrace, flags: TraceFlags, window_s: float, period_s: f
         f"rate of {format_seconds(window_s)} windows over the {mean} ({names}): {_ratios(seen)}; "
         f"independent arrivals: {_ratios(independent)}"
     )
-    yield f"the headroom covers {100 * flags.burst_quantile:g} % of these windows"
+    what = "headroom covers" if flags.burst_by == "trace" else "bursts cover"
+    text = f"the {what} {100 * flags.burst_quantile:g} % of these windows"
+    yield text + (", with the slack that pool_slack adds to each pool" if flags.pool_slack else "")
 
 
 def _ratios(values: Any) -> str:

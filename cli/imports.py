@@ -24,6 +24,13 @@ class SizeRule(StrEnum):
     MEAN = "mean"
 
 
+class BurstRule(StrEnum):
+    """What bursts are taken of."""
+
+    TRACE = "trace"
+    HOUR = "hour"
+
+
 class MarketName(StrEnum):
     """How an instance is paid."""
 
@@ -61,6 +68,15 @@ def trace(
         float, typer.Option(metavar="Q", help="share of windows that the headroom is to cover, 0 to 1")
     ] = 0.95,
     window: Annotated[str, typer.Option(metavar="S", help="length of the windows that bursts are counted in")] = "10s",
+    burst_by: Annotated[
+        BurstRule, typer.Option(help="one headroom for all, or a burst for each hour in the demand")
+    ] = BurstRule.TRACE,
+    pool_slack: Annotated[
+        bool,
+        typer.Option(
+            "--pool-slack", help="of the bursts, leave what independent arrivals explain to the size of each pool"
+        ),
+    ] = False,
     scale: Annotated[float, typer.Option(metavar="X", help="times the rates of the trace")] = 1.0,
     offers: Annotated[
         str | None,
@@ -84,7 +100,8 @@ def trace(
 
     flags = TraceFlags(
         file=file, model=model, grid=grid, size=size.value, hourly=hourly, burst_quantile=burst_quantile,
-        window=window, scale=scale, offers=offers, name=name, ttft=ttft, tpot=tpot,
+        window=window, burst_by=burst_by.value, pool_slack=pool_slack, scale=scale,
+        offers=offers, name=name, ttft=ttft, tpot=tpot,
     )  # fmt: skip
     write(import_trace(flags), output, as_json)
     return ExitCode.OK

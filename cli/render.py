@@ -104,13 +104,13 @@ def print_document(
             else:
                 out.print(f"  {part[0]:<13} {part[1]}", soft_wrap=True)
         if document.baseline is not None:
-            out.print(_beside_baseline(outcome, document.baseline))
+            out.print(beside_baseline(outcome, document.baseline))
             broken = document.baseline.violations
             if broken:
                 rules = ", ".join(dict.fromkeys(one.rule for one in broken))
                 text = f"{document.baseline.name} breaks {rules}: {printable(broken[0].message)}"
                 out.print(f"  {'beware':<13} {text}", soft_wrap=True)
-        for label, text in _proven(document):
+        for label, text in proven(document):
             out.print(f"  {label:<13} {text}", soft_wrap=True)
     solver = f"{outcome.method} ({outcome.solver} {outcome.solver_version})"
     out.print(
@@ -138,7 +138,8 @@ def _print_ways_out(out: Console, outcome: OutcomeRecord) -> None:
         out.print(f"  - {printable(relaxation)}", soft_wrap=True)
 
 
-def _beside_baseline(outcome: OutcomeRecord, baseline: BaselineRecord) -> Table:
+def beside_baseline(outcome: OutcomeRecord, baseline: BaselineRecord) -> Table:
+    """The plan's terms and those of the plain rule."""
     rows = []
     ours = {"objective": outcome.objective, **outcome.terms}
     theirs = {"objective": baseline.objective, **baseline.terms}
@@ -156,7 +157,8 @@ def _difference(name: str, one: float | None, two: float | None) -> str:
     return f"{sign}{size}" + (f" ({100 * (one - two) / abs(two):+.2f}%)" if two else "")
 
 
-def _proven(document: PlanDocument) -> Iterable[tuple[str, str]]:
+def proven(document: PlanDocument) -> Iterable[tuple[str, str]]:
+    """Bound, violations, bottleneck and assumptions, labelled."""
     outcome, verdict = document.outcome, document.verdict
     if outcome.bound is None:
         yield "bound", "none known, so no gap either"

@@ -189,8 +189,8 @@ def _book(
 
 
 def _tell(document: PlanDocument, output: str) -> None:
-    from cli.render import STATUS, number
+    from cli.render import STATUS, STOP, printable
 
     outcome = document.outcome
-    worth = "" if outcome.objective is None else f", {number(outcome.objective)} {outcome.objective_unit}"
-    tell(f"{document.instance.name}: {STATUS[outcome.status]}{worth}; written {output}")
+    name = printable(document.instance.name)
+    tell(f"{name}: {STATUS[outcome.status]} ({STOP[outcome.stop]}); written {output}")

@@ -112,8 +112,9 @@ def read_source(path: str | Path) -> SourceText:
 
         return read_workbook(path)
     name = "<stdin>" if str(path) == "-" else str(path)
+    text = read_text(path)
     base_dir = Path.cwd() if str(path) == "-" else Path(path).resolve().parent
-    return parse_source(read_text(path), name, base_dir)
+    return parse_source(text, name, base_dir)
 
 
 def parse_source(text: str, name: str, base_dir: Path) -> SourceText:
@@ -259,12 +260,17 @@ def validate(source: SourceText, model: type[ModelT]) -> ModelT:
 def _findings(source: SourceText, error: ValidationError) -> list[Finding]:
     findings = []
     errors = error.errors(include_url=False, include_context=False, include_input=True)
+    within = {item["loc"][:depth] for item in errors for depth in range(len(item["loc"]))}
+    # A list is short of its bad entries, too; they are told themselves.
+    errors = [item for item in errors if item["type"] != "too_short" or item["loc"] not in within]
     for item in errors[:MAX_FINDINGS]:
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = "unknown key"
         elif item["type"] == "missing":
             message = "is required"
+        elif item["type"] == "too_short" and not item["input"]:
+            message = "is empty"
         elif isinstance(item.get("input"), int | float | str | bool):
             message = f"{message} (got {str(item['input'])[:80]!r})"
         findings.append(source.finding(item["loc"], message))

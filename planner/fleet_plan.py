@@ -7,18 +7,19 @@ from typing import Annotated, Literal
 from pydantic import Field, FiniteFloat
 
 from planner.descriptions.base import Description
+from planner.descriptions.fleet import Role
 
 Count = Annotated[int, Field(ge=0, le=10_000_000)]
 Fraction = Annotated[FiniteFloat, Field(ge=0, le=1 + 1e-9)]
 
 
 class Allocation(Description):
-    """Instances of one offer. `model` is null where several models share instances."""
+    """Instances of one offer. `model` is null where several models share instances; `role` is both if several roles."""
 
     offer: str
     model: str | None
     count: Count
-    role: Literal["both", "prefill", "decode"] = "both"
+    role: Role = "both"
 
 
 class Replicas(Description):
@@ -28,10 +29,11 @@ class Replicas(Description):
     model: str
     gpus: Annotated[int, Field(ge=1)]
     count: Count
+    role: Role = "both"
 
 
 class Assignment(Description):
-    """Share of the requests of one size that one offer's replicas of `gpus` GPUs serve."""
+    """Share of the requests of one size that one offer's replicas of `gpus` GPUs serve, or do their role's part of."""
 
     model: str
     input_tokens: Annotated[int, Field(ge=1)]
@@ -39,14 +41,30 @@ class Assignment(Description):
     offer: str
     gpus: Annotated[int, Field(ge=1)]
     fraction: Fraction
+    role: Role = "both"
+
+
+class Flow(Description):
+    """Share of the requests of one size whose cache or activations go from one region to another, or stay in it."""
+
+    model: str
+    input_tokens: Annotated[int, Field(ge=1)]
+    output_tokens: Annotated[int, Field(ge=1)]
+    handover: Literal["kv_cache", "activations"]
+    from_region: str | None
+    to_region: str | None
+    fraction: Fraction
+    bytes_per_s: Annotated[FiniteFloat | None, Field(description="null where the size of it is not known")]
 
 
 class Survival(Description):
-    """Where requests go when one instance of an offer is lost."""
+    """Where requests go when one instance of an offer, or all of a zone, is lost; one of the two is named."""
 
-    lost_offer: str
+    lost_offer: str | None = None
+    lost_zone: str | None = None
     replicas: tuple[Replicas, ...]
     assignment: tuple[Assignment, ...]
+    flows: tuple[Flow, ...] = ()
 
 
 class Unserved(Description):
@@ -81,6 +99,7 @@ class Period(Description):
     assignment: tuple[Assignment, ...]
     survival: tuple[Survival, ...] = ()
     unserved: tuple[Unserved, ...] = ()
+    flows: tuple[Flow, ...] = ()
 
 
 class Relief(Description):

@@ -245,6 +245,40 @@ def headroom(trace: RequestTrace, quantile: float, window_s: float = WINDOW_S, w
     return max(0.0, float(burst_quantiles(trace, window_s, (quantile,), within_s)[0]) - 1.0)
 
 
+def period_bursts(
+    trace: RequestTrace, quantile: float, window_s: float = WINDOW_S, period_s: float | None = None
+) -> FloatArray:
+    """The quantile of the rates of each period's windows over the period's mean rate, [periods]; at least 1.
+
+    1 where a period has no request. The periods are those of `to_demand`. ValueError as for window_counts.
+    """
+    counts = window_counts(trace, window_s)
+    starts = np.arange(len(counts), dtype=np.float64) * window_s
+    periods = Periods.of(starts, trace.span_s, period_s)
+    found = np.ones(len(periods.covered_s))
+    for place in range(len(found)):
+        own = counts[periods.index == place]
+        if own.any():
+            found[place] = max(1.0, float(np.quantile(own, quantile)) / float(own.mean()))
+    return found
+
+
+def shared_burst(burst: npt.ArrayLike, counts: npt.ArrayLike, quantile: float) -> FloatArray:
+    """What is left of bursts (as multiples of the mean) that windows of so many independent requests do not explain.
+
+    Excesses over the mean add up in squares, as standard deviations do: a stream that swings of itself, and arrivals
+    that are independent given its rate. What is left stays in every random part of the stream; the other does not.
+    """
+    excess = np.asarray(burst, np.float64) - 1.0
+    mean = np.broadcast_to(np.asarray(counts, np.float64), excess.shape)
+    independent = [
+        max(0.0, float(poisson_quantiles(one, (quantile,))[0]) - 1.0) if one > 0 else 0.0
+        for one in mean.ravel().tolist()
+    ]
+    own = excess**2 - np.reshape(independent, excess.shape) ** 2
+    return np.asarray(1.0 + np.sqrt(np.maximum(0.0, own)), np.float64)
+
+
 def share_above(trace: RequestTrace, headroom: float, window_s: float = WINDOW_S) -> float:
     """Share of windows whose rate is above mean x (1 + headroom): those that a fleet so sized is too small for."""
     return float((burst_ratios(trace, window_s) > 1.0 + headroom).mean())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from formulations.gpu_fleet.packing import Counts, plan_of
+from formulations.gpu_fleet.pools import replicas_for
 from formulations.gpu_fleet.problem import FleetProblem
 from planner.fleet_plan import FleetPlan
 
@@ -26,14 +27,15 @@ def best_single_offer(problem: FleetProblem) -> FleetPlan | None:
     for model in range(len(problem.model_names)):
         best: tuple[float, int, int, int, int] | None = None
         asked = (problem.bucket_model == model) & (problem.rate > 0).any(axis=0)
-        for config in np.flatnonzero(problem.config_model == model).tolist():
+        for config in np.flatnonzero((problem.config_model == model) & (problem.config_role == 0)).tolist():
             if not (problem.throughput[asked, config] > 0).all():
                 continue
             there = problem.availability[problem.config_pool[config]]
             needs = [
                 np.where(problem.rate[t][asked] > 0, load[asked, config], 0.0).sum() for t, load in enumerate(loads)
             ]
-            replicas = max(int(np.ceil(max(needs) / there - 1e-9)), int(problem.min_replicas[model]), 1)
+            slack = 0.0 if problem.slack is None else float(problem.slack[config])
+            replicas = max(replicas_for(slack, max(needs) / there), int(problem.min_replicas[model]), 1)
             for offer in np.flatnonzero(problem.pool_of_offer == problem.config_pool[config]).tolist():
                 each = int(problem.gpus[offer] // problem.config_gpus[config])
                 if each:

@@ -8,14 +8,19 @@ from itertools import pairwise
 
 import numpy as np
 
+from formulations.gpu_fleet.check_flows import check_flows
+from formulations.gpu_fleet.pools import capacity
+from formulations.gpu_fleet.power import drawn
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
+from formulations.gpu_fleet.stages import ROLES, STAGES
 from planner.cost.verdict import Violation
 from planner.fleet_plan import Allocation, Assignment, FleetPlan, Period, Replicas
 
 #: Relative overload and missing shares that are rounding of a solver (its feasibility tolerance is 1e-6).
 ROUNDING = 1e-5
 
-Key = tuple[int, int, int]
+#: Offer (or pool), model, GPUs and role of replicas.
+Key = tuple[int, int, int, str]
 
 
 def check(problem: FleetProblem, plan: FleetPlan) -> list[Violation]:
@@ -48,7 +53,7 @@ class _PeriodCheck:
             )
         }
         self.configs = {
-            (int(k), int(problem.config_model[c]), int(problem.config_gpus[c])): c
+            (int(k), int(problem.config_model[c]), int(problem.config_gpus[c]), ROLES[problem.config_role[c]]): c
             for c in range(problem.num_configs)
             for k in np.flatnonzero(problem.pool_of_offer == problem.config_pool[c])
         }
@@ -61,8 +66,8 @@ class _PeriodCheck:
         counts = self._instances()
         found = [*self._packing(self.period.replicas, counts, ""), *self._limits(counts)]
         found += self._serving(self.period.assignment, self.period.replicas, "")
-        if self.problem.spare_instances:
-            found += self._survival(counts)
+        found += check_flows(self.problem, self.index, self.period, self.where)
+        found += self._survival(counts)
         return [*found, *self._left_out()]
 
     def _unknown(self) -> Iterator[Violation]:
@@ -77,8 +82,12 @@ class _PeriodCheck:
                 yield _broken("assignment", name, f"{name} is unknown")
         for survival in self.period.survival:
             rows += [*survival.replicas, *survival.assignment]
-            if survival.lost_offer not in self.offers:
+            if (survival.lost_offer is None) == (survival.lost_zone is None):
+                yield _broken("offer", "survival", "either the offer or the zone that is lost must be named")
+            elif survival.lost_offer is not None and survival.lost_offer not in self.offers:
                 yield _broken("offer", survival.lost_offer, f"there is no offer {survival.lost_offer!r}")
+            elif survival.lost_zone is not None and survival.lost_zone not in self.problem.zone_names:
+                yield _broken("offer", survival.lost_zone, f"there is no zone {survival.lost_zone!r}")
         for row in rows:
             if row.offer not in self.offers:
                 yield _broken("offer", row.offer, f"there is no offer {row.offer!r}")
@@ -95,9 +104,10 @@ class _PeriodCheck:
         """Replicas of every size fit: sizes divide one another, so counting from the largest down is exact."""
         hosted: dict[int, Counter[int]] = defaultdict(Counter)
         for row in replicas:
-            key = self.offers[row.offer], self.models[row.model], row.gpus
+            key = self.offers[row.offer], self.models[row.model], row.gpus, row.role
             if key not in self.configs:
-                message = f"{row.model} has no replica of {row.gpus} GPUs on {row.offer}"
+                role = "" if row.role == "both" else f" for {row.role}"
+                message = f"{row.model} has no replica of {row.gpus} GPUs{role} on {row.offer}"
                 yield _broken("configuration", row.offer, message)
                 return
             hosted[key[0]][row.gpus] += row.count
@@ -144,12 +154,12 @@ class _PeriodCheck:
 
     def _serving(self, rows: Sequence[Assignment], replicas: Sequence[Replicas], when: str) -> Iterator[Violation]:
         problem = self.problem
-        rate = problem.rate[self.index]
+        rate, needed = problem.rate[self.index], problem.needed(self.index)
         left = self._left()
-        served = np.zeros(len(rate))
+        served = np.zeros((len(STAGES), len(rate)))
         load: dict[Key, float] = defaultdict(float)
         for row in rows:
-            key = self.offers[row.offer], self.models[row.model], row.gpus
+            key: Key = self.offers[row.offer], self.models[row.model], row.gpus, row.role
             bucket = self.buckets.get((key[1], row.input_tokens, row.output_tokens))
             config = self.configs.get(key)
             if bucket is None or config is None:
@@ -159,17 +169,22 @@ class _PeriodCheck:
                 message = f"{row.offer} cannot serve {problem.bucket_name(bucket)} within the SLO"
                 yield _broken("slo", row.offer, message)
                 continue
-            served[bucket] += row.fraction
-            load[key] += (1 + problem.headroom) * rate[bucket] * row.fraction / problem.throughput[bucket, config]
+            served[[row.role in roles for roles in STAGES.values()], bucket] += row.fraction
+            load[key] += needed[bucket] * row.fraction / problem.throughput[bucket, config]
         for asked in np.flatnonzero(rate > 0).tolist():
-            if abs(served[asked] + left[asked] - 1) > ROUNDING:
+            wrong = np.flatnonzero(np.abs(served[:, asked] + left[asked] - 1) > ROUNDING)
+            if wrong.size:
                 name = problem.bucket_name(asked)
                 told = f", {left[asked]:.4%} is told unserved" if left[asked] else ""
-                message = f"{self.where}{when}: {served[asked]:.4%} of {name} is served{told}"
-                yield _broken("demand", name, message, float(served[asked]), float(1.0 - left[asked]))
+                share = float(served[wrong[0], asked])
+                stage = f" ({list(STAGES)[wrong[0]]})" if problem.config_role.any() else ""
+                message = f"{self.where}{when}: {share:.4%} of {name} is served{stage}{told}"
+                yield _broken("demand", name, message, share, float(1.0 - left[asked]))
         have: Counter[Key] = Counter()
         for replica in replicas:
-            have[self.offers[replica.offer], self.models[replica.model], replica.gpus] += replica.count
+            have[self.offers[replica.offer], self.models[replica.model], replica.gpus, replica.role] += replica.count
+        if problem.slack is not None:
+            yield from self._pools(load, have, when)
         for key, need in load.items():
             room = have[key] * problem.availability[problem.pool_of_offer[key[0]]]
             if need > room * (1 + ROUNDING) + ROUNDING:
@@ -178,15 +193,36 @@ class _PeriodCheck:
                 message = f"{self.where}{when}: {model} needs {need:.4f} replicas on {name}, {room:g} run"
                 yield _broken("capacity", name, message, need, room)
 
+    def _pools(self, load: dict[Key, float], have: Counter[Key], when: str) -> Iterator[Violation]:
+        """Offers of one kind hold one pool of replicas; its room is less than their number."""
+        problem = self.problem
+        assert problem.slack is not None
+        pool_load: Counter[int] = Counter()
+        pool_have: Counter[int] = Counter()
+        for key in load | have:
+            pool_load[self.configs[key]] += load.get(key, 0.0)  # type: ignore[assignment]
+            pool_have[self.configs[key]] += have[key]
+        for config, need in pool_load.items():
+            pool = problem.config_pool[config]
+            room = problem.availability[pool] * capacity(float(problem.slack[config]), pool_have[config])
+            if need > room * (1 + ROUNDING) + ROUNDING:
+                model = problem.model_names[problem.config_model[config]]
+                name = problem.offer_names[int(np.flatnonzero(problem.pool_of_offer == pool)[0])]
+                message = (
+                    f"{self.where}{when}: {model} brings a load of {need:.4f} replicas to {name}, {pool_have[config]}"
+                    f" may carry {room:.4f}"
+                )
+                yield _broken("pool_slack", name, message, need, room)
+
     def _limits(self, counts: FloatArray) -> Iterator[Violation]:
         problem = self.problem
         for offer in np.flatnonzero((counts > problem.most) | (counts < problem.least)):
             name, count = problem.offer_names[offer], counts[offer]
             limit = problem.most[offer] if count > problem.most[offer] else problem.least[offer]
             yield _broken("count", name, f"{self.where}: {count:g} of {name}, the limit is {limit:g}", count, limit)
-        sums = [
-            ("budget", "USD/hour", counts @ problem.price, problem.budget_usd_per_hour),
-            ("watts", "W", counts @ problem.watts, problem.max_watts),
+        sums: list[tuple[str, str, float, float]] = [
+            ("budget", "USD/hour", float(counts @ problem.price), problem.budget_usd_per_hour),
+            ("watts", "W", self._watts(counts), problem.max_watts * (1 - problem.watt_margin)),
         ]
         quotas = zip(problem.quota_names, problem.quota_offers, problem.quota_gpus, strict=True)
         sums += [(f"quota {name}", "GPUs", counts[mask] @ problem.gpus[mask], limit) for name, mask, limit in quotas]
@@ -202,49 +238,66 @@ class _PeriodCheck:
                 yield _broken(
                     "min_replicas", name, f"{running[name]} replicas of {name}, {least} are asked", running[name], least
                 )
-        if problem.max_spot_share < 1.0:
-            yield from self._spot()
+        yield from self._spot(self.period.assignment, "")
 
-    def _spot(self) -> Iterator[Violation]:
+    def _watts(self, counts: FloatArray) -> float:
+        """What the cap is filled by."""
+        problem = self.problem
+        return float(counts @ problem.watts) if problem.draw is None else drawn(problem, self.period).expected
+
+    def _spot(self, rows: Sequence[Assignment], when: str) -> Iterator[Violation]:
         problem, rate = self.problem, self.problem.rate[self.index]
         served = rate * (1 - self._left())
-        on_spot = np.zeros(len(problem.model_names))
-        for row in self.period.assignment:
+        by_stage = np.zeros((len(STAGES), len(problem.model_names)))
+        for row in rows:
             model = self.models[row.model]
             if problem.spot[problem.pool_of_offer[self.offers[row.offer]]]:
-                on_spot[model] += rate[self.buckets[model, row.input_tokens, row.output_tokens]] * row.fraction
+                requests = rate[self.buckets[model, row.input_tokens, row.output_tokens]] * row.fraction
+                by_stage[[row.role in roles for roles in STAGES.values()], model] += requests
+        on_spot = by_stage.max(axis=0)
         for model, name in enumerate(problem.model_names):
             total = served[problem.bucket_model == model].sum()
             if on_spot[model] > problem.max_spot_share * total * (1 + ROUNDING) + ROUNDING:
                 share = on_spot[model] / total if total else 1.0
-                message = f"{self.where}: {share:.1%} of {name} is on spot, {problem.max_spot_share:.1%} is the limit"
+                limit = f"{problem.max_spot_share:.1%} is the limit"
+                message = f"{self.where}{when}: {share:.1%} of {name} is on spot, {limit}"
                 yield _broken("max_spot_share", name, message, float(share), problem.max_spot_share)
 
     def _survival(self, counts: FloatArray) -> Iterator[Violation]:
-        told = {survival.lost_offer: survival for survival in self.period.survival}
-        for offer in np.flatnonzero(counts):
-            name = self.problem.offer_names[offer]
-            survival = told.get(name)
+        problem = self.problem
+        told = {(one.lost_offer, one.lost_zone): one for one in self.period.survival}
+        losses: list[tuple[str, str, str, FloatArray]] = []
+        if problem.spare_instances:
+            each = np.eye(problem.num_offers)
+            losses += [
+                ("spare_instances", problem.offer_names[offer], "one ", counts - each[offer])
+                for offer in np.flatnonzero(counts)
+            ]
+        for zone, name in enumerate(problem.zone_names):
+            left = np.where(problem.zone_of_offer == zone, 0.0, counts)
+            if (left < counts).any():
+                losses.append(("spare_zones", name, "zone ", left))
+        for rule, name, what, left in losses:
+            survival = told.get((name, None) if rule == "spare_instances" else (None, name))
             if survival is None:
-                yield _broken("spare_instances", name, f"{self.where}: nothing is said of the loss of one {name}")
+                yield _broken(rule, name, f"{self.where}: nothing is said of the loss of {what}{name}")
                 continue
-            left = counts.copy()
-            left[offer] -= 1
-            when = f", one {name} lost"
+            when = f", {what}{name} lost"
             yield from self._packing(survival.replicas, left, when)
             yield from self._serving(survival.assignment, survival.replicas, when)
+            yield from check_flows(problem, self.index, survival, self.where + when)
+            yield from self._spot(survival.assignment, when)
             before, after = self._by_pool(self.period.replicas), self._by_pool(survival.replicas)
             for key in after - before:
-                message = f"{self.where}{when}: {self.problem.model_names[key[1]]} gains replicas of {key[2]} GPUs"
-                yield _broken("spare_instances", name, message)
+                message = f"{self.where}{when}: {problem.model_names[key[1]]} gains replicas of {key[2]} GPUs"
+                yield _broken(rule, name, message)
 
     def _by_pool(self, replicas: Sequence[Replicas]) -> Counter[Key]:
         """Replicas by pool, model and size: inside a pool one may stand in for another."""
         found: Counter[Key] = Counter()
         for row in replicas:
-            found[int(self.problem.pool_of_offer[self.offers[row.offer]]), self.models[row.model], row.gpus] += (
-                row.count
-            )
+            pool = int(self.problem.pool_of_offer[self.offers[row.offer]])
+            found[pool, self.models[row.model], row.gpus, row.role] += row.count
         return found
 
 
@@ -259,6 +312,17 @@ def _across(problem: FleetProblem, plan: FleetPlan) -> Iterator[Violation]:
     for offer in np.flatnonzero(problem.reserved & (counts.max(axis=0) != counts.min(axis=0))):
         name = problem.offer_names[offer]
         yield _broken("reserved", name, f"{name} is reserved, but its count changes from hour to hour")
+    order = np.argsort([problem.hours.index(period.hours) for period in plan.periods])
+    for before, after in problem.steps:
+        moved = counts[order[after]] - counts[order[before]]
+        for rule, most, number in (
+            ("max_starts", problem.max_starts, np.maximum(moved, 0).sum()),
+            ("max_stops", problem.max_stops, np.maximum(-moved, 0).sum()),
+        ):
+            if most is not None and number > most:
+                what = {"max_starts": "started", "max_stops": "stopped"}[rule]
+                message = f"{number:g} instances are {what} before hour {after}, {most} are allowed"
+                yield _broken(rule, "fleet", message, float(number), float(most))
     if problem.current is not None and problem.max_changes is not None:
         changed = float(np.abs(counts[0] - problem.current).sum())
         if changed > problem.max_changes:
@@ -281,7 +345,10 @@ def _told(problem: FleetProblem, plan: FleetPlan, counts: FloatArray) -> Iterato
         yield _broken("summary", "fleet", "allocation and assignment of the plan are those of no period")
     added = counts[0] - (counts[0] if problem.current is None else problem.current)
     changes = {name: n for name, n in zip(problem.offer_names, added.tolist(), strict=True) if n}
-    yield from _told_tiers(problem, plan, mean, float(np.abs(added).sum()))
+    changed = float(np.abs(added).sum())
+    order = np.argsort([problem.hours.index(period.hours) for period in plan.periods])
+    goal = mean + problem.change_cost * changed + problem.start_usd_per_hour(counts[order])
+    yield from _told_tiers(problem, plan, goal, changed)
     if changes != (plan.changes or {}):
         yield _broken("changes", "fleet", f"changes {plan.changes} are told, which are not those of the counts")
 
@@ -295,7 +362,7 @@ def _told_tiers(problem: FleetProblem, plan: FleetPlan, cost: float, changed: fl
             values[f"unserved, priority {row.priority}"] = (
                 values.get(f"unserved, priority {row.priority}", 0.0) + share[period.hours] * row.rate_per_s
             )
-    values |= {"cost": cost + problem.change_cost * changed, "changes": changed}
+    values |= {"cost": cost, "changes": changed}
     for tier in plan.tiers:
         value = values.get(tier.goal)
         if value is None:

@@ -13,9 +13,9 @@ from dataclasses import replace
 import numpy as np
 
 from formulations.backends.linear import LinearBuilder, LinearModel, solve_linear_mathopt
+from formulations.backends.relaxation import Relaxation, relax
 from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
-from formulations.gpu_fleet.relaxation import Relaxation, relax
 from formulations.outcome import Budget, SolveOptions
 
 #: Rounds of rows, and the rise of the bound in one round below which they end.
@@ -31,8 +31,8 @@ LOOSE = 1e-6
 
 
 def tighten(problem: FleetProblem, builder: FleetBuilder, built: FleetModel, budget: Budget) -> FleetModel:
-    """The model of one period with rows for each of its models; as it is where there is one model or no time."""
-    if len(problem.model_names) < 2:
+    """The model of one period with rows for each of its models; as it is for one model, split roles or no time."""
+    if len(problem.model_names) < 2 or problem.config_role.any():
         return built
     limit = Budget(TIME_SHARE * budget.remaining_s)
     columns, packing = built.columns[0], built.packing[0]

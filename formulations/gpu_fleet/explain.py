@@ -12,6 +12,7 @@ import numpy as np
 from formulations.backends.linear import solve_linear_mathopt
 from formulations.gpu_fleet.milp import MOST_INSTANCES, FleetBuilder
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
+from formulations.gpu_fleet.stages import servable
 from formulations.outcome import Budget, SolveOptions, Status
 
 #: Seconds for each relaxation: an explanation may be rough, but not slow.
@@ -33,8 +34,8 @@ class Tried(NamedTuple):
 
 def impossible_buckets(problem: FleetProblem) -> list[int]:
     """Buckets with a demand that no configuration serves within the SLO."""
-    asked = (problem.rate > 0).any(axis=0)
-    return np.flatnonzero(asked & ~(problem.throughput > 0).any(axis=1)).tolist()
+    hopeless: list[int] = np.flatnonzero((problem.rate > 0).any(axis=0) & ~servable(problem)).tolist()
+    return hopeless
 
 
 def explain(problem: FleetProblem, groups: Groups, budget: Budget) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -44,7 +45,13 @@ def explain(problem: FleetProblem, groups: Groups, budget: Budget) -> tuple[tupl
     """
     hopeless = [] if problem.leave_unserved else impossible_buckets(problem)
     if hopeless:
-        reasons = tuple(f"no offer serves {problem.bucket_name(bucket)} within the SLO" for bucket in hopeless)
+        able = set(np.flatnonzero((problem.throughput > 0).any(axis=1)).tolist())
+        reasons = tuple(
+            f"no offer serves {problem.bucket_name(bucket)} within the SLO"
+            if bucket not in able
+            else f"no joined offers serve all stages of {problem.bucket_name(bucket)} within the SLO"
+            for bucket in hopeless
+        )
         ways = ("relax the SLO, profile a larger replica or another GPU for these sizes, or leave them out",)
         return reasons, ways
     limits = tuple(_limits(problem)) or (f"more than {MOST_INSTANCES:g} instances of an offer are needed",)
@@ -71,6 +78,10 @@ def _families(problem: FleetProblem) -> Iterator[str]:
         yield "spot share"
     if problem.max_changes is not None:
         yield "changes"
+    if problem.max_starts is not None:
+        yield "starts"
+    if problem.max_stops is not None:
+        yield "stops"
     if not problem.leave_unserved:
         yield "demand"
 
@@ -79,8 +90,21 @@ def _switches(problem: FleetProblem) -> Iterator[tuple[FleetProblem, str]]:
     """What can be given up as a whole."""
     if problem.spare_instances:
         yield replace(problem, spare_instances=0), "set spare_instances to 0"
+    if problem.zone_names:
+        yield replace(problem, zone_names=(), zone_of_pool=None), "set spare_zones to 0"
     if problem.headroom:
         yield replace(problem, headroom=0.0), "set headroom to 0"
+    if problem.config_role.any() and (limited := limited_links(problem)):
+        free = np.where(problem.link_bytes_per_s > 0, np.inf, 0.0)
+        none = np.full(problem.network_bytes_per_s.size, np.inf)
+        changed = replace(problem, link_bytes_per_s=free, network_bytes_per_s=none)
+        yield changed, f"raise the bandwidth of {limited}"
+    if problem.burst is not None:
+        yield replace(problem, burst=None), "leave out `burst` of the demand"
+    if problem.slack is not None:
+        yield replace(problem, slack=None), "leave out pool_slack"
+    if problem.watt_margin:
+        yield replace(problem, watt_margin=0.0), "set the margin of power to 0"
     if problem.min_replicas.any():
         yield replace(problem, min_replicas=np.zeros_like(problem.min_replicas)), "leave out min_replicas"
     if problem.least.any():
@@ -107,15 +131,34 @@ def _limits(problem: FleetProblem) -> Iterator[str]:
     )
     if problem.max_spot_share < 1.0:
         yield f"max_spot_share {problem.max_spot_share:g}"
-    if problem.max_changes is not None:
-        yield f"max_changes {problem.max_changes}"
+    if problem.config_role.any() and limited_links(problem):
+        yield f"bandwidth of {limited_links(problem)}"
+    for label, most in (
+        ("max_changes", problem.max_changes), ("max_starts", problem.max_starts), ("max_stops", problem.max_stops)
+    ):  # fmt: skip
+        if most is not None:
+            yield f"{label} {most}"
     if problem.spare_instances:
         yield "spare_instances 1: the loss of any one instance must be survived"
+    if problem.zone_names:
+        yield f"spare_zones 1: the loss of any one of {', '.join(problem.zone_names)} must be survived"
     if problem.headroom:
         yield f"headroom {problem.headroom:.0%}"
+    if problem.burst is not None:
+        yield f"burst: up to {np.nanmax(problem.burst):g} times the rate"
+    if problem.slack is not None:
+        yield "pool_slack: small pools of replicas are not filled"
     kept = [f"{name} {n}" for name, n in zip(problem.model_names, problem.min_replicas, strict=True) if n]
     if kept:
         yield f"min_replicas: {', '.join(kept)}"
+
+
+def limited_links(problem: FleetProblem) -> str:
+    """Which bandwidths have a limit, in words; empty for none."""
+    links = np.isfinite(problem.link_bytes_per_s) & (problem.link_bytes_per_s > 0)
+    named = [f"{problem.site_names[s]} to {problem.site_names[r]}" for s, r in zip(*np.nonzero(links), strict=True)]
+    pools = np.isfinite(problem.network_bytes_per_s)[problem.pool_of_offer]
+    return ", ".join([*named, *(name for name, own in zip(problem.offer_names, pools, strict=True) if own)])
 
 
 def _solve(builder: FleetBuilder, budget: Budget) -> tuple[Status, FloatArray | None]:
@@ -160,9 +203,7 @@ def _say(problem: FleetProblem, groups: Groups, family: str, slacks: list[FloatA
         more = slack.reshape(-1, len(problem.quota_gpus)).max(axis=0)
         return _raised("the quota", problem.quota_names, problem.quota_gpus, more, " GPUs")
     if family == "spot share":
-        periods = [period for group in groups for period in group]
-        totals = np.concatenate([_spot_totals(problem, period) for period in periods])
-        share = problem.max_spot_share + float((slack / totals).max(initial=0.0))
+        share = problem.max_spot_share + float(slack.max(initial=0.0))
         return f"raise max_spot_share from {problem.max_spot_share:g} to {min(1.0, _rounded_up(share)):g}"
     most = float(slack.max(initial=0.0))
     if family == "budget":
@@ -170,7 +211,8 @@ def _say(problem: FleetProblem, groups: Groups, family: str, slacks: list[FloatA
         return f"raise budget_usd_per_hour from {now:g} to {_rounded_up(now + most):.10g}"
     if family == "watts":
         return f"raise max_watts from {problem.max_watts:g} to {_rounded_up(problem.max_watts + most):.10g}"
-    return f"raise max_changes from {problem.max_changes} to {(problem.max_changes or 0) + math.ceil(most - LEAST)}"
+    now = {"changes": problem.max_changes, "starts": problem.max_starts, "stops": problem.max_stops}[family] or 0
+    return f"raise max_{family} from {now} to {now + math.ceil(most - LEAST)}"
 
 
 def _raised(what: str, names: Sequence[str], limits: FloatArray, more: FloatArray, unit: str) -> str | None:
@@ -190,20 +232,12 @@ def _rounded_up(value: float) -> float:
     return math.ceil(value / digit - LEAST) * digit
 
 
-def _spot_totals(problem: FleetProblem, period: int) -> FloatArray:
-    """Requests a second of each model that could run on spot instances: those whose share is limited."""
-    rate = problem.rate[period]
-    on_spot = (problem.throughput[:, problem.spot[problem.config_pool]] > 0).any(axis=1) & (rate > 0)
-    models = np.unique(problem.bucket_model[on_spot])
-    return np.array([rate[problem.bucket_model == model].sum() for model in models], dtype=np.float64)
-
-
 def _unserved(problem: FleetProblem, groups: Groups, slacks: list[FloatArray]) -> str | None:
     """The demand that would have to go: the period in which most of it is left, the loss of an instance included."""
     worst, named = 0.0, ""
     for group, slack in zip(groups, slacks, strict=True):
         asked = [np.flatnonzero(problem.rate[period] > 0) for period in group]
-        # Of each period its buckets, once for all instances and once for the loss of one of each offer.
+        # Of each period its buckets, once for all instances and once for each loss.
         cases = slack.size // max(1, sum(buckets.size for buckets in asked))
         start = 0
         for period, buckets in zip(group, asked, strict=True):

@@ -63,8 +63,11 @@ class GpuFleet:
             for row in period.allocation:
                 counts[place, offers[row.offer]] += row.count
         weights = np.array([share[period.hours] for period in plan.periods])
+        order = np.argsort([problem.hours.index(period.hours) for period in plan.periods])
         rent = float(weights @ (counts @ problem.price))
         parts = {"rent_usd_per_hour": rent}
+        if problem.start_cost is not None and problem.start_cost.any():
+            parts["start_usd_per_hour"] = problem.start_usd_per_hour(counts[order])
         if problem.current is not None:
             changed = float(np.abs(counts[0] - problem.current).sum())
             parts["change_usd_per_hour"] = problem.change_cost * changed

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 
 from formulations.backends.linear import LinearModel
-from formulations.gpu_fleet.milp import FleetBuilder
+from formulations.backends.relaxation import Relaxation, relax
+from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
-from formulations.gpu_fleet.relaxation import Relaxation, relax
 
 #: Groups of similar hours, whose mean demands stand for them in the relaxation.
 LEVELS = 16
@@ -34,7 +34,9 @@ class HourGroups:
         self.problem = problem
         self.periods = levels(problem)
         self.share = np.array([problem.share[group].sum() for group in self.periods])
-        self.built = FleetBuilder(_means(problem, self.periods), tuple(range(len(self.periods)))).build()
+        # As many instances as at the peak: an hour of a group may have more than its mean asks for.
+        most = FleetBuilder(problem, tuple(range(problem.num_periods))).most
+        self.built = FleetBuilder(_means(problem, self.periods), tuple(range(len(self.periods))), most=most).build()
         self.columns = self.built.columns[0].y[np.flatnonzero(problem.reserved)]
 
     def relaxed(self, box: Box, rows: tuple[PricedRow, ...], limit_s: float) -> Relaxation | Literal[False] | None:
@@ -69,20 +71,26 @@ class HourGroups:
 
         The relaxation is one without further rows.
         """
-        model = self.built.model
-        group_of_column = np.full(model.num_variables, -1)
-        for group, columns in enumerate(self.built.columns):
-            for own in (columns.y[~self.problem.reserved], columns.z, columns.x):
-                group_of_column[own] = group
-        group_of_row = np.full(model.row_lower.size, -1)
-        known = group_of_column[model.column] >= 0
-        group_of_row[model.row[known]] = group_of_column[model.column[known]]
-        prices = np.zeros((len(self.periods), self.columns.size))
-        for place, column in enumerate(self.columns):
-            entry = (model.column == column) & (group_of_row[model.row] >= 0)
-            row = model.row[entry]
-            np.add.at(prices[:, place], group_of_row[row], model.value[entry] * relaxed.duals[row])
-        return np.maximum(prices, 0.0)
+        return reserved_prices(self.problem, self.built, relaxed)
+
+
+def reserved_prices(problem: FleetProblem, built: FleetModel, relaxed: Relaxation) -> FloatArray:
+    """What a reserved instance is worth to each period of the model, [periods, R]: duals of the rows that it is in."""
+    model = built.model
+    period_of_column = np.full(model.num_variables, -1)
+    for period, columns in enumerate(built.columns):
+        for own in (columns.y[~problem.reserved], columns.z, columns.routing.x):
+            period_of_column[own] = period
+    period_of_row = np.full(model.row_lower.size, -1)
+    known = period_of_column[model.column] >= 0
+    period_of_row[model.row[known]] = period_of_column[model.column[known]]
+    shared = built.columns[0].y[problem.reserved]
+    prices = np.zeros((len(built.columns), shared.size))
+    for place, column in enumerate(shared):
+        entry = (model.column == column) & (period_of_row[model.row] >= 0)
+        row = model.row[entry]
+        np.add.at(prices[:, place], period_of_row[row], model.value[entry] * relaxed.duals[row])
+    return np.maximum(prices, 0.0)
 
 
 def levels(problem: FleetProblem) -> list[IntArray]:
@@ -98,4 +106,7 @@ def _means(problem: FleetProblem, groups: list[IntArray]) -> FleetProblem:
     """Groups as periods, with their mean demands."""
     share = np.array([problem.share[group].sum() for group in groups])
     rate = np.stack([problem.share[group] @ problem.rate[group] for group in groups]) / share[:, None]
-    return replace(problem, rate=rate, share=share, hours=tuple((place,) for place in range(len(groups))))
+    needed = np.stack([problem.needed(period) for period in range(problem.num_periods)])
+    mean = np.stack([problem.share[group] @ needed[group] for group in groups]) / share[:, None]
+    burst = np.where(rate > 0, mean / np.where(rate > 0, rate, 1.0), np.nan)
+    return replace(problem, rate=rate, burst=burst, share=share, hours=tuple((place,) for place in range(len(groups))))

@@ -23,12 +23,12 @@ from typing import Literal
 
 import numpy as np
 
+from formulations.backends.relaxation import Relaxation, relax
 from formulations.backends.result import SolverResult
 from formulations.gpu_fleet.hour_groups import Box, HourGroups, PricedRow
 from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.packing import Counts
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
-from formulations.gpu_fleet.relaxation import Relaxation, relax
 from formulations.gpu_fleet.solution import counts_of, solver_of
 from formulations.outcome import Budget, PartBudget, SolveOptions, Status
 
@@ -157,7 +157,7 @@ class HoursSearch:
         for period, (solved, hour) in self.best.week.hours.items():
             assert hour.values is not None
             source, values = solved, hour.values
-            if self.problem.rate[period].sum() > self.problem.rate[solved].sum():
+            if self.problem.needed(period).sum() > self.problem.needed(solved).sum():
                 # A fleet of a calmer hour serves this one, but with other shares.
                 routed = self._routed(solved, hour.values, period)
                 assert isinstance(routed, Relaxation)
@@ -242,7 +242,8 @@ class HoursSearch:
 
     def _reach(self, hour: Hour, chain: IntArray) -> int:
         """How many hours of a chain the fleet of its first one serves."""
-        if hour.values is None:
+        if hour.values is None or self.problem.slack is not None:
+            # The room of a pool with slack is no linear program.
             return 1
         served, step = 1, 1
         while step:
@@ -292,9 +293,11 @@ class HoursSearch:
 
 def rising(problem: FleetProblem, periods: IntArray) -> IntArray | None:
     """Periods in an order in which no bucket's demand falls, so that a later one's fleet serves an earlier one."""
-    order = periods[np.argsort(problem.rate[periods].sum(axis=1), kind="stable")]
+    needed = np.stack([problem.needed(period) for period in periods.tolist()])
+    rising = np.argsort(needed.sum(axis=1), kind="stable")
+    order = periods[rising]
     rate = problem.rate[order]
-    if (np.diff(rate, axis=0) < 0).any():
+    if (np.diff(needed[rising], axis=0) < 0).any():
         return None
     if problem.max_spot_share < 1.0:
         # The share on spot instances stays only where all sizes grow alike.

@@ -13,7 +13,9 @@ import numpy as np
 
 from formulations.base import solve
 from formulations.gpu_fleet.formulation import GPU_FLEET
+from formulations.gpu_fleet.power import drawn
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
+from formulations.gpu_fleet.stages import STAGES
 from formulations.outcome import TOLERANCE, Budget, OnProgress, Outcome, SolveOptions
 from planner.fleet_plan import FleetPlan, Insight, Relief, Substitute
 
@@ -64,7 +66,12 @@ def _binding(problem: FleetProblem, counts: FloatArray, plan: FleetPlan) -> Iter
     if _full(counts @ problem.price, budget, problem.price):
         raised = budget * (1 + STEP)
         yield Limit("budget_usd_per_hour", budget, raised, replace(problem, budget_usd_per_hour=raised))
-    if _full(counts @ problem.watts, watts, problem.watts):
+    if problem.draw is None:
+        filled, each = counts @ problem.watts, problem.watts
+    else:
+        filled = np.array([drawn(problem, period).expected for period in plan.periods]) / (1 - problem.watt_margin)
+        each = problem.draw.idle / (1 - problem.watt_margin)
+    if _full(filled, watts, each):
         yield Limit("max_watts", watts, watts * (1 + STEP), replace(problem, max_watts=watts * (1 + STEP)))
     for quota, (name, mask) in enumerate(zip(problem.quota_names, problem.quota_offers, strict=True)):
         if _full(counts[:, mask] @ problem.gpus[mask], problem.quota_gpus[quota], problem.gpus[mask]):
@@ -76,6 +83,14 @@ def _binding(problem: FleetProblem, counts: FloatArray, plan: FleetPlan) -> Iter
         yield Limit("max_spot_share", problem.max_spot_share, raised, replace(problem, max_spot_share=raised))
     if problem.spare_instances:
         yield Limit("spare_instances", 1.0, 0.0, replace(problem, spare_instances=0))
+    if problem.zone_names:
+        yield Limit("spare_zones", 1.0, 0.0, replace(problem, zone_names=(), zone_of_pool=None))
+    order = np.argsort([problem.hours.index(period.hours) for period in plan.periods])
+    moved = [counts[order[after]] - counts[order[before]] for before, after in problem.steps]
+    for key, allowed, sign in (("max_starts", problem.max_starts, 1), ("max_stops", problem.max_stops, -1)):
+        if allowed is not None and max((np.maximum(sign * one, 0).sum() for one in moved), default=0.0) >= allowed:
+            changed_problem = replace(problem, **{key: allowed + 1})  # type: ignore[arg-type]
+            yield Limit(key, allowed, allowed + 1, changed_problem)
     if problem.max_changes is not None and problem.current is not None:
         changed = float(np.abs(counts[0] - problem.current).sum())
         if changed >= problem.max_changes:
@@ -90,20 +105,22 @@ def _full(used: FloatArray, limit: float, each: FloatArray) -> bool:
 
 
 def _spot_share(problem: FleetProblem, plan: FleetPlan) -> float:
-    """Largest share of a model's requests that is on spot in any period."""
+    """Largest share of a stage of a model's requests that is on spot in any period, losses included."""
     offers = {name: k for k, name in enumerate(problem.offer_names)}
     keys = zip(problem.bucket_model, problem.input_tokens, problem.output_tokens, strict=True)
     buckets = {(problem.model_names[m], int(i), int(o)): d for d, (m, i, o) in enumerate(keys)}
     worst = 0.0
     for period in plan.periods:
         rate = problem.rate[problem.hours.index(period.hours)]
-        on_spot = np.zeros(len(problem.model_names))
-        for row in period.assignment:
-            if problem.spot[problem.pool_of_offer[offers[row.offer]]]:
-                bucket = buckets[row.model, row.input_tokens, row.output_tokens]
-                on_spot[problem.bucket_model[bucket]] += rate[bucket] * row.fraction
-        total = np.bincount(problem.bucket_model, weights=rate, minlength=len(on_spot))
-        worst = max(worst, float((on_spot / np.where(total > 0, total, 1.0)).max()))
+        total = np.bincount(problem.bucket_model, weights=rate, minlength=len(problem.model_names))
+        for rows in (period.assignment, *(survival.assignment for survival in period.survival)):
+            on_spot = np.zeros((len(STAGES), total.size))
+            for row in rows:
+                if problem.spot[problem.pool_of_offer[offers[row.offer]]]:
+                    bucket = buckets[row.model, row.input_tokens, row.output_tokens]
+                    does = [row.role in roles for roles in STAGES.values()]
+                    on_spot[does, problem.bucket_model[bucket]] += rate[bucket] * row.fraction
+            worst = max(worst, float((on_spot / np.where(total > 0, total, 1.0)).max()))
     return worst
 
 

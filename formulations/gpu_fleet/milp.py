@@ -1,6 +1,7 @@
 """The cheapest fleet as a mixed-integer linear program.
 
-Sets and data: see `problem`. L[d, c] is the load of a bucket on a configuration: (1 + headroom) rate / throughput.
+Sets and data: see `problem`. L[d, c] is the load of a bucket on a configuration: (1 + headroom) rate / throughput, or
+burst in place of 1 + headroom.
 
 Variables, in each period t (left out below)
     y[k]     instances of an offer, integer; one for all periods where it is reserved
@@ -10,21 +11,30 @@ Variables, in each period t (left out below)
 
 Objective
     minimise  sum_t share[t] sum_k price[k] y[k]  +  change cost x (instances added or dropped)
+              + sum_t share[t] sum_k start cost[k] s[k, t]
 
 Constraints
     serve     sum_c x[d, c] + u[d] = 1                                             every bucket with a demand
+              over the roles that begin a request, all where none is split; other stages follow by `handovers`
     capacity  sum_d L[d, c] x[d, c] <= availability[pool] z[c]                     every configuration
+              with pool_slack: z[c] is the room of `pools`; its parts s, b[c, s] binary, sum_s b[c, s] <= 1:
+              z[c] = sum_s n[c, s],  n[c, s] <= most b[c, s],  room[c] = sum_s slope[s] n[c, s] + start[s] b[c, s]
     running   x[d, c] <= z[c]    where L[d, c] is so small that a solver would take z = 0 for enough
     packing   sum_{c: gpus >= s} gpus[c] z[c] <= sum_k s floor(gpus[k] / s) y[k]   every pool and replica size s
               exact without a variable for any node, because the sizes of a pool divide one another
     limits    least <= y <= most, quotas on GPUs, budget, watts, least replicas of a model,
-              share of a model's served requests on spot instances
+              share of a model's served requests on spot instances, in every stage
+    steps     s >= y[k, t + 1] - y[k, t], e the other way: instances started and stopped from one hour to the next,
+              priced and limited in sum; then all hours are periods, in order
     changes   y[k] - current[k] = added - dropped, their sum limited and priced (one period)
     survival  (spare_instances = 1) for every offer k that is used (u[k] = 1, y[k] <= most u[k]): replicas z' <= z and
               shares x' that serve everything with one instance less of k; replicas may be packed anew
+    zones     (spare_zones = 1) for every zone: shares x' that serve everything with the replicas z of the others
+    Shares of a survival keep the limit on spot instances too.
 
-Left out without loss: configurations that smaller replicas on the same GPUs replace. Added by `covers`, for several
-models: rows that whole replicas keep. Many periods are solved apart, see `hours`.
+Left out without loss: configurations that smaller replicas on the same GPUs replace (not with pool_slack or power).
+Added by `covers`, for several models: rows that whole replicas keep. Many periods are solved apart, see `hours` and
+`switching`.
 
 Continuous shares make this small: counts are the only integers. Slicing the demand (Mélange) approximates them from
 above; see `melange`. Ignored: start-up time of instances, requests that are not yet known, interference of sizes on one
@@ -36,13 +46,18 @@ Reference: Griffin et al., Mélange, arXiv 2404.14527, for buckets and loads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 
 from formulations.backends.linear import IntArray as Columns
 from formulations.backends.linear import LinearBuilder, LinearModel
+from formulations.gpu_fleet.dominance import needless_configs
+from formulations.gpu_fleet.handovers import FlowColumns, add_handovers
+from formulations.gpu_fleet.pools import replicas_for, tangents
 from formulations.gpu_fleet.problem import BoolArray, FleetProblem, FloatArray
+from formulations.gpu_fleet.stages import STAGES, has_role, network_need
 
 #: Row within a family, column, value.
 Entries = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
@@ -53,21 +68,29 @@ SMALL_LOAD = 1e-3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PeriodColumns:
-    """Columns of one period: y [K], z [C], x of the pairs (bucket, config) [N]; a lost offer's z' and x' by offer.
+class Routing:
+    """Columns x of the pairs (bucket, config), all [N], and what roles hand to one another."""
 
-    u : of the buckets with a demand (asked); empty where all must be served.
+    x: Columns
+    bucket: Columns
+    config: Columns
+    flows: FlowColumns
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PeriodColumns:
+    """Columns of one period: y [K], z [C], u of the buckets with a demand (asked), and where requests go.
+
+    u : empty where all must be served. lost : by lost offer, z' and the routing. lost_zone : by zone, on z of others.
     """
 
     y: Columns
     z: Columns
-    x: Columns
     u: Columns
     asked: Columns
-    bucket: Columns
-    config: Columns
-    lost_z: dict[int, Columns]
-    lost_x: dict[int, Columns]
+    routing: Routing
+    lost: dict[int, tuple[Columns, Routing]]
+    lost_zone: dict[int, Routing]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,39 +107,29 @@ class FleetModel:
     changed: Columns
 
 
-def needless_configs(problem: FleetProblem) -> BoolArray:
-    """Configurations whose every replica is as well replaced by smaller ones on the same GPUs, [C].
-
-    A replica of r x g GPUs is, where r replicas of g GPUs serve at least as much of every bucket. No limit speaks
-    against it: instances stay as they are, replicas only become more.
-    """
-    found = np.zeros(problem.num_configs, dtype=np.bool_)
-    asked = problem.throughput[(problem.rate > 0).any(axis=0)]
-    for config in range(problem.num_configs):
-        same = (problem.config_pool == problem.config_pool[config]) & (
-            problem.config_model == problem.config_model[config]
-        )
-        smaller = np.flatnonzero(same & (problem.config_gpus < problem.config_gpus[config]))
-        times = problem.config_gpus[config] // problem.config_gpus[smaller]
-        found[config] = (asked[:, config, None] <= asked[:, smaller] * times).all(axis=0).any()
-    return found
-
-
 class FleetBuilder:
     """Builds the rows of some periods.
 
     relaxed : a family whose limits get a priced slack (see `explain`); unserved : demand may be left out, unpriced.
+    most : instances of each offer at most, where these periods are not all that count, [K].
     """
 
     def __init__(
-        self, problem: FleetProblem, periods: tuple[int, ...], relaxed: str | None = None, unserved: bool = False
+        self,
+        problem: FleetProblem,
+        periods: tuple[int, ...],
+        relaxed: str | None = None,
+        unserved: bool = False,
+        most: FloatArray | None = None,
     ) -> None:
         self.problem, self.periods, self.relaxed, self.unserved = problem, periods, relaxed, unserved
         self.builder = LinearBuilder()
         self.slack: Columns = np.zeros(0, dtype=np.int64)
         self.share = problem.share[list(periods)] / problem.share[list(periods)].sum()
         self.needless = needless_configs(problem)
-        self.most = self._most_useful()
+        self.most = self._most_useful() if most is None else most
+        #: By family (starts, stops) and step: the rows of each offer that is not reserved, and that of their limit.
+        self.step_rows: dict[tuple[str, int], tuple[Columns, int | None]] = {}
         self.packing_rows: list[tuple[tuple[int, int, int], ...]] = []
 
     def build(self) -> FleetModel:
@@ -129,6 +142,7 @@ class FleetBuilder:
             own = self._instances(np.where(reserved, 0.0, price) * self.share[place])
             columns.append(self._period(period, np.where(reserved, fixed, own)))
         changed = self._changes(columns)
+        self._switching(columns)
         return FleetModel(self.builder.build(), self.periods, tuple(columns), tuple(self.packing_rows), changed)
 
     def at_least(self, columns: Columns, value: FloatArray, least: float) -> None:
@@ -156,7 +170,13 @@ class FleetBuilder:
         for period in self.periods:
             load = problem.load(period)
             needed = np.maximum(needed, np.where(np.isfinite(load), load, 0.0).sum(axis=0))
-        replicas = np.maximum(np.ceil(needed / problem.availability[problem.config_pool] - 1e-9), needed > 0)
+        needed = needed / problem.availability[problem.config_pool]
+        if problem.slack is not None:
+            needed = np.array([replicas_for(*pair) for pair in zip(problem.slack, needed, strict=True)], dtype=float)
+        for period in self.periods:
+            carried = network_need(problem, period) / problem.availability[problem.config_pool]
+            needed = np.maximum(needed, carried)
+        replicas = np.maximum(np.ceil(needed - 1e-9), needed > 0)
         by_pool = np.bincount(
             problem.config_pool, weights=replicas * problem.config_gpus, minlength=len(problem.availability)
         )
@@ -168,32 +188,42 @@ class FleetBuilder:
 
     def _period(self, period: int, y: Columns) -> PeriodColumns:
         problem, builder = self.problem, self.builder
-        load = self.load(period)
         z = builder.variables((problem.num_configs,), upper=self._replica_bound(), integer=True)
-        bucket, config = np.nonzero(np.isfinite(load) & (problem.rate[period] > 0)[:, None])
-        x = builder.variables((bucket.size,))
         asked = np.flatnonzero(problem.rate[period] > 0)
         u = builder.variables((asked.size * self.unserved,))
-        self._serve(period, bucket, x, u)
-        self._capacity(load, bucket, config, x, z)
+        room = self._room(z)
+        every = np.ones(problem.num_configs, dtype=np.bool_)
+        routing = self._route(period, z, room, u, every)
         self.packing_rows.append(self._packing(z, y, None))
-        self._limits(period, y, z, bucket, config, x, u)
-        lost_z: dict[int, Columns] = {}
-        lost_x: dict[int, Columns] = {}
+        self._limits(period, y, z, routing)
+        lost: dict[int, tuple[Columns, Routing]] = {}
         if problem.spare_instances:
             used = builder.variables((problem.num_offers,), integer=True)
             # y <= most u: an offer that is used has an instance to lose.
             builder.rows(-np.inf, 0.0, (y[:, None], 1.0), (used[:, None], -self.most[:, None]))
             for offer in np.flatnonzero(self.most > 0).tolist():
                 kept = builder.variables((problem.num_configs,), upper=self._replica_bound(), integer=True)
-                routed = builder.variables((bucket.size,))
-                every = np.arange(kept.size)
-                builder.sparse_rows(np.full(kept.size, -np.inf), 0.0, (every, kept, 1.0), (every, z, -1.0))
-                self._serve(period, bucket, routed, u)
-                self._capacity(load, bucket, config, routed, kept)
+                builder.rows(-np.inf, 0.0, (kept[:, None], 1.0), (z[:, None], -1.0))
+                lost[offer] = kept, self._route(period, kept, self._room(kept), u, every)
                 self._packing(kept, y, (offer, int(used[offer])))
-                lost_z[offer], lost_x[offer] = kept, routed
-        return PeriodColumns(y, z, x, u, asked, bucket, config, lost_z, lost_x)
+        lost_zone = {
+            zone: self._route(period, z, room, u, problem.zone_of_config != zone)
+            for zone in range(len(problem.zone_names))
+        }
+        return PeriodColumns(y, z, u, asked, routing, lost, lost_zone)
+
+    def _route(self, period: int, z: Columns, room: list[Entries], u: Columns, there: BoolArray) -> Routing:
+        """Everything, or all but u, is served by the replicas z of the configurations that are there, [C]."""
+        problem = self.problem
+        load = self.load(period)
+        bucket, config = np.nonzero(np.isfinite(load) & there & (problem.rate[period] > 0)[:, None])
+        x = self.builder.variables((bucket.size,))
+        begins = has_role(problem, STAGES["prefill"])[config]
+        self._serve(period, bucket[begins], x[begins], u)
+        flows = add_handovers(problem, self.builder, period, bucket, config, x, z)
+        self._capacity(load, bucket, config, x, z, room)
+        self._spot(period, bucket, config, x, u)
+        return Routing(x, bucket, config, flows)
 
     def _replica_bound(self) -> FloatArray:
         """Replicas that fit on all instances of the pool."""
@@ -214,12 +244,28 @@ class FleetBuilder:
             entries.append((np.arange(asked.size), left, 1.0))
         self.builder.sparse_rows(np.ones(asked.size), 1.0, *entries)
 
-    def _capacity(self, load: FloatArray, bucket: Columns, config: Columns, x: Columns, z: Columns) -> None:
-        there = self.problem.availability[self.problem.config_pool]
-        every = np.arange(self.problem.num_configs)
-        self.builder.sparse_rows(
-            np.full(every.size, -np.inf), 0.0, (config, x, load[bucket, config]), (every, z, -there)
-        )
+    def _room(self, z: Columns) -> list[Entries]:
+        """What replicas may carry: entries by configuration, negative."""
+        problem, builder = self.problem, self.builder
+        there = problem.availability[problem.config_pool]
+        if problem.slack is None:
+            return [(np.arange(z.size), z, -there)]
+        entries: list[Entries] = []
+        for config, (slack, most) in enumerate(zip(problem.slack, self._replica_bound(), strict=True)):
+            slope, start = tangents(slack, most)
+            within = builder.variables((slope.size,), upper=most)
+            chosen = builder.variables((slope.size,), integer=True)
+            builder.sparse_rows([0.0], 0.0, (0, within, 1.0), (0, z[config], -1.0))
+            builder.rows(-np.inf, 0.0, (within[:, None], 1.0), (chosen[:, None], -most))
+            builder.sparse_rows([-np.inf], 1.0, (0, chosen, 1.0))
+            entries += [(config, within, -there[config] * slope), (config, chosen, -there[config] * start)]
+        return entries
+
+    def _capacity(
+        self, load: FloatArray, bucket: Columns, config: Columns, x: Columns, z: Columns, room: list[Entries]
+    ) -> None:
+        none = np.full(self.problem.num_configs, -np.inf)
+        self.builder.sparse_rows(none, 0.0, (config, x, load[bucket, config]), *room)
         small = np.flatnonzero(load[bucket, config] < SMALL_LOAD)
         if small.size:
             self.builder.rows(-np.inf, 0.0, (x[small][:, None], 1.0), (z[config[small]][:, None], -1.0))
@@ -246,36 +292,50 @@ class FleetBuilder:
                 self.builder.sparse_rows([-np.inf], 0.0, *terms)
         return tuple(made)
 
-    def _limits(
-        self, period: int, y: Columns, z: Columns, bucket: Columns, config: Columns, x: Columns, u: Columns
-    ) -> None:
+    def _limits(self, period: int, y: Columns, z: Columns, routing: Routing) -> None:
         problem = self.problem
         if np.isfinite(problem.budget_usd_per_hour):
             self._limit("budget", y, problem.price, problem.budget_usd_per_hour)
         if np.isfinite(problem.max_watts):
-            self._limit("watts", y, problem.watts, problem.max_watts)
+            self._watts(period, y, z, routing)
         for mask, most in zip(problem.quota_offers, problem.quota_gpus, strict=True):
             self._limit("quota", y[mask], problem.gpus[mask].astype(np.float64), float(most))
         for model, least in enumerate(problem.min_replicas):
             if least:
                 own = z[problem.config_model == model]
                 self.builder.sparse_rows([float(least)], np.inf, (0, own, 1.0))
-        if problem.max_spot_share < 1.0:
-            on_spot = problem.spot[problem.config_pool[config]]
-            for model in range(len(problem.model_names)):
-                own = on_spot & (problem.bucket_model[bucket] == model)
-                rate = problem.rate[period]
-                most = problem.max_spot_share * rate[problem.bucket_model == model].sum()
-                if not own.any():
-                    continue
-                columns, value = x[own], rate[bucket[own]]
-                if u.size:
-                    # Of what is served: what is left out of the model counts for nobody.
-                    asked = np.flatnonzero(rate > 0)
-                    left = problem.bucket_model[asked] == model
-                    columns = np.concatenate([columns, u[left]])
-                    value = np.concatenate([value, problem.max_spot_share * rate[asked[left]]])
-                self._limit("spot share", columns, value, float(most))
+
+    def _watts(self, period: int, y: Columns, z: Columns, routing: Routing) -> None:
+        """What instances could draw, or what they are expected to, with its margin."""
+        problem, draw = self.problem, self.problem.draw
+        if draw is None:
+            self._limit("watts", y, problem.watts, problem.max_watts)
+            return
+        joules = problem.needed(period)[routing.bucket] * draw.joules[routing.bucket, routing.config]
+        each = np.concatenate([draw.idle, draw.running, joules]) / (1 - problem.watt_margin)
+        self._limit("watts", np.concatenate([y, z, routing.x]), each, problem.max_watts)
+
+    def _spot(self, period: int, bucket: Columns, config: Columns, x: Columns, u: Columns) -> None:
+        """The share of each model's served requests on spot instances; the limit and its slack are shares of all."""
+        problem, rate = self.problem, self.problem.rate[period]
+        if problem.max_spot_share == 1.0:
+            return
+        on_spot = problem.spot[problem.config_pool[config]]
+        # Stages that the same roles do are one limit.
+        stages = list(STAGES.values()) if problem.config_role.any() else [STAGES["prefill"]]
+        for model, roles in product(range(len(problem.model_names)), stages):
+            own = on_spot & (problem.bucket_model[bucket] == model) & has_role(problem, roles)[config]
+            if not own.any():
+                continue
+            total = rate[problem.bucket_model == model].sum()
+            columns, share = x[own], rate[bucket[own]] / total
+            if u.size:
+                # Of what is served: what is left out of the model counts for nobody.
+                asked = np.flatnonzero(rate > 0)
+                left = problem.bucket_model[asked] == model
+                columns = np.concatenate([columns, u[left]])
+                share = np.concatenate([share, problem.max_spot_share * rate[asked[left]] / total])
+            self._limit("spot share", columns, share, problem.max_spot_share)
 
     def _limit(self, family: str, columns: Columns, value: FloatArray, most: float) -> None:
         """sum value x columns <= most, with a slack in units of the limit where this family is relaxed."""
@@ -288,6 +348,32 @@ class FleetBuilder:
         made = self.builder.variables((count,), upper=upper, cost=np.asarray(cost, dtype=np.float64))
         self.slack = np.concatenate([self.slack, made])
         return made
+
+    def _switching(self, columns: list[PeriodColumns]) -> None:
+        """Instances that are started and stopped from one hour to the next: no more are bought than needed."""
+        problem = self.problem
+        moving = np.flatnonzero(~problem.reserved)
+        place = {period: index for index, period in enumerate(self.periods)}
+        price = np.zeros(problem.num_offers) if problem.start_cost is None else problem.start_cost
+        price = price[moving] / problem.num_periods * (self.relaxed is None)
+        for step, (before, after) in enumerate(problem.steps):
+            if before not in place or after not in place:
+                continue
+            old, new = (columns[place[period]].y[moving] for period in (before, after))
+            for most, family, left, right in (
+                (problem.max_starts, "starts", old, new), (problem.max_stops, "stops", new, old)
+            ):  # fmt: skip
+                cost = price if family == "starts" else np.zeros(moving.size)
+                if most is None and not cost.any():
+                    continue
+                moved = self.builder.variables((moving.size,), upper=self.most[moving], cost=cost)
+                rows = np.arange(self.builder.num_rows, self.builder.num_rows + moving.size)
+                self.builder.rows(0.0, np.inf, (moved[:, None], 1.0), (right[:, None], -1.0), (left[:, None], 1.0))
+                limit = None
+                if most is not None:
+                    limit = self.builder.num_rows
+                    self._limit(family, moved, np.ones(moved.size), float(most))
+                self.step_rows[family, step] = rows, limit
 
     def _changes(self, columns: list[PeriodColumns]) -> Columns:
         """One period only: with several, what is kept of the current fleet has no single answer."""

@@ -5,22 +5,34 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from formulations.gpu_fleet.problem import FleetProblem, FloatArray
-from formulations.gpu_fleet.throughput import Config, computed
+from formulations.gpu_fleet.pools import slack_of
+from formulations.gpu_fleet.power import by_phases, by_share, prefill_seconds
+from formulations.gpu_fleet.problem import Draw, FleetProblem, FloatArray, IntArray
+from formulations.gpu_fleet.profiles import profiled
+from formulations.gpu_fleet.stages import HANDOVERS, ROLES
+from formulations.gpu_fleet.throughput import Bucket, Config, computed
 from formulations.reading import Reading
 from planner import catalog
-from planner.cost.serving.precision import WEIGHT_FORMATS
+from planner.cost.serving.precision import WEIGHT_FORMATS, kv_element_bytes
 from planner.descriptions.efficiency import calibrated
-from planner.descriptions.fleet import FleetInstance, Offer, Profile
+from planner.descriptions.fleet import FleetInstance, Offer
 from planner.errors import DescriptionError, OptionError
 from planner.files import Loc, SourceText, canonical_json
 from planner.hardware import DeviceKind
 
+#: Roles that need another one of the same model, and which.
+NEEDS = {
+    "prefill": {"decode", "attention"},
+    "decode": {"prefill"},
+    "attention": {"experts"},
+    "experts": {"attention"},
+}
 #: Pools are kept apart by what their replicas and prices depend on.
 PoolKey = tuple[object, ...]
 
@@ -33,11 +45,9 @@ def read_problem(instance: FleetInstance, source: SourceText | None = None) -> F
     return _Reading(instance, source).problem()
 
 
-@dataclass(frozen=True, slots=True)
-class _Bucket:
-    model: int
-    input_tokens: int
-    output_tokens: int
+def _zone(offer: Offer) -> str:
+    """What fails together with an offer's instances."""
+    return str(offer.zone or offer.region)
 
 
 class _Reading(Reading):
@@ -47,6 +57,7 @@ class _Reading(Reading):
         super().__init__(source)
         self.instance = instance
         self.assumptions: list[str] = []
+        self.prefill_s: FloatArray | None = None
 
     def problem(self) -> FleetProblem:
         instance = self.instance
@@ -56,22 +67,28 @@ class _Reading(Reading):
             [self._watts(k, offer, kind) for k, (offer, kind) in enumerate(zip(instance.offers, devices, strict=True))]
         )
         model_names = tuple(model.name for model in instance.models)
-        buckets = [
-            _Bucket(model_names.index(one.model), one.input_tokens, one.output_tokens) for one in instance.demand
-        ]
+        buckets = [Bucket(model_names.index(one.model), one.input_tokens, one.output_tokens) for one in instance.demand]
         pools = [
             self._pool(k, offer, kind) for k, (offer, kind) in enumerate(zip(instance.offers, devices, strict=True))
         ]
         keys = list(dict.fromkeys(pools))
         if instance.profiles:
-            configs, throughput = self._profiled(buckets, pools, keys)
+            pool_of_offer = [keys.index(pool) for pool in pools]
+            configs, throughput, places, notes = profiled(instance, buckets, pool_of_offer, self.find)
+            self._refuse_uneven_sizes(configs, places)
+            self.assumptions += notes
         else:
             configs, throughput = self._computed(devices, buckets, pools, keys)
         self.stop_if_wrong()
         # A configuration that serves nothing is no replica, not even one of min_replicas.
         useful = np.flatnonzero((throughput > 0).any(axis=0))
         configs, throughput = [configs[index] for index in useful], throughput[:, useful]
-        rate, share, hours = self._periods()
+        rate, burst, share, hours = self._periods()
+        slack = None
+        if instance.pool_slack is not None:
+            rule = instance.pool_slack
+            slack = slack_of(throughput, share @ rate, rule.window_s, rule.quantile)
+            self.assumptions.append("requests to a pool are independent of those to others, but for headroom or burst")
         first = [pools.index(key) for key in keys]
         quotas = instance.quotas
         return FleetProblem(
@@ -105,10 +122,17 @@ class _Reading(Reading):
             config_pool=np.array([config.pool for config in configs], dtype=np.int64),
             config_model=np.array([config.model for config in configs], dtype=np.int64),
             config_gpus=np.array([config.gpus for config in configs], dtype=np.int64),
+            config_role=np.array([config.role for config in configs], dtype=np.int64),
+            **self._joined(configs, buckets, first),
             throughput=throughput,
             headroom=instance.headroom,
+            burst=burst,
+            slack=slack,
             spare_instances=instance.spare_instances,
+            **self._zones(first),
             budget_usd_per_hour=np.inf if instance.budget_usd_per_hour is None else instance.budget_usd_per_hour,
+            draw=self._draw(watts, pools, keys, configs, useful, len(buckets)),
+            watt_margin=0.0 if instance.power is None else instance.power.margin,
             max_watts=np.inf if instance.max_watts is None else instance.max_watts,
             max_spot_share=1.0 if instance.max_spot_share is None else instance.max_spot_share,
             quota_names=tuple(quota.name for quota in quotas),
@@ -116,11 +140,74 @@ class _Reading(Reading):
                 [[offer.name in quota.offers for offer in instance.offers] for quota in quotas], dtype=np.bool_
             ).reshape(len(quotas), len(instance.offers)),
             quota_gpus=np.array([quota.max_gpus for quota in quotas], dtype=np.float64),
+            start_cost=np.array([offer.start_cost_usd for offer in instance.offers]),
+            max_starts=instance.max_starts,
+            max_stops=instance.max_stops,
+            cyclic=instance.cyclic,
             current=self._current(len(hours)),
             max_changes=instance.max_changes,
             change_cost=instance.change_cost_usd_per_hour,
             assumptions=tuple(self.assumptions),
         )
+
+    def _joined(self, configs: list[Config], buckets: list[Bucket], first: list[int]) -> dict[str, Any]:
+        """Sites, the links between them, and what is handed over; a size that a limit needs must be known.
+
+        first : an offer of each pool.
+        """
+        instance = self.instance
+        sites = list(dict.fromkeys(offer.region for offer in instance.offers))
+        link = np.where(np.eye(len(sites), dtype=np.bool_), np.inf, 0.0)
+        for one in instance.links:
+            link[sites.index(one.from_region), sites.index(one.to_region)] = one.bytes_per_s
+        offers = [instance.offers[index] for index in first]
+        network = np.array(
+            [np.inf if one.network_bytes_per_s is None else one.network_bytes_per_s / one.gpus for one in offers]
+        )
+        limited = bool(instance.links) or bool(np.isfinite(network).any())
+        handed = np.full((len(HANDOVERS), len(buckets)), np.nan)
+        for index, model in enumerate(instance.models):
+            roles = {ROLES[config.role] for config in configs if config.model == index}
+            if roles <= {"both"}:
+                continue
+            for role, others in NEEDS.items():
+                if role in roles and not roles & others:
+                    message = f"{model.name} has replicas for {role}, but none for {' or '.join(sorted(others))}"
+                    self.find(("models", index), message)
+            kv, activations = self._kv_bytes_per_token(index), model.activation_bytes_per_token
+            if limited and kv is None and "prefill" in roles:
+                self.find(("models", index), f"links limit {model.name}: say kv_bytes_per_token, or a `model`")
+            if limited and activations is None and "attention" in roles:
+                self.find(("models", index), f"links limit {model.name}: say activation_bytes_per_token")
+            for d, bucket in enumerate(buckets):
+                if bucket.model == index:
+                    handed[0, d] = np.nan if kv is None else kv * bucket.input_tokens
+                    handed[1, d] = np.nan if activations is None else activations * bucket.output_tokens
+        self.stop_if_wrong()
+        return {
+            "site_names": tuple(sites),
+            "site_of_pool": np.array([sites.index(offer.region) for offer in offers]),
+            "link_bytes_per_s": link,
+            "network_bytes_per_s": network,
+            "handed_bytes": handed,
+        }
+
+    def _kv_bytes_per_token(self, index: int) -> float | None:
+        """As told, else of the catalogue's model."""
+        model = self.instance.models[index]
+        if model.kv_bytes_per_token is not None or model.model is None:
+            return model.kv_bytes_per_token
+        try:
+            spec = catalog.model(self._model_path(model.model))
+        except (OptionError, DescriptionError) as error:
+            self.find(("models", index, "model"), str(error))
+            return None
+        return spec.kv_bytes_per_token(kv_element_bytes(spec, model.backend))
+
+    def _model_path(self, name: str) -> str | Path:
+        """A config.json lies beside the instance."""
+        base = None if self.source is None else self.source.base_dir
+        return base / name if base is not None and name.endswith(".json") else name
 
     def _device(self, index: int, offer: Offer) -> DeviceKind | None:
         """The offer's GPU; needed for computed throughput and for watts, else a name will do."""
@@ -142,66 +229,44 @@ class _Reading(Reading):
             self.find(("offers", index, "device"), message)
         return math.nan
 
+    def _draw(
+        self,
+        watts: FloatArray,
+        pools: list[PoolKey],
+        keys: list[PoolKey],
+        configs: list[Config],
+        useful: IntArray,
+        num_buckets: int,
+    ) -> Draw | None:
+        power = self.instance.power
+        if power is None:
+            return None
+        self.assumptions.append(
+            f"max_watts is kept by expected draw with a margin of {power.margin:.0%}: "
+            + ("by phase, modelled" if power.draw == "phases" else f"{power.draw:.0%} of the watts of each instance")
+        )
+        if not isinstance(power.draw, str):
+            return by_share(watts, power.draw, num_buckets, len(configs))
+        assert self.prefill_s is not None
+        gpus = np.array([offer.gpus for offer in self.instance.offers])
+        pool_of_offer = np.array([keys.index(pool) for pool in pools])
+        return by_phases(watts, gpus, pool_of_offer, configs, self.prefill_s[:, useful])
+
     def _pool(self, index: int, offer: Offer, device: DeviceKind | None) -> PoolKey:
         """Profiled offers are pools of their own: what was measured on one need not hold on another."""
         if self.instance.profiles or device is None:
             return (index,)
-        return device.name, offer.region, offer.market == "spot", offer.availability
+        network = None if offer.network_bytes_per_s is None else offer.network_bytes_per_s / offer.gpus
+        zone = _zone(offer) if self.instance.spare_zones else None
+        return device.name, offer.region, zone, offer.market == "spot", offer.availability, network
 
-    def _profiled(
-        self, buckets: list[_Bucket], pools: list[PoolKey], keys: list[PoolKey]
-    ) -> tuple[list[Config], FloatArray]:
-        """Configurations and throughput from given profiles."""
-        instance = self.instance
-        offers = [offer.name for offer in instance.offers]
-        models = [model.name for model in instance.models]
-        rows: dict[Config, list[tuple[int, Profile]]] = {}
-        for index, profile in enumerate(instance.profiles):
-            offer = instance.offers[offers.index(profile.offer)]
-            pool = keys.index(pools[offers.index(profile.offer)])
-            model = instance.models[models.index(profile.model)]
-            gpus = profile.gpus or offer.gpus
-            here = model.regions is None or offer.region in model.regions
-            if here and gpus in (model.gpus_per_replica or (gpus,)):
-                rows.setdefault(Config(pool, models.index(model.name), gpus), []).append((index, profile))
-        configs = sorted(rows)
-        self._refuse_uneven_sizes(configs, {one: ("profiles", found[0][0], "gpus") for one, found in rows.items()})
-        throughput = np.zeros((len(buckets), len(configs)))
-        for d, bucket in enumerate(buckets):
-            known = False
-            for c, config in enumerate(configs):
-                if config.model != bucket.model:
-                    continue
-                found = self._nearest([profile for _, profile in rows[config]], bucket)
-                if found is not None:
-                    known = True
-                    throughput[d, c] = found.max_rate_per_s
-            if not known:
-                size = f"{bucket.input_tokens}/{bucket.output_tokens} tokens"
-                rule = "larger than any profiled size" if instance.unprofiled == "round_up" else "not profiled"
-                hint = (
-                    "" if instance.unprofiled == "round_up" else "; `unprofiled: round_up` takes the next larger size"
-                )
-                self.find(("demand", d), f"{models[bucket.model]} {size} is {rule} on any offer{hint}")
-        if instance.unprofiled == "round_up":
-            self.assumptions.append("sizes that were not profiled count as the next larger profiled size")
-        return configs, throughput
-
-    def _nearest(self, profiles: list[Profile], bucket: _Bucket) -> Profile | None:
-        """The profile of a bucket's size, or with round_up the slowest-per-token smallest that covers it."""
-        exact = [
-            one
-            for one in profiles
-            if (one.input_tokens, one.output_tokens) == (bucket.input_tokens, bucket.output_tokens)
-        ]
-        if exact or self.instance.unprofiled == "refuse":
-            return exact[0] if exact else None
-        covering = [
-            one
-            for one in profiles
-            if one.input_tokens >= bucket.input_tokens and one.output_tokens >= bucket.output_tokens
-        ]
-        return min(covering, key=lambda one: (one.input_tokens * one.output_tokens, one.input_tokens), default=None)
+    def _zones(self, first: list[int]) -> dict[str, Any]:
+        """The zone of each pool, where one is to be survived; first : an offer of each pool."""
+        if not self.instance.spare_zones:
+            return {}
+        zones = [_zone(self.instance.offers[index]) for index in first]
+        names = tuple(dict.fromkeys(zones))
+        return {"zone_names": names, "zone_of_pool": np.array([names.index(zone) for zone in zones])}
 
     def _refuse_uneven_sizes(self, configs: list[Config], places: dict[Config, Loc]) -> None:
         """Packing by counting is exact only where the sizes of a pool divide one another."""
@@ -216,7 +281,7 @@ class _Reading(Reading):
             self.find(place, message)
 
     def _computed(
-        self, devices: list[DeviceKind | None], buckets: list[_Bucket], pools: list[PoolKey], keys: list[PoolKey]
+        self, devices: list[DeviceKind | None], buckets: list[Bucket], pools: list[PoolKey], keys: list[PoolKey]
     ) -> tuple[list[Config], FloatArray]:
         """Configurations and throughput from the cost model."""
         instance = self.instance
@@ -228,10 +293,7 @@ class _Reading(Reading):
         specs = []
         for index, model in enumerate(instance.models):
             try:
-                base = None if self.source is None else self.source.base_dir
-                name = str(model.model)
-                path = base / name if base is not None and name.endswith(".json") else name
-                specs.append(catalog.model(path))
+                specs.append(catalog.model(self._model_path(str(model.model))))
             except (OptionError, DescriptionError) as error:
                 self.find(("models", index, "model"), str(error))
             if model.precision is not None and model.precision not in WEIGHT_FORMATS:
@@ -242,14 +304,18 @@ class _Reading(Reading):
             coefficients = calibrated(self.path(instance.calibration))
             self.assumptions.append(f"calibrated by {instance.calibration}")
         self.stop_if_wrong()
-        sizes = [(bucket.model, bucket.input_tokens, bucket.output_tokens) for bucket in buckets]
-        configs, throughput, notes = computed(instance, specs, kinds, largest, regions, sizes, coefficients)
+        configs, throughput, notes = computed(instance, specs, kinds, largest, regions, buckets, coefficients)
         self._refuse_uneven_sizes(configs, {one: ("models", one.model, "gpus_per_replica") for one in configs})
         self.assumptions += notes
+        if instance.power is not None and instance.power.draw == "phases":
+            self.prefill_s = prefill_seconds(instance, specs, kinds, buckets, configs, coefficients)
         return configs, throughput
 
-    def _periods(self) -> tuple[FloatArray, FloatArray, tuple[tuple[int, ...], ...]]:
-        """Rates of each distinct hour, its share of all, and which hours it stands for: merging loses nothing."""
+    def _periods(self) -> tuple[FloatArray, FloatArray | None, FloatArray, tuple[tuple[int, ...], ...]]:
+        """Rates and bursts of each distinct hour, its share of all, and which hours it stands for.
+
+        Merging loses nothing, but where switching counts: then all hours stay, in order.
+        """
         demand = self.instance.demand
         hours = max((len(one.hourly) for one in demand if one.hourly is not None), default=1)
         rates = np.array(
@@ -259,10 +325,21 @@ class _Reading(Reading):
             ],
             dtype=np.float64,
         ).T
-        distinct, place = np.unique(rates, axis=0, return_inverse=True)
+        # A burst is 1 at least: 0 stands for none, as NaN is unlike itself.
+        bursts = np.array([np.broadcast_to(0.0 if one.burst is None else one.burst, (hours,)) for one in demand]).T
+        if self._switching():
+            told = np.where(bursts > 0, bursts, np.nan) if bursts.any() else None
+            return rates, told, np.full(hours, 1 / hours), tuple((hour,) for hour in range(hours))
+        distinct, place = np.unique(np.hstack([rates, bursts]), axis=0, return_inverse=True)
+        distinct, bursts = np.hsplit(distinct, 2)
         members = [tuple(np.flatnonzero(place.ravel() == period).tolist()) for period in range(len(distinct))]
         share = np.array([len(one) / hours for one in members])
-        return distinct, share, tuple(members)
+        return distinct, np.where(bursts > 0, bursts, np.nan) if bursts.any() else None, share, tuple(members)
+
+    def _switching(self) -> bool:
+        instance = self.instance
+        limited = instance.max_starts is not None or instance.max_stops is not None
+        return limited or any(offer.start_cost_usd for offer in instance.offers)
 
     def _current(self, num_periods: int) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
         current = self.instance.current

@@ -14,13 +14,16 @@ from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.packing import Counts, plan_of
 from formulations.gpu_fleet.problem import FleetProblem
 from formulations.gpu_fleet.solution import counts_of, solver_of
+from formulations.gpu_fleet.switching import SwitchingSearch
 from formulations.outcome import Bound, Budget, PartBudget, SearchResult, SolveOptions, Status, Stop
 from planner.fleet_plan import FleetPlan
 
 
 def search(problem: FleetProblem, options: SolveOptions, budget: Budget, method: str) -> SearchResult[FleetPlan]:
     """The cheapest fleet, with the solver's bound; infeasible with reasons and the smallest ways out."""
-    if problem.num_periods > MANY_PERIODS and not problem.spare_instances:
+    if problem.num_periods > MANY_PERIODS and problem.switching:
+        return _by_step(problem, options, budget, method)
+    if apart_by_hour(problem):
         return by_hour(problem, options, budget, method)
     every = tuple(range(problem.num_periods))
     groups = [(period,) for period in every] if problem.decoupled else [every]
@@ -57,6 +60,12 @@ def search(problem: FleetProblem, options: SolveOptions, budget: Budget, method:
     return _result(problem, results, weights, counts, build_s)
 
 
+def apart_by_hour(problem: FleetProblem) -> bool:
+    """Whether hours are solved by `HoursSearch`: many, tied by reserved instances alone, and losing nothing."""
+    many = problem.num_periods > MANY_PERIODS
+    return many and not (problem.spare_instances or problem.zone_names or problem.switching)
+
+
 def by_hour(problem: FleetProblem, options: SolveOptions, budget: Budget, method: str) -> SearchResult[FleetPlan]:
     started = time.perf_counter()
     hours = HoursSearch(problem, options, budget, method)
@@ -78,6 +87,30 @@ def by_hour(problem: FleetProblem, options: SolveOptions, budget: Budget, method
         solver_version="" if hours.last is None else hours.last.solver_version,
         claimed=None if hours.best is None else hours.best.cost,
         bound=None if status is Status.INFEASIBLE else Bound(value=hours.bound, name=name),
+        build_s=build_s,
+        reasons=reasons,
+        relaxations=relaxations,
+    )
+
+
+def _by_step(problem: FleetProblem, options: SolveOptions, budget: Budget, method: str) -> SearchResult[FleetPlan]:
+    started = time.perf_counter()
+    steps = SwitchingSearch(problem, options, budget, method)
+    build_s = time.perf_counter() - started
+    status = steps.run()
+    stop = Stop.PROOF if status in (Status.OPTIMAL, Status.INFEASIBLE) else budget.stop() or Stop.HEURISTIC
+    reasons: tuple[str, ...] = ()
+    relaxations: tuple[str, ...] = ()
+    if status is Status.INFEASIBLE:
+        reasons, relaxations = explain(problem, [tuple(range(problem.num_periods))], budget)
+    return SearchResult(
+        status=status,
+        stop=stop,
+        plan=plan_of(problem, steps.counts()) if steps.best else None,
+        solver=method if steps.last is None else steps.last.solver,
+        solver_version="" if steps.last is None else steps.last.solver_version,
+        claimed=steps.cost if steps.best else None,
+        bound=None if status is Status.INFEASIBLE else Bound(value=steps.bound, name=steps.bound_name),
         build_s=build_s,
         reasons=reasons,
         relaxations=relaxations,

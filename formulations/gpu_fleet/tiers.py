@@ -22,11 +22,10 @@ import numpy as np
 from formulations.backends.result import SolverResult
 from formulations.gpu_fleet.covers import tighten
 from formulations.gpu_fleet.explain import explain
-from formulations.gpu_fleet.hours import MANY_PERIODS
 from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
 from formulations.gpu_fleet.packing import Counts, plan_of
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
-from formulations.gpu_fleet.search import by_hour
+from formulations.gpu_fleet.search import apart_by_hour, by_hour
 from formulations.gpu_fleet.solution import counts_of, solver_of
 from formulations.gpu_fleet.unserved import unserved_per_s
 from formulations.outcome import TOLERANCE, Bound, Budget, PartBudget, SearchResult, SolveOptions, Status, Stop
@@ -85,7 +84,7 @@ def search_by_tiers(
         group = search.unserved(periods, part)
         if group.values is None:
             return search.nothing(ways, budget)
-        if group.serves_all and len(periods) > MANY_PERIODS and not problem.spare_instances:
+        if group.serves_all and len(periods) > 1 and apart_by_hour(problem):
             found = by_hour(search.ordinary, options, budget, method)
             if found.plan is not None and found.claimed is not None:
                 group.cost = _Goal(found.claimed, None if found.bound is None else found.bound.value)

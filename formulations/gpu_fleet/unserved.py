@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
+from formulations.gpu_fleet.stages import servable
 from planner.fleet_plan import FleetPlan, Unserved
 
 #: Shares below this are sums that do not come out even.
@@ -42,7 +43,7 @@ def unserved_rows(problem: FleetProblem, period: int, fractions: FloatArray, fle
 def limits_of(problem: FleetProblem, period: int, bucket: int, fleets: IntArray) -> tuple[str, ...]:
     """Why no more of a bucket is served: for each offer that could, what one more instance of it breaks."""
     can = problem.throughput[bucket] > 0
-    if not can.any():
+    if not servable(problem)[bucket]:
         return (NO_OFFER,)
     found: dict[str, None] = {}
     for offer in range(problem.num_offers):
@@ -51,6 +52,10 @@ def limits_of(problem: FleetProblem, period: int, bucket: int, fleets: IntArray)
             # A reserved instance is there in all periods, and must be within the limits of all.
             over = fleets if problem.reserved[offer] else fleets[period : period + 1]
             found |= dict.fromkeys(broken_by_one_more(problem, offer, over))
+    if problem.config_role.any() and NOT_PROVEN in found:
+        # An instance more of one role is no help while another role, or the way to it, is full.
+        del found[NOT_PROVEN]
+        return tuple(found) or ("bandwidth between roles",)
     return tuple(found)
 
 
@@ -61,9 +66,10 @@ def broken_by_one_more(problem: FleetProblem, offer: int, fleets: IntArray) -> I
     if (more[:, offer] > problem.most[offer]).any():
         yield f"max_count of {problem.offer_names[offer]}"
         told = True
+    watts = problem.watts if problem.draw is None else problem.draw.idle / (1 - problem.watt_margin)
     sums = [
         ("budget_usd_per_hour", problem.price, problem.budget_usd_per_hour),
-        ("max_watts", problem.watts, problem.max_watts),
+        ("max_watts", watts, problem.max_watts),
     ]
     quotas = zip(problem.quota_names, problem.quota_offers, problem.quota_gpus, strict=True)
     sums += [(f"quota {name}", problem.gpus * mask, float(most)) for name, mask, most in quotas]
@@ -79,7 +85,8 @@ def broken_by_one_more(problem: FleetProblem, offer: int, fleets: IntArray) -> I
     if not told and problem.spot[problem.pool_of_offer[offer]] and problem.max_spot_share < 1.0:
         yield "max_spot_share"
     elif not told:
-        yield "spare_instances" if problem.spare_instances else NOT_PROVEN
+        losses = {"spare_instances": bool(problem.spare_instances), "spare_zones": bool(problem.zone_names)}
+        yield next((name for name, asked in losses.items() if asked), NOT_PROVEN)
 
 
 def served_per_s(problem: FleetProblem, plan: FleetPlan) -> FloatArray:

@@ -7,10 +7,12 @@ from collections import defaultdict
 import numpy as np
 
 from formulations.gpu_fleet.check import check
+from formulations.gpu_fleet.power import drawn
 from formulations.gpu_fleet.problem import FleetProblem
+from formulations.gpu_fleet.stages import ROLES
 from formulations.gpu_fleet.unserved import unserved_per_s
 from planner.cost.verdict import Metric, Verdict
-from planner.fleet_plan import FleetPlan, Period
+from planner.fleet_plan import Assignment, FleetPlan, Period, Replicas
 
 #: Rules without which a plan has no utilisation: it names what is not there, or what takes for ever.
 UNREADABLE = ("hours", "offer", "model", "configuration", "assignment", "slo")
@@ -45,7 +47,7 @@ def judge(problem: FleetProblem, plan: FleetPlan) -> Verdict:
 
 
 def _utilisation(problem: FleetProblem, period: Period) -> dict[tuple[str, str], float]:
-    """Load over replicas by offer and model, headroom not counted as load."""
+    """Load over replicas by offer and model (with its role, where split), headroom not counted as load."""
     index = problem.hours.index(period.hours)
     offers = {name: k for k, name in enumerate(problem.offer_names)}
     models = {name: m for m, name in enumerate(problem.model_names)}
@@ -57,15 +59,20 @@ def _utilisation(problem: FleetProblem, period: Period) -> dict[tuple[str, str],
     have: dict[tuple[str, str], float] = defaultdict(float)
     for replica in period.replicas:
         pool = problem.pool_of_offer[offers[replica.offer]]
-        have[replica.offer, replica.model] += replica.count * replica.gpus * float(problem.availability[pool])
+        have[replica.offer, _who(replica)] += replica.count * replica.gpus * float(problem.availability[pool])
     for row in period.assignment:
         model, pool = models[row.model], problem.pool_of_offer[offers[row.offer]]
         d = buckets[model, row.input_tokens, row.output_tokens]
         match = (problem.config_pool == pool) & (problem.config_model == model) & (problem.config_gpus == row.gpus)
+        match &= problem.config_role == ROLES.index(row.role)
         config = int(np.flatnonzero(match)[0])
         replicas = problem.rate[index, d] * row.fraction / problem.throughput[d, config]
-        load[row.offer, row.model] += float(replicas) * row.gpus
+        load[row.offer, _who(row)] += float(replicas) * row.gpus
     return {key: load[key] / gpus for key, gpus in have.items() if gpus}
+
+
+def _who(row: Replicas | Assignment) -> str:
+    return row.model if row.role == "both" else f"{row.model}, {row.role}"
 
 
 def _watts(problem: FleetProblem, plan: FleetPlan) -> list[Metric]:
@@ -74,7 +81,16 @@ def _watts(problem: FleetProblem, plan: FleetPlan) -> list[Metric]:
     share = dict(zip(problem.hours, problem.share.tolist(), strict=True))
     used = [sum(watts[row.offer] * row.count for row in period.allocation) for period in plan.periods]
     mean = sum(share[period.hours] * value for period, value in zip(plan.periods, used, strict=True))
-    return [
+    found = [
         Metric(name="watts_peak", value=max(used), unit="W", source="datasheet"),
         Metric(name="watts_mean", value=mean, unit="W", source="datasheet"),
     ]
+    if problem.draw is not None:
+        swings = [drawn(problem, period) for period in plan.periods]
+        chance = max(one.above(problem.max_watts) for one in swings)
+        found += [
+            Metric(name="watts_drawn_peak", value=max(one.expected for one in swings), unit="W", source="modelled"),
+            Metric(name="oversubscription", value=max(used) / problem.max_watts, unit="fraction", source="modelled"),
+            Metric(name="capping_share", value=chance, unit="fraction", source="modelled"),
+        ]
+    return found

@@ -9,16 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import pairwise
 
 import numpy as np
 
 from formulations.backends.result import SolverResult
-from formulations.outcome import Budget, PartBudget, SolveOptions, Status, Stop
+from formulations.outcome import TOLERANCE, Budget, PartBudget, SolveOptions, Status, Stop
 from formulations.parallelism.milp import build
-from formulations.parallelism.plans import served_per_s
-from formulations.parallelism.problem import ParallelProblem
+from formulations.parallelism.plans import served_per_s, worth
+from formulations.parallelism.problem import IntArray, ParallelProblem
 from formulations.parallelism.solving import Choice, choices_of, solve_model
+
+#: Share of the time in which hours are solved apart, where a price of change joins them.
+APART_SHARE = 0.4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,17 +94,91 @@ def _apart(
 def _joined(
     problem: ParallelProblem, rates: Sequence[float | None], budget: Budget, options: SolveOptions, method: str
 ) -> Hours:
-    """All hours in one model."""
-    runs = [(rate or 0.0, len(list(group))) for rate, group in groupby(rates)]
+    """All hours in one model, which starts from the best way through the sets that hours by themselves choose.
+
+    The hours apart bound the whole from below: changes only add to them.
+    """
+    apart = _apart(problem, rates, PartBudget(budget, APART_SHARE * budget.remaining_s), options, method)
+    if apart.choices is None:
+        return apart
+    through = _way_through(problem, apart)
+    runs = _runs(rates)
     started = time.perf_counter()
-    built = build(problem, hours=runs)
+    built = build(problem, hours=[(rate, count) for _, rate, count in runs])
     build_s = time.perf_counter() - started
-    result, values = solve_model(built.model, budget, options, method)
-    if values is None:
-        return Hours(tuple(rates), None, result, build_s)
-    found = choices_of(problem, built, values)
-    choices = tuple(choice for choice, (_, hours) in zip(found, runs, strict=True) for _ in range(hours))
-    return Hours(tuple(rates), choices, result, build_s)
+    start = np.full(built.model.num_variables, np.nan)
+    for (hour, _, _), columns in zip(runs, built.counts, strict=True):
+        start[columns[columns >= 0]] = through[hour][0][columns >= 0]
+    result, values = solve_model(built.model, budget, options, method, start)
+    bounds = [one.bound for one in (apart.result, result) if one.bound is not None]
+    chosen, objective = through, _mean_worth(problem, through)
+    if values is not None:
+        found = choices_of(problem, built, values)
+        solved = tuple(choice for choice, (_, _, hours) in zip(found, runs, strict=True) for _ in range(hours))
+        if (worth_of := _mean_worth(problem, solved)) < objective:
+            chosen, objective = solved, worth_of
+    bound = min(max(bounds), objective) if bounds else None
+    proven = bound is not None and objective - bound <= TOLERANCE * max(1.0, abs(objective))
+    told = replace(
+        result,
+        status=Status.OPTIMAL if proven else Status.FEASIBLE,
+        stop=Stop.PROOF if proven else result.stop,
+        objective=objective,
+        bound=bound,
+    )
+    return Hours(tuple(rates), chosen, told, build_s + apart.build_s)
+
+
+def _runs(rates: Sequence[float | None]) -> list[tuple[int, float, int]]:
+    """First hour, rate and number of hours in a row that ask for the same."""
+    found: list[tuple[int, float, int]] = []
+    for hour, rate in enumerate(rate or 0.0 for rate in rates):
+        if found and found[-1][1] == rate:
+            found[-1] = (found[-1][0], rate, found[-1][2] + 1)
+        else:
+            found.append((hour, rate, 1))
+    return found
+
+
+def _started_gpus(problem: ParallelProblem, before: IntArray, after: IntArray) -> float:
+    return float(np.maximum(after - before, 0) @ problem.gpus)
+
+
+def _mean_worth(problem: ParallelProblem, choices: Sequence[Choice]) -> float:
+    """The objective of all hours, changes included."""
+    sets = [counts for counts, _ in choices]
+    total = sum(worth(problem, *choice) for choice in choices)
+    steps = pairwise(sets if problem.current is None else [problem.running(), *sets])
+    total += problem.change_cost * sum(_started_gpus(problem, *step) for step in steps)
+    return total / len(sets)
+
+
+def _way_through(problem: ParallelProblem, apart: Hours) -> tuple[Choice, ...]:
+    """The cheapest way through the hours over the sets that they choose by themselves: a shortest path, in which an
+    hour may keep any set that serves its rate."""
+    assert apart.choices is not None
+    sets = {counts.tobytes(): (counts, flows) for counts, flows in apart.choices}
+    pool = list(sets.values())
+    serves = [served_per_s(problem, *one) for one in pool]
+    price = problem.change_cost * np.array([[_started_gpus(problem, one, two) for two, _ in pool] for one, _ in pool])
+    cost = np.zeros(len(pool))
+    if problem.current is not None:
+        cost = problem.change_cost * np.array([_started_gpus(problem, problem.running(), one) for one, _ in pool])
+    own = np.array([worth(problem, *one) for one in pool])
+    came: list[IntArray] = []
+    for hour, rate in enumerate(apart.rates):
+        can = np.array([each >= (rate or 0.0) * (1 - TOLERANCE) for each in serves])
+        # An hour's own set serves it as far as its solver said so.
+        can |= np.array([one[0] is apart.choices[hour][0] for one in pool])
+        arrive = cost[:, None] + price if hour else np.where(np.eye(len(pool)) > 0, cost[:, None], np.inf)
+        came.append(arrive.argmin(axis=0))
+        cost = np.where(can, arrive.min(axis=0) + own, np.inf)
+    place = int(cost.argmin())
+    found: list[Choice] = []
+    for before in came[::-1]:
+        found.append(pool[place])
+        place = int(before[place])
+    return tuple(found[::-1])
 
 
 def _ruled_out(result: SolverResult) -> SolverResult:

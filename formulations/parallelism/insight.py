@@ -18,7 +18,7 @@ RUNNERS_UP = 2
 #: Latency limits are relaxed, and a rate lowered, by this share.
 RELAXED = 0.1
 #: Limits on TPOT that the frontier of plans is looked for at.
-POINTS = 12
+POINTS = 8
 #: Relative difference of two objectives that are the same.
 SAME = 1e-6
 

@@ -30,6 +30,8 @@ BATCHES = np.unique(np.round(2.0 ** np.arange(0, 10.5, 0.5)))
 #: Tokens of a prefill step on a rank at most, and prompts in it. Source: 8,192 is every engine's default, 16,384 that
 #: of SGLang's large-scale prefill (LMSYS blog of 2025-05-05), of which this is twice; documented.
 MOST_STEP_TOKENS, MOST_PROMPTS = 32_768, 256
+#: Tokens of a prefill step where requests have several sizes.
+COMMON_STEPS = np.array([8192.0, 16384.0, MOST_STEP_TOKENS])
 #: Shares of its highest rate that a prefill worker may be given.
 LOADS = np.array([0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95])
 #: Of decode likewise. Source: AIConfigurator, 0.92; modelled.
@@ -46,7 +48,8 @@ def worker_types(
 ) -> list[WorkerType]:
     """What each compiled split can be; none where it holds not even one sequence of this length.
 
-    every_batch : mixed and decode workers at all batches, not only those that no other one beats.
+    every_batch : workers at all batches and loads, not only those that no other one beats, and prefill in the same
+    steps whatever the size of a prompt: types that can be compared between sizes.
     """
     made: list[WorkerType] = []
     sharing = np.array([one.context_parallel_size > 1 for one in model.workers])
@@ -54,7 +57,8 @@ def worker_types(
     whole = np.flatnonzero(~sharing)
     made += _decoding_and_mixed(model, load, disaggregated, whole, every_batch)
     if disaggregated != "never":
-        made += _prefilling(model, load, np.flatnonzero(~drafting), kv_bandwidth_bytes_per_s)
+        steps = COMMON_STEPS if every_batch else _step_tokens(load.input_tokens)
+        made += _prefilling(model, load, np.flatnonzero(~drafting), kv_bandwidth_bytes_per_s, steps, every_batch)
     return made
 
 
@@ -92,10 +96,15 @@ def _decoding_and_mixed(
 
 
 def _prefilling(
-    model: ServingModel, load: ServingLoad, of: IntArray, kv_bandwidth_bytes_per_s: Mapping[str, float]
+    model: ServingModel,
+    load: ServingLoad,
+    of: IntArray,
+    kv_bandwidth_bytes_per_s: Mapping[str, float],
+    steps: FloatArray,
+    every_batch: bool,
 ) -> list[WorkerType]:
     """Whole prompts together in a step where they fit, else one prompt in several; never cut among sharing ranks."""
-    workers, steps = [model.workers[index] for index in of], _step_tokens(load.input_tokens)
+    workers = [model.workers[index] for index in of]
     shape = (len(workers), len(steps))
     sharing = np.array([one.context_parallel_size > 1 for one in workers])[:, None]
     index, prompt = np.repeat(of, shape[1]), np.full(shape, float(load.input_tokens))
@@ -135,7 +144,7 @@ def _prefilling(
     kept = np.broadcast_to(runs[..., None], rate.shape).reshape(shape[0], -1)
     flat_rate, flat_ttft = (value.reshape(shape[0], -1) for value in (rate, ttft))
     made = []
-    for row, best in _undominated(kept, flat_rate, flat_ttft, np.zeros_like(flat_rate)):
+    for row, best in _undominated(kept, flat_rate, flat_ttft, np.zeros_like(flat_rate), every_batch):
         for place in best:
             which, at = divmod(place, len(LOADS))
             made.append(

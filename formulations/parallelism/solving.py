@@ -19,12 +19,12 @@ QUICK_S = 2.0
 
 
 def solve_model(
-    model: LinearModel, budget: Budget, options: SolveOptions, method: str
+    model: LinearModel, budget: Budget, options: SolveOptions, method: str, start: FloatArray | None = None
 ) -> tuple[SolverResult, FloatArray | None]:
-    """The model by HiGHS, SCIP or CBC, and the values of its variables."""
+    """The model by HiGHS, SCIP or CBC, and the values of its variables; NaN in `start` leaves one open."""
     if method == "cbc":
-        return solve_linear_pulp(model, budget, options)
-    return solve_linear_mathopt(model, budget, options, solver=method)
+        return solve_linear_pulp(model, budget, options, start=start)
+    return solve_linear_mathopt(model, budget, options, solver=method, start=start)
 
 
 def choices_of(problem: ParallelProblem, built: ParallelModel, values: FloatArray) -> list[Choice]:

@@ -20,6 +20,8 @@ def solve_master(program: Program, start: Chosen, budget: Budget, options: Solve
     shapes, goal, columns = program.shapes, program.goal, program.columns
     for kind, pattern, _ in start:
         program.add(kind, pattern)
+    if not columns.kind:
+        return None
     number = {
         (kind, count.tobytes()): q for q, (kind, count) in enumerate(zip(columns.kind, columns.count, strict=True))
     }

@@ -42,8 +42,8 @@ from planner.workload import FloatArray, IntArray
 
 #: Rounds of new patterns for one tier, where nobody limits them.
 ROUNDS = 600
-#: Integer programs for one tier, and how many in a row may bring nothing.
-TRIES, PATIENCE = 40, 10
+#: Integer programs for one tier, and how many in a row may bring nothing: fewer where the gap is small.
+TRIES, PATIENCE, SMALL_GAP = 40, 8, 1e-4
 #: Before each: rounds of patterns at prices shaken by so much, and rounds for what is left.
 SHAKEN_ROUNDS, SHAKE, RESIDUAL_ROUNDS = 6, 0.2, 4
 #: Nodes that one integer program settles anew, and up to how many it settles all.
@@ -54,11 +54,10 @@ MASTER_S = 4.0
 
 @dataclass(slots=True)
 class _Reached:
-    """The best plan so far, and what is known of each tier."""
+    """The best plan so far, and what it reaches of each tier."""
 
     state: State
     values: list[int]
-    bounds: list[int | None]
 
 
 def search(problem: PodsProblem, options: SolveOptions, budget: Budget) -> SearchResult[PodsPlan]:
@@ -83,12 +82,12 @@ class _Search:
 
     def run(self) -> SearchResult[PodsPlan]:
         problem = self.problem
-        for aim in problem.aims:
-            self._offer(self._greedy(aim))
-        bounds: list[int | None] = []
+        for state in (State(problem), *(self._greedy(aim) for aim in problem.aims)):
+            self._offer(state)
+        bounds: list[int] = []
         for place, aim in enumerate(problem.aims):
             slice_s = self.budget.remaining_s if problem.time_slice_s is None else problem.time_slice_s
-            bounds.append(self._tier(place, aim, PartBudget(self.budget, slice_s), bounds))
+            bounds.append(self._tier(place, aim, PartBudget(self.budget, slice_s)))
         return self._result(bounds)
 
     def _greedy(self, aim: Aim) -> State:
@@ -119,7 +118,7 @@ class _Search:
             old = [value if aim.sense == "most" else -value for value, aim in pairs]
             if ranks <= old:
                 return False
-        self.best = _Reached(state, values, [])
+        self.best = _Reached(state, values)
         self.budget.report(incumbent=total(self.problem, self._floats(values)))
         return True
 
@@ -142,7 +141,14 @@ class _Search:
         reached = self.best.values[place]
         return reached >= bound if aim.sense == "most" else reached <= bound
 
-    def _tier(self, place: int, aim: Aim, budget: Budget, before: list[int | None]) -> int:
+    def _gap(self, place: int, bound: int) -> float:
+        """Between the best plan and the bound of a tier, relative to the larger."""
+        if self.best is None:
+            return math.inf
+        reached = self.best.values[place]
+        return abs(bound - reached) / max(1, abs(bound), abs(reached))
+
+    def _tier(self, place: int, aim: Aim, budget: Budget) -> int:
         """Improve the best plan in one tier; the bound of it, given what the tiers before have reached."""
         bound = self._trivial(aim)
         if self._met(place, aim, bound) or not self.shapes.classes.size:
@@ -192,7 +198,9 @@ class _Search:
         self._try(best, order)
         idle = 0
         for attempt in range(TRIES):
-            if self._met(place, aim, bound) or budget.stop() is not None or idle > PATIENCE:
+            gap = self._gap(place, bound)
+            patience = PATIENCE if gap > SMALL_GAP else PATIENCE // 4
+            if gap <= (self.options.relative_gap or 0.0) or budget.stop() is not None or idle > patience:
                 return
             if attempt:
                 self._shake(program, prices)
@@ -249,7 +257,7 @@ class _Search:
         fill(state, order)
         return self._offer(state)
 
-    def _result(self, bounds: list[int | None]) -> SearchResult[PodsPlan]:
+    def _result(self, bounds: list[int]) -> SearchResult[PodsPlan]:
         problem = self.problem
         if self.best is None:
             return self._no_plan()
@@ -282,9 +290,8 @@ class _Search:
             build_s=self.build_s,
         )
 
-    def _float(self, aim: Aim, value: int | None) -> float:
-        whole = self._trivial(aim) if value is None else value
-        return whole * aim.scale if aim.sense == "most" else whole / 1e6
+    def _float(self, aim: Aim, value: int) -> float:
+        return value * aim.scale if aim.sense == "most" else value / 1e6
 
     def _no_plan(self) -> SearchResult[PodsPlan]:
         """All pods must run, and no plan was found in which they do: proven impossible, or not."""

@@ -183,7 +183,8 @@ class Tables:
         wholes = np.flatnonzero(fits & ~share & (gpus > 0) & (gpus <= gpus_max))
         self._wholes = _undominated(wholes[~single[wholes]], values, cores, gpus)
         self._single_wholes = wholes[single[wholes]]
-        bare = np.flatnonzero(fits & (gpus == 0))
+        # Pods without cores would be taken without end: they are counted apart, or filled in.
+        bare = np.flatnonzero(fits & (gpus == 0) & (cores > 0))
         self._bare = _undominated(bare[~single[bare]], values, cores, gpus)
         self._single_bare = bare[single[bare]]
         index = np.arange(self.size, dtype=np.int64)
@@ -236,10 +237,8 @@ class Tables:
 
     def _bare_steps(self) -> Iterator[tuple[int, FloatArray]]:
         table = np.zeros(self.size)
-        # Pods without cores would be taken without end: they are counted apart, or filled in.
-        usable = self._bare[self.cores[self._bare] > 0]
-        cores, values = self.cores[usable], self.values[usable]
-        if usable.size:
+        cores, values = self.cores[self._bare], self.values[self._bare]
+        if cores.size:
             for c in range(1, self.size):
                 fits = cores <= c
                 best = (table[c - cores[fits]] + values[fits]).max(initial=0.0)
@@ -354,12 +353,11 @@ class Tables:
                 yield j
                 c -= int(self.cores[j])
         table = self.bare_steps[0][1]
-        usable = self._bare[self.cores[self._bare] > 0]
         while c > 0 and table[c] > 0:
             if table[c - 1] == table[c]:
                 c -= 1
                 continue
-            fits = usable[self.cores[usable] <= c]
+            fits = self._bare[self.cores[self._bare] <= c]
             j = int(fits[(table[c - self.cores[fits]] + self.values[fits]).argmax()])
             yield j
             c -= int(self.cores[j])

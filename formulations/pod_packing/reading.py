@@ -289,7 +289,8 @@ class _Arrays:
         for n, r in over[:20].tolist():
             self.reading.find(
                 ("nodes",),
-                f"{self.nodes[n].name} runs pods that ask for {used[n, r]:.0f} of {resources[r]}, it has {capacity[n, r]}",
+                f"{self.nodes[n].name} runs pods that ask for {used[n, r]:.0f} of {resources[r]},"
+                f" it has {capacity[n, r]}",
             )
         if len(over) > 20:
             self.reading.find(("nodes",), f"and {len(over) - 20} more amounts above what nodes have")

@@ -27,6 +27,11 @@ Gpus = Annotated[int, Field(ge=1, le=65_536)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 24)]
 
 
+#: What a replica does of a request.
+Role = Literal["both", "prefill", "decode", "attention", "experts"]
+BytesPerS = Annotated[FiniteFloat, Field(gt=0, le=1e18)]
+
+
 class Offer(Description):
     """One thing to rent: an instance of some GPUs at a price. GPUs of an instance are joined; instances are not."""
 
@@ -39,9 +44,16 @@ class Offer(Description):
     )
     min_count: Count = 0
     region: Name | None = None
+    zone: Annotated[Name | None, Field(description="what fails together; default: the region")] = None
     market: Literal["on_demand", "spot", "reserved"] = "on_demand"
     availability: Annotated[Share, Field(description="share of the time that a spot instance is there")] = 1.0
+    start_cost_usd: Annotated[
+        NonNegative, Field(le=1e9, description="of each instance that is started from one hour to the next")
+    ] = 0.0
     watts: Annotated[Watts | None, Field(le=1e9, description="of one instance; default: the GPUs' board power")] = None
+    network_bytes_per_s: Annotated[
+        BytesPerS | None, Field(description="of one instance to others, each way; absent: not limited")
+    ] = None
 
     def problems(self) -> Iterator[Problem]:
         """Counts in order."""
@@ -52,7 +64,10 @@ class Offer(Description):
 
 
 class ServedModel(Description):
-    """A model that is served. Without profiles, `model` says what the cost model computes its throughput from."""
+    """A model that is served. Without profiles, `model` says what the cost model computes its throughput from.
+
+    roles : of the replicas that are computed; attention and experts apart need profiles.
+    """
 
     name: Name
     model: Annotated[Name | None, Field(description="catalogue name, or config.json")] = None
@@ -62,10 +77,20 @@ class ServedModel(Description):
         tuple[Gpus, ...] | None,
         Field(min_length=1, description="replica sizes to choose from; default: 1, 2, 4, 8, or those of its profiles"),
     ] = None
+    roles: Annotated[tuple[Literal["both", "prefill", "decode"], ...], Field(min_length=1)] = ("both",)
     min_replicas: Count = 0
     slo: Annotated[Slo | None, Field(description="default: the instance's")] = None
     regions: Annotated[tuple[Name, ...] | None, Field(description="where it may run; default: anywhere")] = None
+    kv_bytes_per_token: Annotated[
+        Positive | None, Field(description="of a prompt's cache, prefill to decode; default: that of `model`")
+    ] = None
+    activation_bytes_per_token: Annotated[
+        Positive | None, Field(description="of an output token over all layers, attention to experts")
+    ] = None
     priority: Annotated[Priority, Field(description="higher is served first where not all can be")] = 0
+
+
+Burst = Annotated[FiniteFloat, Field(ge=1, le=1001)]
 
 
 class Demand(Description):
@@ -76,10 +101,17 @@ class Demand(Description):
     output_tokens: Tokens
     rate_per_s: Rate | None = None
     hourly: Annotated[tuple[Rate, ...] | None, Field(min_length=1, max_length=8784)] = None
+    burst: Annotated[
+        Burst | tuple[Burst, ...] | None,
+        Field(description="rate to be ready for, as a multiple, of all hours or of each; stands instead of headroom"),
+    ] = None
     priority: Annotated[Priority | None, Field(description="default: the model's")] = None
 
     def problems(self) -> Iterator[Problem]:
-        """Exactly one rate."""
+        """Exactly one rate, and a burst for each hour or one for all."""
+        if isinstance(self.burst, tuple) and len(self.burst) != len(self.hourly or ()):
+            message = f"{len(self.burst)} are given for {len(self.hourly or ())} hourly rates"
+            yield ("burst",), message
         if (self.rate_per_s is None) == (self.hourly is None):
             yield (), "give exactly one of rate_per_s and hourly"
 
@@ -93,6 +125,7 @@ class Profile(Description):
     output_tokens: Tokens
     max_rate_per_s: Rate
     gpus: Annotated[Gpus | None, Field(description="GPUs of the replica; default: all of the offer's")] = None
+    role: Annotated[Role, Field(description="what the replica does of a request; both: all of it")] = "both"
 
     def problems(self) -> Iterator[Problem]:
         """Zero is an answer, almost zero is a mistake."""
@@ -101,12 +134,37 @@ class Profile(Description):
             yield ("max_rate_per_s",), message
 
 
+class Link(Description):
+    """Bandwidth from one region to another; regions without a link hand nothing to one another."""
+
+    from_region: Name
+    to_region: Name
+    bytes_per_s: BytesPerS
+
+
 class Quota(Description):
     """A limit on GPUs over several offers together."""
 
     name: Name
     offers: Annotated[tuple[Name, ...], Field(min_length=1)]
     max_gpus: Count
+
+
+class PoolSlack(Description):
+    """Slack of each pool of replicas against arrivals that are independent of one another; small pools need more."""
+
+    window_s: Annotated[FiniteFloat, Field(ge=0.01, le=86400, description="about as long as a request is served")]
+    quantile: Annotated[FiniteFloat, Field(ge=0.5, lt=1, description="share of the windows to hold")] = 0.95
+
+
+class Power(Description):
+    """How `max_watts` is filled: by what instances are expected to draw, which is less than what they could draw."""
+
+    draw: Annotated[
+        Literal["phases"] | Annotated[FiniteFloat, Field(gt=0, le=1)],
+        Field(description="a share of an instance's watts, or phases: by what runs, from the cost model"),
+    ]
+    margin: Annotated[FiniteFloat, Field(ge=0, lt=1, description="share of max_watts left free by that")] = 0.1
 
 
 class FleetInstance(Description):
@@ -131,13 +189,22 @@ class FleetInstance(Description):
         Name | None, Field(description="efficiency.yaml of `gpuplan calibrate`, for throughput from the cost model")
     ] = None
     headroom: Annotated[NonNegative, Field(le=1000, description="capacity kept free, as a share of the demand")] = 0.0
+    pool_slack: PoolSlack | None = None
     spare_instances: Annotated[
         Literal[0, 1], Field(description="1: the loss of any one instance is survived, by re-routing")
     ] = 0
+    spare_zones: Annotated[
+        Literal[0, 1], Field(description="1: the loss of any one zone is survived, by re-routing")
+    ] = 0
     budget_usd_per_hour: UsdPerHour | None = None
     max_watts: Watts | None = None
+    power: Power | None = None
     max_spot_share: Annotated[Share | None, Field(description="of each model's requests, on spot instances")] = None
     quotas: tuple[Quota, ...] = ()
+    links: Annotated[tuple[Link, ...], Field(description="between regions; inside one nothing limits")] = ()
+    max_starts: Annotated[Count | None, Field(description="most instances started from one hour to the next")] = None
+    max_stops: Annotated[Count | None, Field(description="most instances stopped from one hour to the next")] = None
+    cyclic: Annotated[bool, Field(description="the first hour follows the last one, as in a day that repeats")] = False
     current: Annotated[dict[Name, Count] | None, Field(description="instances in force, by offer")] = None
     max_changes: Annotated[Count | None, Field(description="most instances added or dropped")] = None
     change_cost_usd_per_hour: Annotated[NonNegative, Field(description="price of one instance added or dropped")] = 0.0
@@ -163,17 +230,52 @@ class FleetInstance(Description):
             seen.add(key)
         if not any(max(demand.hourly or (demand.rate_per_s or 0.0,)) > 0 for demand in self.demand):
             yield ("demand",), "all rates are zero: there is nothing to serve"
+        if self.power is not None and self.max_watts is None:
+            yield ("power",), "says how max_watts is filled, which is not given"
+        if self.power is not None and self.power.draw == "phases" and self.profiles:
+            yield ("power", "draw"), "phases come from the cost model, and profiles are given: give a share"
+        yield from self._zone_problems()
+        switching = self.max_starts is not None or self.max_stops is not None
+        if not hours and (switching or any(offer.start_cost_usd for offer in self.offers)):
+            yield ("demand",), "start costs, max_starts and max_stops are of hours: give hourly rates"
+        for index, offer in enumerate(self.offers):
+            if offer.start_cost_usd and offer.market == "reserved":
+                yield ("offers", index, "start_cost_usd"), "reserved instances run in all hours: none is started"
         yield from self._model_problems()
         yield from self._profile_problems(dict(zip(offers, self.offers, strict=True)), set(models))
         for index, quota in enumerate(self.quotas):
             for name in quota.offers:
                 if name not in offers:
                     yield ("quotas", index, "offers"), f"no offer is named {name!r}"
+        yield from self._link_problems()
         for name in self.current or {}:
             if name not in offers:
                 yield ("current",), f"no offer is named {name!r}"
         if self.current is None and (self.max_changes is not None or self.change_cost_usd_per_hour):
             yield ("current",), "max_changes and change_cost_usd_per_hour need a current fleet"
+
+    def _link_problems(self) -> Iterator[Problem]:
+        regions = {offer.region for offer in self.offers}
+        seen: set[tuple[str, str]] = set()
+        for index, link in enumerate(self.links):
+            for key in ("from_region", "to_region"):
+                if getattr(link, key) not in regions:
+                    yield ("links", index, key), f"no offer is in {getattr(link, key)!r}"
+            if link.from_region == link.to_region:
+                yield ("links", index), "offers of one region are joined; limit them by network_bytes_per_s"
+            if (link.from_region, link.to_region) in seen:
+                yield ("links", index), "is given twice"
+            seen.add((link.from_region, link.to_region))
+
+    def _zone_problems(self) -> Iterator[Problem]:
+        if not self.spare_zones:
+            return
+        zones = [offer.zone or offer.region for offer in self.offers]
+        for index, zone in enumerate(zones):
+            if zone is None:
+                yield ("offers", index, "zone"), "is needed where the loss of a zone is to be survived (or a region)"
+        if len(set(zones)) == 1 and zones[0] is not None:
+            yield ("spare_zones",), f"all offers are in {zones[0]!r}: nothing is left when it is lost"
 
     def _model_problems(self) -> Iterator[Problem]:
         regions = {offer.region for offer in self.offers}
@@ -182,12 +284,16 @@ class FleetInstance(Description):
             for name in model.regions or ():
                 if name not in regions:
                     yield ("models", index, "regions"), f"no offer is in {name!r}"
+            if self.profiles and model.roles != ("both",):
+                yield ("models", index, "roles"), "changes nothing: profiles say their roles"
+            if set(model.roles) & {"prefill", "decode"} and not {"prefill", "decode"} <= set(model.roles):
+                yield ("models", index, "roles"), "prefill and decode need one another"
             if model.min_replicas and model.name not in asked:
                 message = "needs a demand, of rate 0 if need be: it says for which sizes the replicas must do"
                 yield ("models", index, "min_replicas"), message
 
     def _profile_problems(self, offers: dict[str, Offer], models: set[str]) -> Iterator[Problem]:
-        seen: set[tuple[str, str, int, int, int]] = set()
+        seen: set[tuple[str, str, int, int, int, str]] = set()
         for index, profile in enumerate(self.profiles):
             offer = offers.get(profile.offer)
             if offer is None:
@@ -198,7 +304,7 @@ class FleetInstance(Description):
             gpus = profile.gpus or offer.gpus
             if gpus > offer.gpus:
                 yield ("profiles", index, "gpus"), f"a replica of {gpus} GPUs is larger than {profile.offer}"
-            key = profile.offer, profile.model, profile.input_tokens, profile.output_tokens, gpus
+            key = profile.offer, profile.model, profile.input_tokens, profile.output_tokens, gpus, profile.role
             if key in seen:
                 yield ("profiles", index), "is given twice"
             seen.add(key)

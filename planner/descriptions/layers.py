@@ -14,7 +14,8 @@ Name = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]*$"
 PositiveBytes = Annotated[Bytes, Field(gt=0)]
 PositiveSeconds = Annotated[Seconds, Field(gt=0)]
 Share = Annotated[FiniteFloat, Field(gt=0, le=1)]
-#: More devices or layers than anything has; a mistyped count is told instead of filling the memory.
+#: Devices of a pool, and layers: more than anything has. A mistyped count is told instead of filling the memory.
+MAX_DEVICES, MAX_LAYERS = 4096, 1024
 MAX_COUNT = 100_000
 Count = Annotated[PositiveInt, Field(le=MAX_COUNT)]
 
@@ -26,7 +27,7 @@ def _how_given(value: Any) -> str:
 class EqualLayers(Description):
     """A model as so many equal layers, for who has measured them."""
 
-    num_layers: Annotated[PositiveInt, Field(le=10_000)]
+    num_layers: Annotated[PositiveInt, Field(le=MAX_LAYERS)]
     layer_bytes: Annotated[PositiveBytes, Field(description="weights of one layer")]
     embedding_bytes: Annotated[Bytes, Field(description="beside the first layers")] = 0.0
     head_bytes: Annotated[Bytes, Field(description="beside the last layers")] = 0.0
@@ -127,6 +128,8 @@ class LayersInstance(Description):
                     ("devices", index, "site"),
                     f"{one.site!r} is none of the sites: {', '.join(known) or 'none given'}",
                 )
+        if sum(one.count for one in self.devices) > MAX_DEVICES:
+            yield ("devices",), f"more than {MAX_DEVICES:,} devices"
         names = [(one.name, one.site) for one in self.devices]
         for index, name in enumerate(names):
             if name in names[:index]:
@@ -167,7 +170,7 @@ class WindowsInstance(Description):
     problem: Literal["parallel"] = "parallel"
     name: Name
     task: Literal["windows"] = "windows"
-    num_layers: Annotated[PositiveInt, Field(le=10_000)]
+    num_layers: Annotated[PositiveInt, Field(le=MAX_LAYERS)]
     layer_bytes: PositiveBytes
     devices: Annotated[tuple[HomeDevice, ...], Field(min_length=1, max_length=64, description="in ring order")]
     rounds: Annotated[PositiveInt, Field(description="times that a token goes around; divides num_layers")] = 1

@@ -19,6 +19,8 @@ FoundT = TypeVar("FoundT")
 MAX_TABLE_BYTES = 64 * 2**20
 #: Findings that one message shows; a table with the wrong columns has one in every row.
 MAX_FINDINGS = 100
+#: Said of a header that has a known name in its first place and nowhere else.
+TRANSPOSED = "looks transposed: only its first column has a name that is known; names belong in the first line"
 #: Characters of a cell that a message quotes.
 QUOTED = 40
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from planner.errors import DescriptionError, Finding, OptionError
-from planner.readers.csv_table import Findings, quoted, read_csv_table
+from planner.readers.csv_table import TRANSPOSED, Findings, quoted, read_csv_table
 from planner.readers.gpu_names import devices_meant, family_of, find_device
 
 Market = Literal["on_demand", "spot", "reserved"]
@@ -149,6 +149,8 @@ def _header(path: str, names: Sequence[str]) -> Mapping[str, int]:
     if "market" in found and "spot_price" in found:
         findings.append("has a column for the market and one for spot prices; keep one")
     if findings:
+        if set(found.values()) == {0} and len(names) > 1:
+            findings.append(TRANSPOSED)
         raise DescriptionError([Finding(path, told, 1) for told in findings])
     return found
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.errors import DescriptionError, Finding
-from planner.readers.csv_table import MAX_FINDINGS, Findings, quoted
+from planner.readers.csv_table import MAX_FINDINGS, TRANSPOSED, Findings, quoted
 from planner.workload import FloatArray
 
 #: Most tokens of a request, input or output.
@@ -80,6 +80,9 @@ def trace_columns(path: str, header: Sequence[str], line: int) -> TraceColumns:
     tokens = one("input tokens", INPUT), one("output tokens", OUTPUT)
     prefix, total = one("prefix tokens", PREFIX, False), one("total tokens", TOTAL, False)
     if findings:
+        columns = {arrival, *tokens, prefix, total} - {-1}
+        if columns == {0} and len(names) > 1:
+            findings.append(TRANSPOSED)
         raise DescriptionError([Finding(path, told, line) for told in findings])
     known, unit = "plain table", ARRIVAL[names[arrival]]
     for name, needed, its_unit in FORMATS:

@@ -151,3 +151,23 @@ def test_recorded_trace_and_prices_make_an_instance(gpuplan: Invoke, folder: Pat
     assert len(instance.demand) == 36
     assert instance.headroom == pytest.approx(0.49, abs=0.01)
     assert {offer.device for offer in instance.offers} == {"h100_sxm", "l4"}
+
+
+def test_bursts_by_hour_and_pool_slack(gpuplan: Invoke, files: Path) -> None:
+    """Three hours with a burst each; with --pool-slack what independent arrivals show is left to the pools."""
+    flags = ("import", "trace", "chat.csv", "--model", "m", "--burst-by", "hour", "--window", "25s", "--json")
+    demand = json.loads(gpuplan(*flags).stdout)["demand"]
+    # Windows of 25 s hold 2 or 3 requests, 2.5 on average.
+    assert all(row["burst"] == [1.2, 1.2, 1.2] for row in demand)
+    split = json.loads(gpuplan(*flags, "--pool-slack").stdout)
+    assert split["pool_slack"] == {"window_s": 25.0, "quantile": 0.95}
+    assert "headroom" not in split
+    assert all(row["burst"] == [1.0, 1.0, 1.0] for row in split["demand"])
+    (files / "offers.yaml").write_text("offers: [{name: a, device: h100_sxm, price_usd_per_hour: 2}]")
+    more = ("--offers", "offers.yaml", "--ttft", "2s", "--pool-slack", "--json")
+    whole = gpuplan("import", "trace", "chat.csv", "--model", "m", *more)
+    (files / "whole.json").write_text(whole.stdout)
+    assert read_as(files / "whole.json", FleetInstance).pool_slack is not None
+    bad = gpuplan(*flags, "--pool-slack", "--burst-quantile", "0.3")
+    assert bad.exit_code == 7
+    assert "--burst-quantile" in bad.stderr

@@ -99,7 +99,7 @@ def test_notes_tell_what_is_assumed_and_what_is_doubtful() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("nodes: []", "nodes: Tuple should have at least 1 item"),
+        ("nodes: []", "nodes: is empty"),
         ("nodes: [{count: 2}]", "nodes.0.device: is required"),
         ("nodes: [{device: h10}]", "no device 'h10'; did you mean"),
         ("nodes: [{shape: p55}]", "no node 'p55'"),

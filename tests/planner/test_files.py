@@ -91,6 +91,11 @@ def test_a_missing_key_is_at_its_parent(tmp_path: Path) -> None:
     assert found == [(1, 1, "num_slots: is required")]
 
 
+def test_a_list_of_bad_entries_is_not_short_of_them_too(tmp_path: Path) -> None:
+    found = findings(write(tmp_path, "name: x\nnum_gpus: 2\nnum_slots: 2\nloads: [{counts: [[-1]], weight: -2}]\n"))
+    assert [message.split(":")[0] for _, _, message in found] == ["loads.0.counts.0.0", "loads.0.weight"]
+
+
 @pytest.mark.parametrize("indent", [2, "\t", None])
 def test_mistakes_in_json_have_a_place_however_it_is_indented(tmp_path: Path, indent: int | str | None) -> None:
     path = write(tmp_path, json.dumps({**VALID, "num_gpus": "two"}, indent=indent), "x.json")

@@ -20,9 +20,11 @@ from planner.request_trace import (
     burst_ratios,
     headroom,
     peak_to_mean,
+    period_bursts,
     poisson_quantiles,
     quantile_edges,
     share_above,
+    shared_burst,
     to_demand,
     window_counts,
 )
@@ -200,3 +202,35 @@ def test_the_grid_reproduces_a_recorded_histogram(shared_data: Path) -> None:
 def test_what_cannot_be(build: object) -> None:
     with pytest.raises(ValueError, match=r"."):
         build()  # type: ignore[operator]
+
+
+def test_bursts_of_each_period_by_hand() -> None:
+    """Periods of 40 s, windows of 10 s: 1, 1, 1, 5 requests (mean 2, most 5), then one in each: no burst."""
+    arrival = [0.0, 10.0, 20.0, 30.0, 31.0, 32.0, 33.0, 34.0, 40.0, 50.0, 60.0, 70.0, 80.0]
+    found = period_bursts(make(arrival), 1.0, 10.0, 40.0)
+    assert found.tolist() == [2.5, 1.0]
+    assert period_bursts(make(arrival), 0.0, 10.0, 40.0).tolist() == [1.0, 1.0], "never below 1"
+    (whole,) = period_bursts(make(arrival), 1.0, 10.0)
+    assert whole == pytest.approx(5 / 1.5)
+
+
+def test_what_independent_arrivals_do_not_explain() -> None:
+    """The 95 % quantile of Poisson(100) is 117: 1.17 is all of it; of 1.50 sqrt(0.5^2 - 0.17^2) are left."""
+    assert shared_burst(1.17, 100.0, 0.95) == pytest.approx(1.0)
+    assert shared_burst(1.05, 100.0, 0.95) == pytest.approx(1.0)
+    assert shared_burst(1.50, 100.0, 0.95) == pytest.approx(1 + math.sqrt(0.5**2 - 0.17**2))
+    assert shared_burst([2.0, 1.0], [0.0, 0.0], 0.95).tolist() == [2.0, 1.0]
+
+
+def test_thinned_swings_are_covered() -> None:
+    """A stream whose rate swings by itself: a tenth of it stays within shared burst and Poisson quantile of a tenth."""
+    rng = np.random.default_rng(5)
+    rate = rng.choice([60.0, 100.0, 140.0], 20_000)
+    whole = rng.poisson(rate)
+    part = rng.binomial(whole, 0.1)
+    burst = float(np.quantile(whole, 0.95) / whole.mean())
+    shared = float(shared_burst(burst, whole.mean(), 0.95))
+    room = shared + float(poisson_quantiles(part.mean(), (0.95,))[0]) - 1
+    assert (part > room * part.mean()).mean() <= 0.05
+    # One share for all would not do.
+    assert (part > burst * part.mean()).mean() > 0.05

@@ -25,12 +25,11 @@ HALVINGS = 40
 
 def parallax_greedy(problem: LayersProblem) -> LayersPlan | None:
     """The greedy plan; None when it makes no pipeline, or one over a link that there is not."""
-    free = sorted(
-        np.repeat(np.arange(problem.num_classes), problem.count).tolist(), key=lambda g: -problem.cap[g, PLAIN]
-    )
+    caps = problem.cap.tolist()
+    free = sorted(np.repeat(np.arange(problem.num_classes), problem.count).tolist(), key=lambda g: -caps[g][PLAIN])
     found: list[tuple[list[int], IntArray]] = []
-    while sum(int(problem.cap[g, PLAIN]) for g in free) >= problem.num_layers:
-        groups = _take(problem, free)
+    while sum(caps[g][PLAIN] for g in free) >= problem.num_layers:
+        groups = _take(caps, problem.num_layers, free)
         layers = None if groups is None else _water_filled(problem, groups)
         if groups is None or layers is None:
             break
@@ -39,23 +38,22 @@ def parallax_greedy(problem: LayersProblem) -> LayersPlan | None:
     return _plan(problem, found)
 
 
-def _take(problem: LayersProblem, free: list[int]) -> list[int] | None:
+def _take(caps: list[list[int]], num_layers: int, free: list[int]) -> list[int] | None:
     """Devices of the next pipeline, taken out of `free`; None when they do not hold it."""
     groups: list[int] = []
-    left = problem.num_layers
+    left = num_layers
+    rest = sum(caps[g][PLAIN] for g in free)
     while left > 0 and free:
-        rest = sum(int(problem.cap[g, PLAIN]) for g in free)
         ends = EMBEDDING if not groups else PLAIN
+        last = BOTH if not groups else HEAD
         closing = [
-            place
-            for place, g in enumerate(free)
-            if problem.cap[g, BOTH if not groups else HEAD] >= left
-            and rest - problem.cap[g, PLAIN] >= problem.num_layers
+            place for place, g in enumerate(free) if caps[g][last] >= left and rest - caps[g][PLAIN] >= num_layers
         ]
         group = free.pop(closing[-1] if closing else 0)
+        rest -= caps[group][PLAIN]
         groups.append(group)
-        held = int(problem.cap[group, ends])
-        left -= held if held < left else int(problem.cap[group, BOTH if ends == EMBEDDING else HEAD])
+        held = caps[group][ends]
+        left -= held if held < left else caps[group][last]
     return groups if left <= 0 else None
 
 

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
-from formulations.parallelism.layers.pricing import Pricing
+from formulations.outcome import Budget
+from formulations.parallelism.layers.pricing import OutOfTimeError, Pricing, pricings, useful_slots
 from formulations.parallelism.layers.problem import PLAIN, FloatArray, LayersProblem, capacities
 from planner.units import format_bytes, format_seconds
 
+#: Whether some pipeline holds the model.
+Holds = Callable[[LayersProblem], bool]
 
-def holds(problem: LayersProblem) -> float:
-    """The shortest slot of a pipeline over any path, whatever it takes of the devices; inf where there is none."""
+
+def holds(problem: LayersProblem, budget: Budget) -> bool:
+    """Whether some pipeline over some path holds the model, whatever it takes of the devices. Raises OutOfTimeError."""
     if problem.most_pipelines == 0:
-        return np.inf
-    pricing = Pricing(problem)
-    if not pricing.slots.size:
-        return np.inf
-    best = np.inf
+        return False
+    found = False
 
-    def visit(path: tuple[int, ...], tables: object, cost: FloatArray) -> None:
-        nonlocal best
-        best = min(best, float(pricing.slots[np.isfinite(cost)].min(initial=np.inf)))
+    def visit(pricing: Pricing, path: tuple[int, ...], tables: object, cost: FloatArray) -> None:
+        nonlocal found
+        found |= bool(np.isfinite(cost).any())
 
-    pricing.each_path(np.zeros(problem.num_classes), visit)
-    return best
+    for part in pricings(problem, useful_slots(problem), limited=True):
+        part.each_path(np.zeros(problem.num_classes), visit, budget)
+        if found:
+            return True
+    return False
 
 
 def reasons(problem: LayersProblem) -> tuple[str, ...]:
     """What is missing: memory, links between sites that have it, or time."""
+    # The proof is there; saying why takes a few programs more, whatever time is left.
+    budget = Budget(np.inf)
     held = int(problem.count @ problem.cap[:, PLAIN])
     short = _short_bytes(problem)
     if held < problem.num_layers:
@@ -39,36 +46,41 @@ def reasons(problem: LayersProblem) -> tuple[str, ...]:
             f" memory is short by at least {format_bytes(short)}",
         )
     free = replace(problem, max_latency_s=np.inf, in_flight=np.inf)
-    if not np.isfinite(holds(free)):
+    if not holds(free, budget):
         if len(problem.site_names) > 1:
             return ("no sites that links join in a row hold all layers, the embedding and the head",)
         return (f"beside the embedding and the head the devices hold fewer than {problem.num_layers} layers",)
     found = []
-    if np.isfinite(problem.max_latency_s) and not np.isfinite(
-        holds(replace(free, max_latency_s=problem.max_latency_s))
-    ):
+    latency, caches = np.isfinite(problem.max_latency_s), np.isfinite(problem.in_flight)
+    if latency and not holds(replace(free, max_latency_s=problem.max_latency_s), budget):
         found.append(f"no pipeline passes a step in {format_seconds(problem.max_latency_s)}")
-    if np.isfinite(problem.in_flight) and not np.isfinite(holds(replace(free, in_flight=problem.in_flight))):
+    if caches and not holds(replace(free, in_flight=problem.in_flight), budget):
         found.append(
             f"caches have room for {problem.in_flight:g} steps under way, and every pipeline has more stages or hops"
         )
     return tuple(found) or ("no pipeline keeps both the latency and the steps under way",)
 
 
-def ways_out(problem: LayersProblem) -> tuple[str, ...]:
-    """Changes that would do, each alone, checked by the same program."""
-    ways = [*_more_devices(problem), *_lighter(problem)]
+def ways_out(problem: LayersProblem, budget: Budget) -> tuple[str, ...]:
+    """Changes that would do, each alone, checked by the same program; fewer when time is up."""
+
+    def holds_model(changed: LayersProblem) -> bool:
+        with suppress(OutOfTimeError):
+            return holds(changed, budget)
+        return False
+
+    ways = [*_more_devices(problem, holds_model), *_lighter(problem, holds_model)]
     if np.isfinite(problem.max_latency_s):
-        longer = _least(lambda factor: _slower(problem, factor))
+        longer = _least(holds_model, lambda factor: _slower(problem, factor))
         if longer is not None:
             ways.append(f"raise max_latency_s to {format_seconds(problem.max_latency_s * longer)}")
     if np.isfinite(problem.in_flight):
-        more = _least(lambda factor: _more_cache(problem, factor))
+        more = _least(holds_model, lambda factor: _more_cache(problem, factor))
         if more is not None:
             ways.append(f"raise kv_tokens {more:.3g} times")
         # Each step then carries fewer sequences, so that there may be more steps.
         smaller = replace(problem, batch=1, in_flight=problem.in_flight * problem.batch)
-        longer = 1.0 if np.isfinite(holds(smaller)) else _least(lambda factor: _slower(smaller, factor))
+        longer = 1.0 if holds_model(smaller) else _least(holds_model, lambda factor: _slower(smaller, factor))
         if problem.batch > 1 and longer is not None:
             also = f" and raise max_latency_s to {format_seconds(problem.max_latency_s * longer)}" if longer > 1 else ""
             ways.append(f"lower batch to 1{also}")
@@ -82,18 +94,18 @@ def _short_bytes(problem: LayersProblem) -> float:
     return max(0.0, need - float(problem.count @ needs.room_bytes)) or needs.weight_bytes + needs.cache_bytes
 
 
-def _more_devices(problem: LayersProblem) -> list[str]:
+def _more_devices(problem: LayersProblem, holds_model: Holds) -> list[str]:
     """The fewest more of one kind that make a pipeline possible, by the kind that takes fewest."""
     best: tuple[int, int] | None = None
     for group in range(problem.num_classes):
         if problem.cap[group, PLAIN] < 1:
             continue
         low, high = 0, problem.num_layers + 2
-        if not np.isfinite(holds(_with_more(problem, group, high))):
+        if not holds_model(_with_more(problem, group, high)):
             continue
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if np.isfinite(holds(_with_more(problem, group, middle))) else (middle, high)
+            low, high = (low, middle) if holds_model(_with_more(problem, group, middle)) else (middle, high)
         if best is None or high < best[0]:
             best = high, group
     if best is None:
@@ -108,7 +120,7 @@ def _with_more(problem: LayersProblem, group: int, more: int) -> LayersProblem:
     return replace(problem, count=count)
 
 
-def _lighter(problem: LayersProblem) -> list[str]:
+def _lighter(problem: LayersProblem, holds_model: Holds) -> list[str]:
     """The heaviest layers, or the most cache, with which the devices would hold the model."""
     needs = problem.needs
     ways = []
@@ -118,11 +130,11 @@ def _lighter(problem: LayersProblem) -> list[str]:
         if size <= 0:
             continue
         low, high = 1e-3, 1.0
-        if not np.isfinite(holds(_scaled(problem, *((low, 1.0) if weight else (1.0, low))))):
+        if not holds_model(_scaled(problem, *((low, 1.0) if weight else (1.0, low)))):
             continue
         for _ in range(10):
             middle = (low + high) / 2
-            fits = np.isfinite(holds(_scaled(problem, *((middle, 1.0) if weight else (1.0, middle)))))
+            fits = holds_model(_scaled(problem, *((middle, 1.0) if weight else (1.0, middle))))
             low, high = (middle, high) if fits else (low, middle)
         if low > 1e-3:
             how = "fewer bits" if weight else "lower kv_tokens"
@@ -153,9 +165,9 @@ def _more_cache(problem: LayersProblem, factor: float) -> LayersProblem:
     return replace(_scaled(problem, 1.0, factor), in_flight=problem.in_flight * factor)
 
 
-def _least(change: Callable[[float], LayersProblem]) -> float | None:
+def _least(holds_model: Holds, change: Callable[[float], LayersProblem]) -> float | None:
     """The least factor above 1, in steps of a tenth, with which there is a pipeline; None below 1,000."""
     for power in range(1, 73):
-        if np.isfinite(holds(change(1.1**power))):
+        if holds_model(change(1.1**power)):
             return float(1.1**power)
     return None

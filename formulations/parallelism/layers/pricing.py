@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from formulations.outcome import Budget
 from formulations.parallelism.layers.problem import BOTH, EMBEDDING, HEAD, PLAIN, FloatArray, IntArray, LayersProblem
 
 
@@ -59,14 +60,39 @@ class Table:
     price: float
 
 
-class Pricing:
-    """The programs of one problem; prices change from call to call."""
+#: Costs that one program keeps of each class, at most: 32 MB.
+MOST_CELLS = 4_000_000
 
-    def __init__(self, problem: LayersProblem) -> None:
+
+#: Slots of one program that counts stages: longer slots have fewer, so unlike ones are kept apart.
+ALIKE = 16
+
+
+def useful_slots(problem: LayersProblem) -> FloatArray:
+    """The slots in which all devices together run all layers."""
+    slots = problem.slots()
+    return slots[problem.layers_within(slots, PLAIN) @ problem.count >= problem.num_layers]
+
+
+def pricings(problem: LayersProblem, slots: FloatArray, limited: bool) -> tuple[Pricing, ...]:
+    """The programs of these slots, longest first, in parts that memory holds.
+
+    limited : stages are counted where latency or caches limit them; without, costs are at most the true ones.
+    """
+    limited &= problem.is_limited
+    stages = min(int(problem.count.sum()), problem.num_layers) + 1 if limited else 1
+    size = max(1, MOST_CELLS // (4 * stages * (problem.num_layers + 1)))
+    size = min(size, ALIKE) if limited else size
+    starts = range(0, slots.size, size)
+    return tuple(Pricing(problem, slots[start : start + size], limited) for start in reversed(starts))
+
+
+class Pricing:
+    """The programs of some slots; prices change from call to call."""
+
+    def __init__(self, problem: LayersProblem, slots: FloatArray, limited: bool) -> None:
         self.problem = problem
-        slots = problem.slots()
-        enough = problem.layers_within(slots, PLAIN) @ problem.count >= problem.num_layers
-        self.slots = slots[enough]
+        self.slots = slots
         self.paths = list(problem.paths())
         self.layers = np.stack([problem.layers_within(self.slots, ends) for ends in range(4)])
         # First and last stage are one device only where it is the whole pipeline.
@@ -75,11 +101,11 @@ class Pricing:
         # Stages are counted only where something limits them below the devices that there are.
         devices = min(int(problem.count.sum()), problem.num_layers)
         limits = np.stack(list(self.most_stages.values()))
-        self.counts_stages = bool((limits < devices).any())
+        self.counts_stages = limited and bool((limits < devices).any())
         self.num_stages = int(np.clip(limits.max(), 0, devices)) if self.counts_stages else 0
 
-    def each_path(self, prices: FloatArray, visit: Callable[[tuple[int, ...], list[Table], FloatArray], None]) -> None:
-        """Call `visit` with every path, its tables, and the least cost of devices for each slot, [slots]."""
+    def each_path(self, prices: FloatArray, visit: Visit, budget: Budget) -> None:
+        """Call `visit` with every path, its tables, and the least cost of devices for each slot; OutOfTimeError."""
         size = self.slots.size
         start = np.full((1, size, self.num_stages + 1, self.problem.num_layers + 1), np.inf)
         start[0, :, 0, 0] = 0.0
@@ -89,10 +115,10 @@ class Pricing:
                 stack.pop()
             before, tables = (start, []) if not stack else (stack[-1][1], stack[-1][2])
             first = len(path) == 1
-            final, own = self._site(path[-1], first, True, before, prices)
+            final, own = self._site(path[-1], first, True, before, prices, budget)
             cost = self._within(final, path)
-            visit(path, [*tables, *own], cost)
-            middle, own = self._site(path[-1], first, False, before, prices)
+            visit(self, path, [*tables, *own], cost)
+            middle, own = self._site(path[-1], first, False, before, prices, budget)
             stack.append((path, middle, [*tables, *own]))
 
     def _within(self, final: FloatArray, path: tuple[int, ...]) -> FloatArray:
@@ -104,7 +130,7 @@ class Pricing:
         return np.asarray(np.where(allowed, cost, np.inf).min(axis=1))
 
     def _site(
-        self, site: int, first: bool, last: bool, before: FloatArray, prices: FloatArray
+        self, site: int, first: bool, last: bool, before: FloatArray, prices: FloatArray, budget: Budget
     ) -> tuple[FloatArray, list[Table]]:
         """Costs after a site whose marks are all paid, [1, ...], and the tables of its classes."""
         specials = _SPECIALS[first, last]
@@ -113,6 +139,8 @@ class Pricing:
         cost[0] = before[0]
         tables = []
         for group in np.flatnonzero(self.problem.site == site).tolist():
+            if budget.stop() is not None:
+                raise OutOfTimeError
             table = Table(cost, self.layers[:, :, group], group, specials, float(prices[group]))
             tables.append(table)
             cost = self._class(table)
@@ -143,10 +171,15 @@ class Pricing:
         for spent, costs in enumerate(used):
             if not np.isfinite(costs).any():
                 continue
-            for more in range(1, min(count - spent, needed) + 1):
-                moved = self._shift(costs, more * plain, more)
+            # Any number of plain devices up to `left`, by doubling: 1, 2, 4, ... of them or not.
+            left, step = min(count - spent, needed), 1
+            while left > 0:
+                step = min(step, left)
+                moved = self._shift(costs, step * plain, step)
                 moved[..., plain == 0, :, :] = np.inf
-                np.minimum(result, moved + more * table.price, out=result)
+                costs = np.minimum(costs, moved + step * table.price)
+                left, step = left - step, 2 * step
+            np.minimum(result, costs, out=result)
         return result
 
     def _shift(self, cost: FloatArray, held: IntArray, stages: int) -> FloatArray:
@@ -214,6 +247,14 @@ class Pricing:
                         counts[table.group] = 0
 
         yield from walk(len(tables) - 1, 0, limit, problem.num_layers, budget)
+
+
+#: What is done with a path: the program, the path, its tables, and the least cost of devices for each slot.
+Visit = Callable[[Pricing, tuple[int, ...], list[Table], FloatArray], None]
+
+
+class OutOfTimeError(Exception):
+    """Time was up within a program."""
 
 
 class TooManyColumnsError(Exception):

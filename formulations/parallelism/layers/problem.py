@@ -100,6 +100,11 @@ class LayersProblem:
         return 1.0 / float(np.diag(self.hops.steps_per_s).min())
 
     @property
+    def is_limited(self) -> bool:
+        """Whether latency or steps under way may end the number of stages."""
+        return bool(np.isfinite(self.max_latency_s) or np.isfinite(self.in_flight))
+
+    @property
     def most_pipelines(self) -> int:
         """All layers that memory holds over the layers of a pipeline: more cannot be."""
         return int(self.count @ self.cap[:, PLAIN]) // self.num_layers

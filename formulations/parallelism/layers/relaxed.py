@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from formulations.gpu_fleet.relaxation import relax
+from formulations.backends.relaxation import relax
 from formulations.outcome import Budget
 from formulations.parallelism.layers.milp import build, link_list, path_price
-from formulations.parallelism.layers.pricing import Column, Pricing, Table, TooManyColumnsError
+from formulations.parallelism.layers.pricing import (
+    Column,
+    OutOfTimeError,
+    Pricing,
+    Table,
+    TooManyColumnsError,
+    Visit,
+    pricings,
+    useful_slots,
+)
 from formulations.parallelism.layers.problem import FloatArray, LayersProblem
 
 #: Columns that one path gives in a round of pricing.
@@ -57,90 +65,130 @@ class Pool:
         return list(self.known.values())
 
 
-def generate(problem: LayersProblem, pricing: Pricing, pool: Pool, budget: Budget) -> bool:
+def generate(problem: LayersProblem, pool: Pool, budget: Budget) -> bool:
     """Fill the pool until its relaxation is that over all pipelines; False when time is up before."""
-    links = link_list(problem)
     # No layer runs faster than its device: at the price of their speed no pipeline gains, so this is a bound already.
     speed = 1.0 / problem.layer_s
-    prices = Prices(speed / problem.num_layers, np.zeros(len(links)), 0.0)
-    while budget.stop() is None:
-        bound, new = _price(problem, pricing, pool, prices, links)
-        if bound < pool.bound:
-            pool.bound, pool.prices = bound, prices
-        if not new:
+    prices = Prices(speed / problem.num_layers, np.zeros(len(link_list(problem))), 0.0)
+    pool.bound, pool.prices = float(prices.devices @ problem.count), prices
+    try:
+        if not _begin(problem, pool, prices, budget):
             return True
-        master = build(problem, pool.columns)
-        solved = relax(master.model, budget.remaining_s)
-        if not solved:
-            return False
-        duals = np.maximum(-solved.duals, 0.0)
-        of_pipeline = float(duals[master.link_rows.stop])
-        prices = Prices(duals[master.class_rows] * master.unit, duals[master.link_rows], of_pipeline * master.unit)
-        budget.report(None, -problem.batch * pool.bound, f"{len(pool.known)} pipelines")
+        while budget.stop() is None:
+            master = build(problem, pool.columns)
+            solved = relax(master.model, budget.remaining_s)
+            if not solved:
+                return False
+            duals = np.maximum(-solved.duals, 0.0)
+            of_pipeline = float(duals[master.link_rows.stop])
+            prices = Prices(duals[master.class_rows] * master.unit, duals[master.link_rows], of_pipeline * master.unit)
+            bound, new = _price(problem, pool, prices, budget)
+            if bound < pool.bound:
+                pool.bound, pool.prices = bound, prices
+            if not new:
+                return True
+            budget.report(None, -problem.batch * pool.bound, f"{len(pool.known)} pipelines")
+    except OutOfTimeError:
+        return False
     return False
 
 
-def _price(
-    problem: LayersProblem, pricing: Pricing, pool: Pool, prices: Prices, links: Sequence[tuple[int, int]]
-) -> tuple[float, bool]:
-    """The bound at some prices, and whether a column was added."""
-    worth = value(problem, prices, links)
-    # At first any pipeline will do.
-    least = CONVERGED * worth if pool.known else -np.inf
-    most = 0.0
+def _begin(problem: LayersProblem, pool: Pool, prices: Prices, budget: Budget) -> bool:
+    """Put some pipelines into the pool; False when there are none at all."""
+
+    def visit(part: Pricing, path: tuple[int, ...], tables: list[Table], cost: FloatArray) -> None:
+        _add(pool, part, path, tables, cost, 1.0 / part.slots - cost)
+
+    for part in pricings(problem, useful_slots(problem), limited=True):
+        part.each_path(prices.devices, visit, budget)
+        if pool.known:
+            return True
+    return False
+
+
+def _price(problem: LayersProblem, pool: Pool, prices: Prices, budget: Budget) -> tuple[float, bool]:
+    """The bound at some prices, and whether a column was added. Raises OutOfTimeError."""
+    worth = value(problem, prices)
+    least = CONVERGED * worth
+    most = least
     new = False
 
-    def visit(path: tuple[int, ...], tables: list[Table], cost: FloatArray) -> None:
+    def visit(part: Pricing, path: tuple[int, ...], tables: list[Table], cost: FloatArray) -> None:
         nonlocal most, new
-        gain = income(pricing, path, prices, links) - cost
+        gain = income(problem, part, path, prices) - cost
         most = max(most, float(gain.max(initial=0.0)))
-        for slot in np.argsort(-gain, kind="stable")[:PER_PATH].tolist():
-            if gain[slot] <= least:
-                break
-            with suppress(TooManyColumnsError):
-                new |= pool.add(next(pricing.columns(path, tables, slot, float(cost[slot]), READ_STEPS)))
+        new |= _add(pool, part, path, tables, cost, np.where(gain > least, gain, -np.inf))
 
-    pricing.each_path(prices.devices, visit)
+    sweep(problem, prices, -least, visit, budget)
     # No plan has more pipelines than that, and each gains at most so much over its price.
     return worth + problem.most_pipelines * most, new
 
 
-def value(problem: LayersProblem, prices: Prices, links: Sequence[tuple[int, int]]) -> float:
+def _add(
+    pool: Pool, part: Pricing, path: tuple[int, ...], tables: list[Table], cost: FloatArray, gain: FloatArray
+) -> bool:
+    """Read back the columns of the slots that gain most; whether one of them is new."""
+    new = False
+    for slot in np.argsort(-gain, kind="stable")[:PER_PATH].tolist():
+        if gain[slot] == -np.inf:
+            break
+        with suppress(TooManyColumnsError):
+            new |= pool.add(next(part.columns(path, tables, slot, float(cost[slot]), READ_STEPS)))
+    return new
+
+
+def sweep(problem: LayersProblem, prices: Prices, within: float, visit: Visit, budget: Budget) -> None:
+    """Visit all slots on all paths whose least cost may be up to `within` above what they bring. OutOfTimeError.
+
+    Counting stages is slow, so where it is needed the slots that do not even pay without limits are left out first.
+    """
+    slots = useful_slots(problem)
+    if problem.is_limited:
+        kept: list[FloatArray] = [np.zeros(0)]
+
+        def keep(part: Pricing, path: tuple[int, ...], tables: list[Table], cost: FloatArray) -> None:
+            kept.append(part.slots[cost <= income(problem, part, path, prices) + within])
+
+        for part in pricings(problem, slots, limited=False):
+            part.each_path(prices.devices, keep, budget)
+        slots = np.unique(np.concatenate(kept))
+    for part in pricings(problem, slots, limited=True):
+        part.each_path(prices.devices, visit, budget)
+
+
+def value(problem: LayersProblem, prices: Prices) -> float:
     """What all devices, links and pipelines are worth at these prices."""
-    carried = np.array([problem.hops.steps_per_s[link] for link in links])
-    return float(
-        prices.devices @ problem.count
-        + (prices.links @ carried if links else 0.0)
-        + prices.pipeline * problem.most_pipelines
-    )
+    carried = np.array([problem.hops.steps_per_s[link] for link in link_list(problem)])
+    of_links = float(prices.links @ carried) if carried.size else 0.0
+    return float(prices.devices @ problem.count) + of_links + prices.pipeline * problem.most_pipelines
 
 
-def income(pricing: Pricing, path: tuple[int, ...], prices: Prices, links: Sequence[tuple[int, int]]) -> FloatArray:
+def income(problem: LayersProblem, part: Pricing, path: tuple[int, ...], prices: Prices) -> FloatArray:
     """Steps/s of a pipeline of each slot, less its links and its own price."""
-    share = max(0.0, 1.0 - path_price(links, prices.links, path))
-    return share / pricing.slots - prices.pipeline
+    share = max(0.0, 1.0 - path_price(link_list(problem), prices.links, path))
+    return share / part.slots - prices.pipeline
 
 
-def near(problem: LayersProblem, pricing: Pricing, pool: Pool, within: float, most: int, budget: Budget) -> bool:
+def near(problem: LayersProblem, pool: Pool, within: float, most: int, budget: Budget) -> bool:
     """Add all pipelines whose reduced cost is within so many steps/s; False, and the pool as it was, when too many."""
-    assert pool.prices is not None
-    prices, links = pool.prices, link_list(problem)
+    prices = pool.prices
+    assert prices is not None
     before = dict(pool.known)
     left = most
 
-    def visit(path: tuple[int, ...], tables: list[Table], cost: FloatArray) -> None:
+    def visit(part: Pricing, path: tuple[int, ...], tables: list[Table], cost: FloatArray) -> None:
         nonlocal left
-        limit = income(pricing, path, prices, links) + within
+        limit = income(problem, part, path, prices) + within
         for slot in np.flatnonzero(limit >= cost).tolist():
-            for column in pricing.columns(path, tables, slot, float(limit[slot]), left):
+            for column in part.columns(path, tables, slot, float(limit[slot]), left):
                 pool.add(column)
                 left -= 1
                 if left <= 0 or budget.stop() is not None:
                     raise TooManyColumnsError
 
     try:
-        pricing.each_path(prices.devices, visit)
-    except TooManyColumnsError:
+        sweep(problem, prices, within, visit, budget)
+    except (TooManyColumnsError, OutOfTimeError):
         pool.known = before
         return False
     return True

@@ -12,10 +12,12 @@ import numpy as np
 from formulations.backends.linear import LinearModel, solve_linear_mathopt, solve_linear_pulp
 from formulations.backends.result import SolverResult, as_integer
 from formulations.outcome import TOLERANCE, Bound, Budget, PartBudget, SearchResult, SolveOptions, Status, Stop
+from formulations.parallelism.layers.baseline import parallax_greedy
+from formulations.parallelism.layers.check import check
 from formulations.parallelism.layers.explain import reasons, ways_out
 from formulations.parallelism.layers.milp import Master, build
 from formulations.parallelism.layers.pipelines import pipeline, plan_of, stages_of
-from formulations.parallelism.layers.pricing import Column, Pricing
+from formulations.parallelism.layers.pricing import Column
 from formulations.parallelism.layers.problem import FloatArray, LayersProblem
 from formulations.parallelism.layers.relaxed import Pool, generate, near
 from planner.layers_plan import LayersPlan
@@ -27,6 +29,8 @@ NARROWER, TRIES = 0.4, 8
 #: Share of the time that the first plan may take, from the pipelines of the relaxation alone.
 FIRST_SHARE = 0.25
 COLUMNS = "linear relaxation over all pipelines, by column generation"
+SPEED = "speed of all devices"
+PROGRAM = "dynamic program"
 LISTED = "branch and bound over every pipeline that could be in a better plan"
 
 
@@ -42,21 +46,23 @@ class _Best:
 def search(problem: LayersProblem, options: SolveOptions, budget: Budget, method: str) -> SearchResult[LayersPlan]:
     """A plan with a bound; proven infeasible where no pipeline holds the model within the limits."""
     started_s = time.perf_counter()
-    pricing = Pricing(problem) if problem.most_pipelines > 0 else None
     pool = Pool(problem)
-    converged = pricing is None or not pricing.slots.size or generate(problem, pricing, pool, budget)
+    converged = problem.most_pipelines == 0 or generate(problem, pool, budget)
     build_s = time.perf_counter() - started_s
-    if pricing is None or not pool.known:
-        return _none(problem, converged, budget, build_s)
     best = _Best()
-    _solve(problem, pool, options, PartBudget(budget, FIRST_SHARE * budget.remaining_s), method, best)
-    bound, name = pool.bound, COLUMNS
+    if pool.known:
+        _solve(problem, pool, options, PartBudget(budget, FIRST_SHARE * budget.remaining_s), method, best)
+    elif converged:
+        return _none(problem, True, budget, build_s)
+    if best.plan is None:
+        _take_rule(problem, best)
+    bound, name = pool.bound, COLUMNS if pool.known else SPEED
     failed = np.inf
     within = max(bound - best.rate, 0.0)
-    for _ in range(TRIES if converged and pricing is not None else 0):
+    for _ in range(TRIES if converged else 0):
         if budget.stop() is not None or bound - best.rate <= TOLERANCE * bound:
             break
-        if not near(problem, pricing, pool, within, MOST_STEPS, budget):
+        if not near(problem, pool, within, MOST_STEPS, budget):
             failed, within = within, within * NARROWER
             continue
         solved = _solve(problem, pool, options, budget, method, best)
@@ -70,18 +76,19 @@ def search(problem: LayersProblem, options: SolveOptions, budget: Budget, method
         gap = pool.bound - best.rate
         within = gap if gap < failed else (within + failed) / 2
     stop = budget.stop()
-    if best.plan is None or best.solver is None:
+    if best.plan is None:
         return _none(problem, False, budget, build_s)
     proven = bound - best.rate <= TOLERANCE * bound
     if not proven and stop is None:
-        stop = best.solver.stop if best.solver.stop is not Stop.PROOF else Stop.HEURISTIC
+        ended = None if best.solver is None else best.solver.stop
+        stop = ended if ended not in (None, Stop.PROOF) else Stop.HEURISTIC
     bound = max(bound, best.rate)
     return SearchResult(
         status=Status.OPTIMAL if proven else Status.FEASIBLE,
         stop=Stop.PROOF if proven else stop or Stop.HEURISTIC,
         plan=best.plan,
-        solver=best.solver.solver,
-        solver_version=best.solver.solver_version,
+        solver=PROGRAM if best.solver is None else best.solver.solver,
+        solver_version=np.__version__ if best.solver is None else best.solver.solver_version,
         claimed=-best.plan.tokens_per_s,
         bound=Bound(value=-problem.batch * bound, name=name),
         build_s=build_s,
@@ -102,6 +109,13 @@ def _solve(
             best.rate, best.plan, best.solver = rate, plan, result
     best.solver = best.solver or result
     return None if result.bound is None else -result.bound * master.unit
+
+
+def _take_rule(problem: LayersProblem, best: _Best) -> None:
+    """The rule's plan where time was too short for any other, if it keeps all rules."""
+    rule = parallax_greedy(problem)
+    if rule is not None and not check(problem, rule):
+        best.rate, best.plan = rule.tokens_per_s / problem.batch, rule
 
 
 def _backend(
@@ -143,9 +157,9 @@ def _none(problem: LayersProblem, proven: bool, budget: Budget, build_s: float) 
         status=Status.INFEASIBLE if proven else Status.UNKNOWN,
         stop=Stop.PROOF if proven else budget.stop() or Stop.HEURISTIC,
         plan=None,
-        solver="dynamic program",
+        solver=PROGRAM,
         solver_version=np.__version__,
         build_s=build_s,
         reasons=reasons(problem) if proven else (),
-        relaxations=ways_out(problem) if proven else (),
+        relaxations=ways_out(problem, budget) if proven else (),
     )

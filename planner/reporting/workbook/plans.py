@@ -119,7 +119,7 @@ def _checks(
     inputs: Mapping[str, Input],
     tables: Mapping[str, tuple[Sheet, dict[str, int], range]],
 ) -> Iterator[Check]:
-    """Limits of the kind, live where the input is a number; then what the verdict measured, and what it finds broken."""
+    """Limits of the kind, live where the input is a number; then what the verdict measured and finds broken."""
     if "workers" in tables:
         yield from _workers(instance, inputs, *tables["workers"])
     verdict = document.verdict

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linprog
+from scipy.optimize import brentq, linprog
 
 from formulations.base import solve
 from formulations.gpu_fleet.formulation import GPU_FLEET
@@ -39,6 +39,11 @@ def demand(rate: float | list[float], model: str = "m", **size: int) -> dict[str
 def profile(offer: str, rate: float, model: str = "m", gpus: int | None = None, **size: int) -> dict[str, Any]:
     """Throughput of one size."""
     return {"offer": offer, "model": model, **SIZE, **size, "max_rate_per_s": rate, "gpus": gpus}
+
+
+def does(offer: str, role: str, rate: float, **more: Any) -> dict[str, Any]:
+    """Throughput of a role."""
+    return {**profile(offer, rate, **more), "role": role}
 
 
 def fleet(
@@ -111,6 +116,8 @@ def brute_force(instance: FleetProblem) -> float:
 def _period_cost(instance: FleetProblem, period: int) -> float:
     load = instance.load(period)
     need = np.where(np.isfinite(load), load, 0.0).sum(axis=0) / instance.availability[instance.config_pool]
+    if instance.slack is not None:
+        need = need + 1.1 * instance.slack * np.sqrt(need) + (need > 0)
     most = int(np.ceil(need).sum() + instance.min_replicas.sum() + instance.spare_instances + instance.least.max())
     if instance.current is not None:
         most = max(most, int(instance.current.max()))
@@ -144,10 +151,12 @@ def _serves(instance: FleetProblem, period: int, fleet: np.ndarray) -> bool:
     """Whether some replicas on the fleet serve everything, and after any one loss some of them still do."""
     load = instance.load(period)
     need = np.where(np.isfinite(load), load, 0.0).sum(axis=0) / instance.availability[instance.config_pool]
+    if instance.slack is not None:
+        need = need + 1.1 * instance.slack * np.sqrt(need) + (need > 0)
     useful = np.ceil(need).astype(int) + instance.min_replicas[instance.config_model]
     losses = [fleet - one for one in np.eye(len(fleet), dtype=int)[np.flatnonzero(fleet)]]
     left = losses if instance.spare_instances else []
-    if not _routes(instance, period, _room(instance, fleet, useful), limited=True):
+    if not _routes(instance, period, _room(instance, fleet, useful)):
         return False
     if not all(_routes(instance, period, _room(instance, fewer, useful)) for fewer in left):
         return False
@@ -155,11 +164,20 @@ def _serves(instance: FleetProblem, period: int, fleet: np.ndarray) -> bool:
         enough = all(
             replicas[instance.config_model == model].sum() >= least for model, least in enumerate(instance.min_replicas)
         )
-        if not enough or not _routes(instance, period, replicas, limited=True):
+        if not enough or not _routes(instance, period, replicas):
+            continue
+        if not all(_routes(instance, period, kept) for kept in _without_zones(instance, replicas)):
             continue
         if all(any(_routes(instance, period, kept) for kept in _replicas(instance, fewer, replicas)) for fewer in left):
             return True
     return False
+
+
+def _without_zones(instance: FleetProblem, replicas: np.ndarray) -> Iterator[np.ndarray]:
+    """What is left of the replicas when each zone is lost."""
+    for zone in range(len(instance.zone_names)):
+        assert instance.zone_of_pool is not None
+        yield np.where(instance.zone_of_pool[instance.config_pool] == zone, 0, replicas)
 
 
 def _room(instance: FleetProblem, fleet: np.ndarray, most: np.ndarray) -> np.ndarray:
@@ -181,6 +199,16 @@ def _replicas(instance: FleetProblem, fleet: np.ndarray, most: np.ndarray) -> It
             yield replicas
 
 
+def room(beta: float, replicas: int) -> float:
+    """The largest tangent of the load a with a + beta sqrt(a) = n, at n = 1, 2, 4, ...; by bisection."""
+    best, at = 0.0, 1
+    while at < 2 * replicas:
+        load = brentq(lambda a, n=at: a + beta * np.sqrt(a) - n, 0.0, at)
+        best = max(best, load + (replicas - at) / (1 + beta / (2 * np.sqrt(load))))
+        at *= 2
+    return best
+
+
 def _fits(instance: FleetProblem, fleet: np.ndarray, replicas: np.ndarray, pool: int) -> bool:
     bins = [int(instance.gpus[k]) for k in np.flatnonzero(instance.pool_of_offer == pool) for _ in range(int(fleet[k]))]
     own = instance.config_pool == pool
@@ -188,7 +216,7 @@ def _fits(instance: FleetProblem, fleet: np.ndarray, replicas: np.ndarray, pool:
     return sum(items) <= sum(bins) and packs(sorted(bins, reverse=True), sorted(items, reverse=True))
 
 
-def _routes(instance: FleetProblem, period: int, replicas: np.ndarray, limited: bool = False) -> bool:
+def _routes(instance: FleetProblem, period: int, replicas: np.ndarray) -> bool:
     """Whether shares exist: a linear program."""
     load = instance.load(period)
     rate = instance.rate[period]
@@ -198,8 +226,11 @@ def _routes(instance: FleetProblem, period: int, replicas: np.ndarray, limited: 
     if not (equal.sum(axis=1) > 0).all() if len(pairs) else len(asked):
         return False
     rows = [[load[d, c] * (c == config) for d, c in pairs] for config in range(instance.num_configs)]
-    limits = (instance.availability[instance.config_pool] * replicas).tolist()
-    if limited and instance.max_spot_share < 1:
+    held = replicas
+    if instance.slack is not None:
+        held = np.array([room(beta, int(n)) for beta, n in zip(instance.slack, replicas, strict=True)])
+    limits = (instance.availability[instance.config_pool] * held).tolist()
+    if instance.max_spot_share < 1:
         for model in range(len(instance.model_names)):
             own = instance.bucket_model == model
             rows.append([rate[d] * own[d] * instance.spot[instance.config_pool[c]] for d, c in pairs])
@@ -210,7 +241,7 @@ def _routes(instance: FleetProblem, period: int, replicas: np.ndarray, limited: 
     return bool(found.status == 0)
 
 
-def random_problem(seed: int, **more: Any) -> FleetProblem:
+def random_problem(seed: int, zones: int = 0, **more: Any) -> FleetProblem:
     """At most 3 offers, 2 models, 3 sizes and 2 periods, with a few of all the limits; a third of them infeasible."""
     rng = np.random.default_rng(seed)
     num_offers, num_models = int(rng.integers(1, 4)), int(rng.integers(1, 3))
@@ -258,5 +289,8 @@ def random_problem(seed: int, **more: Any) -> FleetProblem:
     if periods == 1 and rng.random() < 0.3:
         limits["current"] = {"o0": int(rng.integers(0, 3))}
         limits |= {"max_changes": int(rng.integers(1, 5))} if rng.random() < 0.5 else {"change_cost_usd_per_hour": 0.4}
+    if zones:
+        rows = [{**row, "zone": f"z{k % zones}"} for k, row in enumerate(rows)]
+        limits["spare_zones"] = int(num_offers > 1)
     given = {"name": "random", "offers": rows, "models": models, "demand": asked, "profiles": served}
     return read_problem(FleetInstance(**{**given, **limits, **more}))

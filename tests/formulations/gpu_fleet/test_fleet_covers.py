@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from formulations.backends.linear import solve_linear_mathopt
+from formulations.backends.relaxation import Relaxation, relax
 from formulations.gpu_fleet.covers import tighten
 from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.problem import FleetProblem
 from formulations.gpu_fleet.reading import read_problem
-from formulations.gpu_fleet.relaxation import Relaxation, relax
 from formulations.outcome import Budget, SolveOptions, Status
 from planner.descriptions.fleet import FleetInstance
 

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from formulations.gpu_fleet import milp
-from formulations.gpu_fleet.milp import needless_configs
+from formulations.gpu_fleet.dominance import needless_configs
 from formulations.gpu_fleet.problem import BoolArray, FleetProblem
 
 

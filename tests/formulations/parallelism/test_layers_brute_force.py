@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_cases import answer, answer_ring, best_rate, best_token_s, home, pool, problem_of, ring, two_sites
 
+from formulations.parallelism.layers import pricing
 from formulations.parallelism.layers.baseline import parallax_greedy
 from formulations.parallelism.layers.check import check
 from formulations.parallelism.windows.baseline import halda
@@ -58,6 +59,16 @@ def test_no_plan_is_better(seed: int) -> None:
     found = answer(instance)
     assert found.status == ("optimal" if best else "infeasible")
     assert (0.0 if found.objective is None else -found.objective.total) == pytest.approx(best, rel=2e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_slots_in_parts_change_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = answer(some_pool(seed))
+    monkeypatch.setattr(pricing, "MOST_CELLS", 1)
+    parts = answer(some_pool(seed))
+    assert parts.status == whole.status
+    if whole.objective is not None and parts.objective is not None:
+        assert parts.objective.total == pytest.approx(whole.objective.total, rel=2e-6)
 
 
 @pytest.mark.parametrize("seed", range(100, 108))
@@ -110,6 +121,17 @@ def test_many_devices_get_a_plan_and_a_bound() -> None:
     assert -found.objective.total >= rule.tokens_per_s
     assert found.gap is not None
     assert found.gap < 0.1
+
+
+def test_many_devices_within_a_latency_get_a_plan_and_a_bound() -> None:
+    """96 devices of 8 kinds: counting stages must not take the time that a plan needs."""
+    draw = random.Random(1)
+    kinds = [(f"d{place}", 12, draw.uniform(5, 40), draw.uniform(0.001, 0.02)) for place in range(8)]
+    found = answer(pool(kinds, 80, max_latency_s=0.15), time_limit_s=20.0)
+    assert found.plan is not None
+    assert max(one.latency_s for one in found.plan.pipelines) <= 0.15 * (1 + 1e-9)
+    assert found.gap is not None
+    assert found.gap < 0.2
 
 
 def test_a_link_that_is_cut_costs_and_one_more_device_never_does() -> None:

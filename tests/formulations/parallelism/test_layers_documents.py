@@ -153,10 +153,23 @@ def test_a_limit_says_at_what_it_would_hold() -> None:
     assert any("add 1" in one for one in wide.relaxations)
 
 
-def test_no_time_is_no_plan() -> None:
-    """A limit that is over before the first round of pricing says unknown, not infeasible."""
-    found = answer(pool([("d", 2, 3, 0.1)], 6), time_limit_s=1e-9)
-    assert (found.status, found.stop, found.plan) == ("unknown", "time_limit", None)
+def test_without_time_the_rule_and_the_speed_of_all_devices_are_left() -> None:
+    """A limit that is over before the first round: 4 + 3 layers by the rule, of 20 layers/s in all."""
+    found = answer(pool([("d", 2, 4, 0.1)], 7), time_limit_s=1e-9)
+    assert (found.status, found.stop) == ("feasible", "time_limit")
+    assert found.objective is not None
+    assert found.bound is not None
+    assert found.objective.total == pytest.approx(-1 / 0.4)
+    assert found.bound.value == pytest.approx(-20 / 7)
+    # The rule makes nothing of a limit on latency, so then there is no plan, but no proof either.
+    none = answer(pool([("d", 2, 4, 0.1)], 6, max_latency_s=0.3), time_limit_s=1e-9)
+    assert (none.status, none.stop, none.plan) == ("unknown", "time_limit", None)
+
+
+def test_more_devices_than_anything_has(tmp_path: Path) -> None:
+    assert "more than 4,096 devices" in refusal(
+        written(tmp_path, POOL, devices=[{**POOL["devices"][0], "count": 9999}])
+    )
 
 
 def test_a_ring_built_in_python() -> None:

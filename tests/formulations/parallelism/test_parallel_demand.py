@@ -293,10 +293,14 @@ def test_predicted_workers_of_two_sizes_have_the_rates_of_each_alone() -> None:
     assert asked.share.tolist() == pytest.approx([0.8, 0.2])
     for m, load in enumerate((LOAD, long)):
         alone = read(workload=load)
-        best = [w for w in candidates(alone).tolist() if alone.usable[w]]
+        # Prefill runs in other steps where several sizes share a worker.
+        best = [w for w in candidates(alone).tolist() if alone.usable[w] and alone.workers[w].role != "prefill"]
         assert best
         for w in best:
             assert asked.rates[m, names[alone.workers[w].name]] == pytest.approx(alone.rate[w])
+    shared = [w for w, one in enumerate(asked.workers) if one.role == "prefill" and (asked.rates[:, w] > 0).all()]
+    assert shared, "a prefill worker serves both"
+    assert (asked.rates[0, shared] > asked.rates[1, shared]).all(), "and long prompts more slowly"
     plan = solved(asked)
     assert {one.input_tokens for one in plan.routing} == {2000, 12_000}
     assert plan.ttft_s is not None

@@ -121,6 +121,7 @@ HEAD = "t_s,input_tokens,output_tokens\n"
         ("\n" * 5000, "blank lines"),
         (HEAD, ": has no rows"),
         ("374,44\n1,2\n", ":1: has no column for the arrival"),
+        ("t_s,0,1.5\ninput_tokens,100,200\noutput_tokens,10,20\n", ":1: looks transposed: only its first column"),
         ("t_s;input_tokens;output_tokens\n1;2;3\n", "separated by commas"),
         ("t_s,timestamp,input,output\n0,0,1,1\n", ":1: has several columns for the arrival: 't_s', 'timestamp'"),
         ("t_s,input,output,osl\n0,0,1,1\n", "several columns for output tokens"),

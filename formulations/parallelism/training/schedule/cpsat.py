@@ -88,8 +88,8 @@ def _build(problem: ScheduleProblem, whole: _Whole, hint: SchedulePlan, bound_s:
     micro, chunks = problem.micro_batches, problem.num_chunks
     begins = np.floor(hint.start_s / whole.tick_s + 1e-9).astype(np.int64)
     longest = int(np.ceil(span_s(problem, hint) / whole.tick_s))
-    # Room for a first device that starts later than in the hint, and for a last one that ends later.
-    horizon = int(begins.max() + whole.pass_ticks.max() + longest // 2)
+    # The first chunk's device begins at 0 and holds the last backward pass, so that all others begin within its span.
+    horizon = 2 * longest
     start: dict[Task, cp_model.IntVar] = {}
     spans: dict[Task, cp_model.IntervalVar] = {}
     for kind in Pass:

@@ -24,7 +24,7 @@ MAX_CLASSES = 96
 #: Relative width at which the bisection ends; cost models of groups are off by more.
 WIDTH = 2e-3
 #: How far above the bound numbers of groups are asked for: packing needs slack, which depends on the lengths.
-SLACKS = (1.0, 1.01, 1.02, 1.05, 1.1)
+SLACKS = (1.01, 1.03, 1.1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,8 +123,10 @@ def _bisect(
     problem: SequenceProblem, classes: _Classes, best: Best, options: SolveOptions, budget: Budget
 ) -> tuple[float, str, str]:
     """The highest time that is proven out of reach; offers all numbers of groups that come up."""
-    # No class can be faster than in its best group.
+    # No class can be faster than in its best group, and all devices together no faster than in their best groups.
     low = float((classes.sequence_s + problem.group_s).min(axis=1).max())
+    device_s = (np.where(problem.fits, problem.sequence_s, np.inf) * problem.degrees).min(axis=1).sum()
+    low = max(low, float(problem.group_s.min() + device_s / problem.num_devices))
     high = best.packing.makespan if best.packing is not None else np.inf
     if not np.isfinite(high):
         possible_s = np.where(problem.fits, problem.sequence_s, 0.0)

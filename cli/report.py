@@ -1,0 +1,210 @@
+"""`gpuplan report`: a plan as one page to read, print or send."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.command import ExitCode
+from cli.options import CurrentOption, PlanArgument
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from planner.plan import PlanDocument
+    from planner.reporting.page import Block, Report, Section
+
+FORMATS = (".html", ".md")
+
+PageOption = Annotated[
+    str, typer.Option("--output", "-o", metavar="report.html|.md", help="one page, nothing beside it")
+]
+OfInstanceOption = Annotated[
+    str | None,
+    typer.Option("--instance", metavar="INSTANCE", help="what the plan answers: needed for figures and details"),
+]
+
+
+def report(
+    plan: PlanArgument,
+    output: PageOption,
+    instance: OfInstanceOption = None,
+    current: CurrentOption = None,
+) -> int:
+    """Write a plan as a page: the answer first, then cost, margins, what binds, the plain rule, bound and assumptions.
+
+    With the instance, the page has the details of `gpuplan plan` and figures, and the plan is judged anew.
+
+    Exit codes: 0 written, 2 usage, 6 written, but the plan breaks a rule or a budget, 7 bad files.
+    """
+    from cli.instances import with_current
+    from formulations.planning import check_document, problem_of
+    from planner.errors import DescriptionError, OptionError
+    from planner.files import write_text
+    from planner.plan import read_document
+    from planner.reporting.html import to_html
+    from planner.reporting.markdown import to_markdown
+
+    suffix = Path(output).suffix.lower()
+    if suffix not in FORMATS:
+        raise OptionError(f"a report is a {' or '.join(FORMATS)} file, got {output!r}")
+    document = read_document(plan)
+    problem = None
+    if instance is not None:
+        problem = problem_of(with_current(instance, current))
+        if problem.sha256 != document.instance.sha256:
+            message = f"answers another instance than {instance} (the hash of its inputs differs)"
+            raise DescriptionError.single(plan, message)
+        if document.plan is not None:
+            document = document.model_copy(update={"verdict": check_document(document, problem)})
+    page = page_of(document, problem, plan, instance)
+    write_text(output, to_html(page) if suffix == ".html" else to_markdown(page))
+    return ExitCode.BROKEN if document.verdict is not None and not document.verdict.feasible else ExitCode.OK
+
+
+def page_of(document: PlanDocument, problem: Any, plan: str, instance: str | None) -> Report:
+    """A document's page.
+
+    problem : the arrays of its instance, or None. plan, instance : the files, to make it again.
+    """
+    from cli.render import STATUS, STOP
+    from planner.reporting.page import Report
+
+    outcome = document.outcome
+    good = document.plan is not None and (document.verdict is None or document.verdict.feasible)
+    broken = document.plan is not None and not good
+    answer = f"{STATUS[outcome.status]} ({STOP[outcome.stop]})" + (
+        ", but it breaks a rule or a budget" if broken else ""
+    )
+    sections = [*_answer(document, problem), *_judged(document), *_proof(document), *_remake(document, plan, instance)]
+    return Report(title=document.instance.name, answer=answer, good=good, sections=sections)
+
+
+def _answer(document: PlanDocument, problem: Any) -> Iterator[Section]:
+    from planner.reporting.page import Grid, Items, Section
+
+    outcome = document.outcome
+    if document.plan is None:
+        if outcome.reasons:
+            yield Section("Why there is no plan", [Items(outcome.reasons)])
+        if outcome.relaxations:
+            yield Section("What would remove a reason", [Items(outcome.relaxations)])
+        return
+    blocks = _told(document, problem)
+    # The first table belongs to the answer; others are for a second reading, after the figures.
+    grids = [place for place, block in enumerate(blocks) if isinstance(block, Grid)]
+    first = grids[1] if len(grids) > 1 else len(blocks)
+    yield Section("The answer", blocks[:first])
+    if document.baseline is not None:
+        yield Section("Beside today's rule", _baseline(document))
+    if problem is not None:
+        from formulations.reporting.figures import figures
+
+        drawn = list(figures(document, problem))
+        if drawn:
+            yield Section("To look at", drawn)
+    if blocks[first:]:
+        yield Section("In detail", blocks[first:])
+
+
+def _told(document: PlanDocument, problem: Any) -> list[Block]:
+    """What `gpuplan plan` prints of a plan, as blocks."""
+    from cli.answers import answer
+    from planner.reporting.page import Lines
+
+    outcome = document.outcome
+    if problem is None:
+        return [Lines([("objective", f"{_number(outcome.objective)} {outcome.objective_unit}")])]
+    blocks: list[Block] = []
+    for part in answer(document, problem):
+        last = blocks[-1] if blocks else None
+        if not isinstance(part, tuple):
+            blocks.append(_grid(part))
+        elif isinstance(last, Lines):
+            blocks[-1] = Lines([*last.rows, part])
+        else:
+            blocks.append(Lines([part]))
+    return blocks
+
+
+def _baseline(document: PlanDocument) -> list[Block]:
+    from cli.render import beside_baseline
+    from planner.reporting.page import Lines
+
+    assert document.baseline is not None
+    blocks: list[Block] = [_grid(beside_baseline(document.outcome, document.baseline))]
+    broken = document.baseline.violations
+    if broken:
+        blocks.append(Lines([("beware", f"{document.baseline.name} breaks {broken[0].rule}: {broken[0].message}")]))
+    return blocks
+
+
+def _judged(document: PlanDocument) -> Iterator[Section]:
+    from cli.render import MOST_VIOLATIONS, quantity
+    from planner.reporting.page import Grid, Lines, Section
+
+    verdict = document.verdict
+    if verdict is None:
+        return
+    blocks: list[Block] = []
+    if verdict.violations:
+        broken = [(one.rule, one.message) for one in verdict.violations[:MOST_VIOLATIONS]]
+        blocks.append(Lines(broken, frozenset(rule for rule, _ in broken)))
+        if len(verdict.violations) > MOST_VIOLATIONS:
+            blocks.append(Lines([("and", f"{len(verdict.violations) - MOST_VIOLATIONS} more")]))
+    if verdict.bottleneck is not None:
+        blocks.append(Lines([("bottleneck", verdict.bottleneck)]))
+    rows = []
+    for one in verdict.metrics:
+        between = ""
+        if one.low is not None and one.high is not None:
+            between = f"{quantity(one.name, one.low, one.unit)} to {quantity(one.name, one.high, one.unit)}"
+        rows.append((one.name, quantity(one.name, one.value, one.unit), between, one.unit, one.source))
+    if rows:
+        columns = ("what", "value", "80 % of measurements", "unit", "from")
+        blocks.append(Grid(columns, rows, frozenset({1, 2})))
+    if blocks:
+        yield Section("Judged by the cost model", blocks)
+
+
+def _proof(document: PlanDocument) -> Iterator[Section]:
+    from cli.render import proven
+    from planner.reporting.page import Items, Lines, Section
+
+    lines = [(label, text) for label, text in proven(document) if label == "bound"]
+    outcome = document.outcome
+    solver = f"{outcome.method} ({outcome.solver} {outcome.solver_version}), seed {outcome.seed}"
+    lines.append(("search", f"{outcome.build_s + outcome.solve_s:.2f} s, {solver}, {outcome.num_threads} thread(s)"))
+    yield Section("How good it is proven to be", [Lines(lines)])
+    if document.verdict is not None and document.verdict.assumptions:
+        yield Section("What it assumes", [Items(document.verdict.assumptions)])
+
+
+def _remake(document: PlanDocument, plan: str, instance: str | None) -> Iterator[Section]:
+    from planner.reporting.page import Items, Lines, Section
+
+    outcome = document.outcome
+    where = instance or "INSTANCE"
+    solve = ["gpuplan", "plan", where, "--method", outcome.method, "--seed", str(outcome.seed), "-o", plan]
+    check = ["gpuplan", "check", plan, "--instance", where]
+    reference = [("gpuplan", document.gpuplan_version), ("instance", f"sha256 {document.instance.sha256}")]
+    yield Section("To make it again", [Items([shlex.join(solve), shlex.join(check)], code=True), Lines(reference)])
+
+
+def _grid(table: Table) -> Block:
+    from planner.reporting.page import Grid
+
+    columns = [list(column.cells) for column in table.columns]
+    numeric = frozenset(place for place, column in enumerate(table.columns) if column.justify == "right")
+    rows = [tuple(str(cell) for cell in row) for row in zip(*columns, strict=True)]
+    return Grid([str(column.header) for column in table.columns], rows, numeric)
+
+
+def _number(value: float | None) -> str:
+    from cli.render import number
+
+    return number(value)

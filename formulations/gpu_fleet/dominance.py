@@ -1,0 +1,31 @@
+"""Configurations that no plan needs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from formulations.gpu_fleet.problem import BoolArray, FleetProblem
+
+
+def needless_configs(problem: FleetProblem) -> BoolArray:
+    """Configurations whose every replica is as well replaced by smaller ones on the same GPUs, [C].
+
+    A replica of r x g GPUs is, where r replicas of g GPUs serve at least as much of every bucket. No limit speaks
+    against it: instances stay as they are, replicas only become more.
+    """
+    found = np.zeros(problem.num_configs, dtype=np.bool_)
+    if problem.slack is not None or problem.draw is not None:
+        # The slack depends on the mix of requests, so more throughput of each size may still be less room; and the
+        # prefills of smaller replicas may draw more.
+        return found
+    asked = problem.throughput[(problem.rate > 0).any(axis=0)]
+    for config in range(problem.num_configs):
+        same = (
+            (problem.config_pool == problem.config_pool[config])
+            & (problem.config_model == problem.config_model[config])
+            & (problem.config_role == problem.config_role[config])
+        )
+        smaller = np.flatnonzero(same & (problem.config_gpus < problem.config_gpus[config]))
+        times = problem.config_gpus[config] // problem.config_gpus[smaller]
+        found[config] = (asked[:, config, None] <= asked[:, smaller] * times).all(axis=0).any()
+    return found

@@ -1,0 +1,162 @@
+"""Figures of a plan document, by kind of instance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from formulations.expert_placement.baseline import eplb
+from formulations.expert_placement.problem import ExpertPlacementProblem
+from formulations.gpu_fleet.problem import FleetProblem
+from formulations.parallelism.problem import ParallelProblem
+from formulations.pod_packing.problem import PodsProblem
+from planner.cost.expert_parallel import gpu_load
+from planner.fleet_plan import FleetPlan, Period
+from planner.layers_plan import LayersPlan, WindowsPlan
+from planner.parallel_plan import ParallelPlan
+from planner.plan import ExpertPlacement, PlanDocument
+from planner.pods_plan import PodsPlan
+from planner.reporting import charts
+from planner.reporting.page import Figure
+from planner.workload import FloatArray, IntArray
+
+#: Nodes that a packing picture shows: wider ones are columns of less than a pixel.
+MOST_NODES = 1500
+
+
+def figures(document: PlanDocument, problem: Any) -> Iterator[Figure]:
+    """What can be drawn of a plan, best first; nothing for a document without a plan. Raises MissingExtraError."""
+    if document.plan is not None:
+        yield from FIGURES[document.kind_name](document.plan, problem)
+
+
+def _experts(plan: ExpertPlacement, problem: ExpertPlacementProblem) -> Iterator[Figure]:
+    name, rows = eplb(problem)
+
+    def relative(placement: IntArray) -> FloatArray:
+        load = gpu_load(problem.load, placement, problem.speed, problem.split) / problem.speed
+        worst: FloatArray = (load / load.mean(axis=2, keepdims=True)).max(axis=0)
+        return worst
+
+    maps = {name: relative(rows), "this plan": relative(plan.array)}
+    hottest = {which: float(values.max()) for which, values in maps.items()}
+    caption = (
+        "Load of each GPU in each MoE layer over the layer's mean, in the workload where that is most; dark is what a"
+        f" layer waits for. Hottest: {hottest[name]:.3f} under {name}, {hottest['this plan']:.3f} here."
+    )
+    yield Figure(charts.heat_maps(maps, "GPU", "MoE layer", "load over mean"), caption)
+
+
+def _fleet(plan: FleetPlan, problem: FleetProblem) -> Iterator[Figure]:
+    price = dict(zip(problem.offer_names, problem.price.tolist(), strict=True))
+    busiest = max(plan.periods, key=lambda period: period.cost_usd_per_hour)
+    hours = sorted((hour, period) for period in plan.periods for hour in period.hours)
+    if len(hours) > 1:
+        offers = [offer for offer in problem.offer_names if any(offer in _counts(period) for _, period in hours)]
+        values = [np.array([_counts(period).get(offer, 0) for _, period in hours], dtype=float) for offer in offers]
+        x = np.array([hour for hour, _ in hours], dtype=float)
+        yield Figure(charts.steps(offers, values, x, "hour", "instances"), "Instances that run in each hour, by offer.")
+    counts = _counts(busiest)
+    cost = np.array([count * price[offer] for offer, count in counts.items()])
+    names = [f"{count} x {offer}" for offer, count in counts.items()]
+    when = "" if len(hours) <= 1 else " in the most expensive hour"
+    if names:
+        yield Figure(charts.bars(names, {"USD per hour": cost}, "USD per hour"), f"What the instances cost{when}.")
+
+
+def _counts(period: Period) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for row in period.allocation:
+        if row.count:
+            found[row.offer] = found.get(row.offer, 0) + row.count
+    return found
+
+
+def _parallel(plan: ParallelPlan, problem: ParallelProblem) -> Iterator[Figure]:
+    if len(plan.tradeoffs) > 1:
+        tpot = np.array([one.tpot_s for one in plan.tradeoffs])
+        rate = np.array([one.output_tokens_per_s_per_gpu for one in plan.tradeoffs])
+        marked = {}
+        if plan.tpot_s is not None:
+            marked["this plan"] = (plan.tpot_s * 1e3, plan.output_tokens_per_s_per_gpu)
+        group = {"best plans": (tpot * 1e3, rate)}
+        svg = charts.points(group, marked, "time per output token, ms", "output tokens/s a GPU", (tpot * 1e3, rate))
+        yield Figure(svg, "The best plan under each limit on the time per output token: throughput against speed.")
+    groups: dict[str, tuple[FloatArray, FloatArray]] = {}
+    chosen: dict[str, tuple[float, float]] = {}
+    used = {one.name for one in plan.workers}
+    for role, time in (("both", "tpot_s"), ("decode", "tpot_s"), ("prefill", "ttft_s")):
+        rows = [one for one in plan.pareto if one.role == role and getattr(one, time)]
+        if not rows:
+            continue
+        x = np.array([getattr(one, time) for one in rows]) * 1e3
+        groups[f"{role}: {time.split('_')[0].upper()}"] = (x, np.array([one.requests_per_s_per_gpu for one in rows]))
+        chosen |= {one.name: (getattr(one, time) * 1e3, one.requests_per_s_per_gpu) for one in rows if one.name in used}
+    if groups:
+        svg = charts.points(groups, chosen, "TPOT, of prefill workers TTFT, ms", "requests/s a GPU", log=True)
+        yield Figure(
+            svg, "Workers that none beats in throughput, latency and size together; those of the plan are named."
+        )
+
+
+def _layers(plan: LayersPlan, problem: Any) -> Iterator[Figure]:
+    stages = [
+        (f"{stage.device}{'' if stage.site is None else f' at {stage.site}'}: {stage.num_layers} layers", stage.stage_s)
+        for pipeline in plan.pipelines[:1]
+        for stage in pipeline.stages
+    ]
+    times = np.array([time for _, time in stages]) * 1e3
+    slot = plan.pipelines[0].slot_s * 1e3
+    parts = {"stage": times, "waiting": np.maximum(0.0, slot - times)}
+    caption = (
+        f"Stages of the first pipeline ({plan.pipelines[0].count} of it); the slowest sets the step of {slot:.3g} ms."
+    )
+    yield Figure(charts.bars([name for name, _ in stages], parts, "ms of a step"), caption)
+
+
+def _windows(plan: WindowsPlan, problem: Any) -> Iterator[Figure]:
+    names = [f"{one.device}: {one.num_layers} layers, {one.gpu_layers} on GPU" for one in plan.windows]
+    parts = {
+        "computing": np.array([one.compute_s for one in plan.windows]),
+        "disk": np.array([one.disk_s for one in plan.windows]),
+        "link": np.array([one.hop_s for one in plan.windows]),
+    }
+    svg = charts.bars(names, {name: value * 1e3 for name, value in parts.items()}, "ms of a token")
+    yield Figure(svg, f"Where the time of a token goes, device after device; together {plan.token_s * 1e3:.4g} ms.")
+
+
+def _pods(plan: PodsPlan, problem: PodsProblem) -> Iterator[Figure]:
+    with_gpus = np.flatnonzero(problem.gpus > 0)
+    if not with_gpus.size:
+        return
+    shown = with_gpus[:MOST_NODES]
+    place = {problem.node_names[node]: column for column, node in enumerate(shown.tolist())}
+    kinds = ["whole GPUs, one", "whole GPUs, several", "shares of a GPU"]
+    rows = np.full((int(problem.gpus[shown].max()), shown.size), -2)
+    for column, node in enumerate(shown.tolist()):
+        rows[: problem.gpus[node], column] = -1
+    for one in plan.placements:
+        at = place.get(one.node)
+        if at is None:
+            continue
+        kind = 2 if any(share.gpu_milli < 1000 for share in one.gpus) else int(len(one.gpus) > 1)
+        for share in one.gpus:
+            rows[share.index, at] = kind
+    # Full nodes first, so that what is free stands together.
+    order = np.lexsort((-(rows >= 0).sum(axis=0), -problem.gpus[shown]))
+    free = int((rows == -1).sum())
+    more = "" if shown.size == with_gpus.size else f" The first {shown.size} of {with_gpus.size} nodes are shown."
+    caption = f"Devices (rows) of the nodes with GPUs (columns), full ones first; {free} devices are free.{more}"
+    yield Figure(charts.slots(rows[:, order], kinds, "node", "GPU"), caption)
+
+
+FIGURES: Mapping[str, Callable[[Any, Any], Iterator[Figure]]] = {
+    "experts": _experts,
+    "fleet": _fleet,
+    "parallel": _parallel,
+    "layers": _layers,
+    "windows": _windows,
+    "pods": _pods,
+}

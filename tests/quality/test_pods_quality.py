@@ -1,0 +1,24 @@
+"""The short form of the pods benchmark: against its baselines, from real nodes and pods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import pods
+from formulations.pod_packing.baseline import kube_default
+from formulations.pod_packing.objective import price
+
+
+@pytest.mark.slow
+def test_openb_on_32_nodes(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least 99 % of what the bound allows, and more than the default scheduler."""
+    monkeypatch.setenv("GPUPLAN_SHARED_DATA", str(shared_data))
+    problem = pods.openb("default", demand=1.3, num_nodes=32, seed=1)
+    outcome, _ = pods.planned(problem)
+    assert outcome.plan is not None
+    (tier,) = outcome.plan.tiers
+    assert tier.bound is not None
+    assert tier.value >= 0.99 * tier.bound
+    assert 1000 * tier.value >= price(problem, kube_default(problem)).terms["gpu_milli_allocated"]
