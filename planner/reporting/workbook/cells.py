@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+ChartKind = Literal["line", "column", "bar"]
 #: How a value is shown. Names of styles, and of number formats in `xlsx`.
 Style = Literal["text", "number", "whole", "usd", "percent", "title", "note", "head", "unit", "flag"]
 
@@ -67,7 +68,7 @@ class Series:
 class Chart:
     """A chart and the cell of its upper left corner."""
 
-    kind: Literal["line", "column", "bar"]
+    kind: ChartKind
     title: str
     series: Sequence[Series]
     x_title: str

@@ -6,21 +6,14 @@ from collections.abc import Iterator
 
 from planner.descriptions.fleet import FleetInstance
 from planner.plan import FleetDocument
-from planner.reporting.workbook.cells import Book, Chart, Formula, Rule, Series, Sheet, a1
+from planner.reporting.workbook.cells import Book, Chart, ChartKind, Formula, Rule, Series, Sheet, a1
 from planner.reporting.workbook.checks import check_sheets
 from planner.reporting.workbook.explain import explain_sheet
 from planner.reporting.workbook.facts import FleetFacts
 from planner.reporting.workbook.fleet_checks import all_inputs, live_checks
 from planner.reporting.workbook.fleet_inputs import input_sheets, num_hours
-from planner.reporting.workbook.fleet_plan import (
-    GROUP_LOAD,
-    GROUP_MODEL,
-    PLAN_MEAN,
-    PLAN_OFFER,
-    PLAN_PRICE,
-    Places,
-    plan_sheets,
-)
+from planner.reporting.workbook.fleet_placement import GROUP_LOAD, GROUP_MODEL, Places
+from planner.reporting.workbook.fleet_plan import PLAN_MEAN, PLAN_OFFER, PLAN_PRICE, plan_sheets
 from planner.reporting.workbook.layout import FIRST_ROW, TITLE_ROW
 from planner.reporting.workbook.read_me import read_me
 
@@ -81,11 +74,9 @@ def _scenarios(book: Book, facts: FleetFacts) -> None:
         row = FIRST_ROW + place
         mix = ", ".join(f"{count} x {name}" for name, count in one.instances.items())
         sheet.row(row, (one.factor, one.status), "text")
-        for col, value, style in (
-            (2, one.usd_per_hour, "usd"), (3, one.bound_usd_per_hour, "usd"), (4, one.gap, "percent"),
-            (5, one.gpus_peak, "whole"),
-        ):  # fmt: skip
-            sheet.put(row, col, value, style)  # type: ignore[arg-type]
+        sheet.row(row, (one.usd_per_hour, one.bound_usd_per_hour), "usd", 2)
+        sheet.put(row, 4, one.gap, "percent")
+        sheet.put(row, 5, one.gpus_peak, "whole")
         sheet.put(row, 6, mix or "; ".join(one.reasons)[:1000])
         # Load is proportional to the demand; growth that was typed in is already in it.
         load = f"{a1(row, 0)}*Fullest/Growth_of_all_demand"
@@ -192,8 +183,8 @@ def _charts(book: Book, instance: FleetInstance, facts: FleetFacts, places: Plac
 
 
 def _chart(
-    sheet: Sheet, row: int, kind: str, title: str, x: str, y: str, series: tuple[Series, ...], y2: str = ""
+    sheet: Sheet, row: int, kind: ChartKind, title: str, x: str, y: str, series: tuple[Series, ...], y2: str = ""
 ) -> int:
     """Draw one chart and say where the next begins."""
-    sheet.charts.append(Chart(kind, title, series, x, y, row, y2))  # type: ignore[arg-type]
+    sheet.charts.append(Chart(kind, title, series, x, y, row, y2))
     return row + 17

@@ -19,13 +19,8 @@ from planner.reporting.workbook.fleet_inputs import (
     num_hours,
     scalar_value,
 )
-from planner.reporting.workbook.fleet_plan import (
-    GROUP_KIND,
-    GROUP_LOAD,
-    PLAN_GPUS,
-    ROUTE_THROUGHPUT,
-    Places,
-)
+from planner.reporting.workbook.fleet_placement import GROUP_KIND, GROUP_LOAD, ROUTE_THROUGHPUT, Places
+from planner.reporting.workbook.fleet_plan import PLAN_GPUS
 from planner.reporting.workbook.layout import (
     DEMAND,
     FIRST_ROW,
@@ -44,9 +39,9 @@ def live_checks(
     book: Book, instance: FleetInstance, plan: FleetPlan, places: Places, facts: FleetFacts
 ) -> Iterator[Check]:
     """Every limit of the instance, live; and the margins of the cost model, as they were when it was solved."""
-    for number, (offer, model, gpus) in enumerate(places.kinds, 1):
+    for number, (offer, name, gpus) in enumerate(places.kinds, 1):
         worst = f"=SUMPRODUCT(MAX(({places.group(GROUP_KIND)}={number})*{places.group(GROUP_LOAD)}))"
-        yield Check("load with headroom", f"{model} on {offer}, replicas of {gpus}", Formula(worst), 1, "share")
+        yield Check("load with headroom", f"{name} on {offer}, replicas of {gpus}", Formula(worst), 1, "share")
     if places.routes:
         none = Formula(f"=SUMPRODUCT(--({places.route(ROUTE_THROUGHPUT)}<=0))")
         yield Check("routes that serve nothing", "within the latency limits", none, 0, "routes")

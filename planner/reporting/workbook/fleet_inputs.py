@@ -10,7 +10,7 @@ from planner.catalog.devices import device_names, folded
 from planner.descriptions.base import Description
 from planner.descriptions.fleet import FleetInstance
 from planner.errors import DescriptionError, OptionError
-from planner.reporting.workbook.cells import Book, Formula, Sheet, Validation, column_letters
+from planner.reporting.workbook.cells import Book, Formula, Sheet, Style, Validation, column_letters
 from planner.reporting.workbook.layout import (
     CURRENT,
     DEMAND,
@@ -76,10 +76,15 @@ def _scalars(book: Book, instance: FleetInstance, folder: str) -> None:
     for place, field in enumerate(SCALARS):
         here = row + 2 + place
         sheet.row(here, [field.title, None, field.unit, field.note])
-        style = "number" if field.kind in ("number", "whole") else "text"
+        style = style_of(field)
         reference = sheet.put(here, VALUE_COL, to_cell(scalar_value(instance, field)), style, asked=True)
         _validate(sheet, field, here, here, VALUE_COL)
         book.names[_name(field.title)] = reference
+
+
+def style_of(field: Field) -> Style:
+    """How the values of a field are shown."""
+    return "number" if field.kind in ("number", "whole") else "text"
 
 
 def _name(title: str) -> str:
@@ -111,7 +116,7 @@ def _table(sheet: Sheet, table: Table, instance: FleetInstance) -> None:
         sheet.put(TITLE_ROW, col, field.title, "head")
         sheet.put(UNIT_ROW, col, field.unit or None, "unit")
         sheet.widths[col] = 30 if field.kind in ("text", "names") and not field.choices else 12
-        style = "number" if field.kind in ("number", "whole") else "text"
+        style = style_of(field)
         for row in range(FIRST_ROW, end + 1):
             sheet.put(row, col, None, style, asked=True)
         for place, entry in enumerate(entries):

@@ -7,7 +7,7 @@ from typing import Any
 
 from planner.descriptions.base import Description
 from planner.plan import PlanDocument
-from planner.reporting.workbook.cells import Book, Formula, Sheet, a1
+from planner.reporting.workbook.cells import Book, Formula, Sheet, Style, a1
 from planner.reporting.workbook.checks import Check, Input, check_sheets
 from planner.reporting.workbook.explain import explain_sheet
 from planner.reporting.workbook.layout import FIRST_ROW, FOLDER, INPUTS, PROBLEM, TITLE_ROW, VALUE_COL
@@ -60,8 +60,8 @@ def _inputs(book: Book, value: Mapping[str, Any], folder: str) -> dict[str, Inpu
     for place, (path, one) in enumerate(flattened(ordered)):
         row = FIRST_ROW + place
         sheet.put(row, 0, path)
-        style = "text" if isinstance(one, str | bool) else "number"
-        cell = sheet.put(row, VALUE_COL, one, style, asked=path != PROBLEM)  # type: ignore[arg-type]
+        style: Style = "text" if isinstance(one, str | bool) else "number"
+        cell = sheet.put(row, VALUE_COL, one, style, asked=path != PROBLEM)
         found[path] = Input(cell, path, one)
     row = FIRST_ROW + len(found)
     sheet.row(row, (FOLDER, folder, "relative names of files begin here, as seen from this workbook"))

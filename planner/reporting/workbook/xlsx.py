@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import ExportError, MissingExtraError
-from planner.files import write_atomically
+from planner.files import write_atomically, write_text
 from planner.reporting.workbook.cells import Book, Chart, Formula, Rule, Sheet, Validation, a1
 
 #: What a spreadsheet program would take for the start of a formula. Source: OWASP, CSV Injection.
@@ -107,8 +107,7 @@ def write_csv(book: Book, results: Results, folder: str) -> list[str]:
     paths = []
     for sheet in book.sheets:
         path = str(Path(folder) / f"{sheet.name.lower().replace(' ', '_')}.csv")
-        text = csv_text(sheet, results)
-        write_atomically(path, lambda temporary, text=text: Path(temporary).write_text(text, encoding="utf-8"))
+        write_text(path, csv_text(sheet, results))
         paths.append(path)
     return paths
 
