@@ -182,10 +182,16 @@ def _book(
         folder=folder,
         throughput=facts.route_throughput(problem, document.plan),
         margins=facts.margins(instance, problem, document.plan, source),
+        watts_drawn=None if document.verdict is None else _metric(document, "watts_drawn_peak"),
         scenarios=others,
         studied=studies,
     )
     return fleet_book(instance, document, known, written)
+
+
+def _metric(document: Any, name: str) -> float | None:
+    """A metric of the verdict; None where it has none of that name."""
+    return next((one.value for one in document.verdict.metrics if one.name == name), None)
 
 
 def _tell(document: PlanDocument, output: str) -> None:

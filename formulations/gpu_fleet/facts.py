@@ -10,6 +10,7 @@ import numpy as np
 
 from formulations.gpu_fleet.insight import explain_plan
 from formulations.gpu_fleet.problem import FleetProblem
+from formulations.gpu_fleet.stages import ROLES
 from formulations.gpu_fleet.sweep import scaled, sweep
 from formulations.gpu_fleet.throughput import replica
 from formulations.outcome import OnProgress, SolveOptions
@@ -20,9 +21,10 @@ from planner.cost.serving.predict import ServingModel, ServingPlans
 from planner.descriptions.efficiency import calibrated
 from planner.descriptions.fleet import FleetInstance
 from planner.files import SourceText
-from planner.fleet_plan import FleetPlan
+from planner.fleet_plan import Assignment, FleetPlan
 from planner.plan import FleetDocument
 from planner.reporting.workbook.facts import Margin, Route, Scenario
+from planner.reporting.workbook.fleet_placement import ReplicaKind
 from planner.units import GIB
 from planner.workload import Slo
 
@@ -33,19 +35,21 @@ FACTORS = (0.5, 0.75, 1.25, 1.5, 2.0)
 def route_throughput(problem: FleetProblem, plan: FleetPlan) -> dict[Route, float]:
     """Requests/s that one replica serves of a size, of every route of the plan."""
     return {
-        (bucket, one.offer, one.gpus): float(problem.throughput[bucket, config])
+        (bucket, one.offer, one.gpus, one.role): float(problem.throughput[bucket, config])
         for period in plan.periods
         for one in period.assignment
-        for bucket, config in [_place(problem, one.model, one.input_tokens, one.output_tokens, one.offer, one.gpus)]
+        for bucket, config in [_place(problem, one)]
     }
 
 
-def _place(problem: FleetProblem, model: str, inputs: int, outputs: int, offer: str, gpus: int) -> tuple[int, int]:
+def _place(problem: FleetProblem, route: Assignment) -> tuple[int, int]:
     """Bucket and configuration of a route. Raises IndexError for one that the problem has not."""
-    m = problem.model_names.index(model)
-    own = (problem.bucket_model == m) & (problem.input_tokens == inputs) & (problem.output_tokens == outputs)
-    pool = problem.pool_of_offer[problem.offer_names.index(offer)]
-    same = (problem.config_pool == pool) & (problem.config_model == m) & (problem.config_gpus == gpus)
+    model = problem.model_names.index(route.model)
+    own = (problem.bucket_model == model) & (problem.input_tokens == route.input_tokens)
+    own &= problem.output_tokens == route.output_tokens
+    pool = problem.pool_of_offer[problem.offer_names.index(route.offer)]
+    same = (problem.config_pool == pool) & (problem.config_model == model) & (problem.config_gpus == route.gpus)
+    same &= problem.config_role == ROLES.index(route.role)
     return int(np.flatnonzero(own)[0]), int(np.flatnonzero(same)[0])
 
 
@@ -95,34 +99,35 @@ def _margins(instance: FleetInstance, problem: FleetProblem, plan: FleetPlan, so
     described = {model.name: model for model in instance.models}
     devices = {offer.name: catalog.device(offer.device) for offer in instance.offers}
     coefficients = None if instance.calibration is None else calibrated(source.base_dir / instance.calibration)
-    fullest: dict[tuple[str, str, int], float] = defaultdict(float)
-    sizes: dict[tuple[str, str, int], dict[tuple[int, int], float]] = defaultdict(dict)
+    fullest: dict[ReplicaKind, float] = defaultdict(float)
+    sizes: dict[ReplicaKind, dict[tuple[int, int], float]] = defaultdict(dict)
     for period in plan.periods:
-        busy: dict[tuple[str, str, int], float] = defaultdict(float)
+        busy: dict[ReplicaKind, float] = defaultdict(float)
         rate = problem.rate[problem.hours.index(period.hours)]
         for one in period.assignment:
-            bucket, config = _place(problem, one.model, one.input_tokens, one.output_tokens, one.offer, one.gpus)
-            key = one.offer, one.model, one.gpus
+            bucket, config = _place(problem, one)
+            key = one.offer, one.model, one.gpus, one.role
             throughput = float(problem.throughput[bucket, config])
             busy[key] += float(rate[bucket]) * one.fraction / throughput
             sizes[key][one.input_tokens, one.output_tokens] = throughput
         for group in period.replicas:
-            key = group.offer, group.model, group.gpus
+            key = group.offer, group.model, group.gpus, group.role
             pool = problem.pool_of_offer[problem.offer_names.index(group.offer)]
             there = group.count * float(problem.availability[pool])
             if there:
                 fullest[key] = max(fullest[key], busy[key] / there)
     for key, used in fullest.items():
-        offer, name, gpus = key
+        offer, name, gpus, role = key
         model = described[name]
         path = str(model.model)
         spec = catalog.model(source.base_dir / path if path.endswith(".json") else path)
         worker = replica(model, spec, devices[offer], gpus)
-        where = f"{name} on {offer}, replicas of {gpus}"
+        where = f"{name} on {offer}, {gpus} GPUs, {role}"
         memory = worker_memory(worker)
         yield Margin(where, "memory without cache", memory.fixed_bytes / GIB, memory.usable_bytes / GIB, "GiB a GPU")
         served = list(sizes[key])
-        if not served:
+        if not served or role != "both":
+            # Alone, neither prefill nor decode has both of a request's latencies.
             continue
         compiled = ServingModel([worker], coefficients)
         inputs, outputs = (np.array(column) for column in zip(*served, strict=True))

@@ -114,11 +114,11 @@ def _grids(name: str) -> dict[str, Grid]:
     except ImportError:
         raise MissingExtraError("workbooks need the extra gpuplan[xlsx]") from None
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), open(name, "rb") as one, open(name, "rb") as other:
             # openpyxl tells of looks that it would lose in writing; nothing is written.
             warnings.simplefilter("ignore")
-            values = openpyxl.load_workbook(name, read_only=True, data_only=True, keep_links=False)
-            formulas = openpyxl.load_workbook(name, read_only=True, data_only=False, keep_links=False)
+            values = openpyxl.load_workbook(one, read_only=True, data_only=True, keep_links=False)
+            formulas = openpyxl.load_workbook(other, read_only=True, data_only=False, keep_links=False)
             wanted = [INPUTS, *(table.sheet for table in TABLES)]
             found = {
                 sheet: _grid(name, values[sheet], formulas[sheet]) for sheet in wanted if sheet in values.sheetnames
@@ -258,6 +258,7 @@ class _Reader:
         for one in SCALARS:
             row, cell = rows.get(one.title, (FIRST_ROW, None))
             if one.keys:
+                self.cells.setdefault(one.keys[:1], f"{INPUTS}!{a1(row, VALUE_COL)}")
                 self.cells[one.keys] = f"{INPUTS}!{a1(row, VALUE_COL)}"
             if cell is not None and one.keys and one is not IN_FORCE:
                 self._put(value, one, cell, INPUTS, row, VALUE_COL)
@@ -314,6 +315,7 @@ class _Reader:
             entry: dict[str, Any] = {}
             for one, col, cell in given:
                 keys = one.keys or (one.title,)
+                self.cells.setdefault((table.key, place, *keys[:1]), f"{table.sheet}!{a1(row, col)}")
                 self.cells[table.key, place, *keys] = f"{table.sheet}!{a1(row, col)}"
                 if one is DEMAND_GROWTH:
                     entry[one.title] = self._factor(cell, table.sheet, row, col)
@@ -356,14 +358,14 @@ class _Reader:
     def _put(self, entry: dict[str, Any], one: Field, cell: Any, sheet: str, row: int, col: int) -> None:
         """Put a cell's value under the field's keys; what it must be is the description's to say."""
         value: Any = cell
-        if one.kind == "yes":
+        if one.kind in ("yes", "true"):
             if cell is not True and str(cell).strip().lower() not in ("yes", "y", "true"):
                 self.find(sheet, row, col, f"must be yes or empty (got {str(cell)[:80]!r})")
-            value = {}
+            value = {} if one.kind == "yes" else True
         elif one.kind == "text" and isinstance(cell, int) and not isinstance(cell, bool):
             # A name of digits, which programs take for a number.
             value = str(cell)
-        elif one.kind in ("names", "wholes"):
+        elif one.kind in ("names", "wholes") or (one.kind == "numbers" and isinstance(cell, str)):
             value = self._list(one, cell, sheet, row, col)
         here = entry
         for key in one.keys[:-1]:
@@ -376,8 +378,9 @@ class _Reader:
     def _list(self, one: Field, cell: Any, sheet: str, row: int, col: int) -> Any:
         try:
             parts = names(str(cell))
-            return [int(part) for part in parts] if one.kind == "wholes" else parts
+            read = {"wholes": int, "numbers": float}.get(one.kind, str)
+            return [read(part) for part in parts]
         except (ValueError, TypeError, RecursionError):
-            what = "whole numbers" if one.kind == "wholes" else "names"
+            what = {"wholes": "whole numbers", "numbers": "numbers"}.get(one.kind, "names")
             self.find(sheet, row, col, f"must be {what} with a ';' between (got {str(cell)[:80]!r})")
             return []

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-#: Position of the demand, offer, and GPUs of a replica.
-Route = tuple[int, str, int]
+#: Position of the demand, offer, GPUs and role of a replica.
+Route = tuple[int, str, int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,15 @@ class Margin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetFacts:
-    """throughput : requests/s that one replica serves, of every route of the plan. folder : where paths begin."""
+    """throughput : requests/s that one replica serves, of every route of the plan. folder : where paths begin.
+
+    watts_drawn : expected in the fullest hour, where the instance's power goes by that. studied : whether scenarios and
+    what limits cost were solved for.
+    """
 
     folder: str = "."
     throughput: Mapping[Route, float] = field(default_factory=dict)
     margins: Sequence[Margin] = ()
+    watts_drawn: float | None = None
     scenarios: Sequence[Scenario] = ()
     studied: bool = False

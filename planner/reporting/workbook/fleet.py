@@ -10,7 +10,7 @@ from planner.reporting.workbook.cells import Book, Chart, ChartKind, Formula, Ru
 from planner.reporting.workbook.checks import check_sheets
 from planner.reporting.workbook.explain import explain_sheet
 from planner.reporting.workbook.facts import FleetFacts
-from planner.reporting.workbook.fleet_checks import all_inputs, live_checks
+from planner.reporting.workbook.fleet_checks import all_inputs, live_checks, not_followed
 from planner.reporting.workbook.fleet_inputs import input_sheets, num_hours
 from planner.reporting.workbook.fleet_placement import GROUP_LOAD, GROUP_MODEL, Places
 from planner.reporting.workbook.fleet_plan import PLAN_MEAN, PLAN_OFFER, PLAN_PRICE, plan_sheets
@@ -33,7 +33,8 @@ def fleet_book(instance: FleetInstance, document: FleetDocument | None, facts: F
         check_sheets(book, checks, all_inputs(book, instance))
         _scenarios(book, facts)
         _sensitivity(book, instance, document, places, facts)
-        explain_sheet(book, document, list(_told(document)))
+        followed = [("formulas do not follow", what) for what in not_followed(instance)]
+        explain_sheet(book, document, [*followed, *_told(document)])
         _charts(book, instance, facts, places)
     elif document is not None:
         explain_sheet(book, document, [])
@@ -48,6 +49,7 @@ _SHEETS = (
     ("Demand", "requests a second by model and size, and by hour"),
     ("Profiles", "throughput that was measured; empty: the cost model computes it"),
     ("Quotas", "limits over several offers together"),
+    ("Links", "bandwidth between regions"),
     ("Plan", "what to rent, and what it costs"),
     ("Placement", "which replicas run where, and which requests they serve"),
     ("Hours", "demand, instances, cost, power and load of every hour"),

@@ -39,15 +39,15 @@ def live_checks(
     book: Book, instance: FleetInstance, plan: FleetPlan, places: Places, facts: FleetFacts
 ) -> Iterator[Check]:
     """Every limit of the instance, live; and the margins of the cost model, as they were when it was solved."""
-    for number, (offer, name, gpus) in enumerate(places.kinds, 1):
+    for number, (offer, name, gpus, role) in enumerate(places.kinds, 1):
         worst = f"=SUMPRODUCT(MAX(({places.group(GROUP_KIND)}={number})*{places.group(GROUP_LOAD)}))"
-        yield Check("load with headroom", f"{name} on {offer}, replicas of {gpus}", Formula(worst), 1, "share")
+        yield Check("load with headroom", f"{name} on {offer}, {gpus} GPUs, {role}", Formula(worst), 1, "share")
     if places.routes:
         none = Formula(f"=SUMPRODUCT(--({places.route(ROUTE_THROUGHPUT)}<=0))")
         yield Check("routes that serve nothing", "within the latency limits", none, 0, "routes")
     yield from _offers(book, instance, plan, places)
     yield Check("budget", "any hour", Formula("=Peak_cost"), "Budget", "USD/hour")
-    yield Check("power", "any hour", Formula("=Peak_power"), "Power", "W")
+    yield _power(instance, facts)
     quotas, models = book.sheet(QUOTAS.sheet), book.sheet(MODELS.sheet)
     for place, quota in enumerate(instance.quotas):
         used = Formula(f"=MAX({places.over_periods(places.quota_rows[quota.name, place])})")
@@ -63,6 +63,34 @@ def live_checks(
             yield Check("share on spot", model.name, share, "Most_on_spot", "share")
     for margin in facts.margins:
         yield Check(margin.what, margin.subject, margin.value, margin.limit, margin.unit)
+
+
+def _power(instance: FleetInstance, facts: FleetFacts) -> Check:
+    """Board power against the limit, or what is expected to be drawn against what the margin leaves of it."""
+    if instance.power is None:
+        return Check("power", "any hour", Formula("=Peak_power"), "Power", "W")
+    left = "(Power*(1-Power_margin))"
+    if instance.power.draw == "phases":
+        return Check("expected draw", "any hour, as solved", facts.watts_drawn or 0.0, left, "W")
+    drawn = Formula('=IF(ISNUMBER(Peak_power),Peak_power*Expected_draw,"unknown")')
+    return Check("expected draw", "any hour", drawn, left, "W")
+
+
+def not_followed(instance: FleetInstance) -> list[str]:
+    """Rules of the instance that formulas do not follow: the plan keeps them, and a change of inputs makes it stale."""
+    said = {
+        "slack of small pools": instance.pool_slack is not None,
+        "survival of a lost instance": bool(instance.spare_instances),
+        "survival of a lost zone": bool(instance.spare_zones),
+        "links between regions": bool(instance.links),
+        "networks of instances": any(one.network_bytes_per_s is not None for one in instance.offers),
+        "starts and stops, and their cost": any(one.start_cost_usd for one in instance.offers)
+        or instance.max_starts is not None
+        or instance.max_stops is not None,
+        "changes from the fleet in force": instance.current is not None,
+        "power by phases": instance.power is not None and instance.power.draw == "phases",
+    }
+    return [what for what, there in said.items() if there]
 
 
 def _offers(book: Book, instance: FleetInstance, plan: FleetPlan, places: Places) -> Iterator[Check]:

@@ -133,7 +133,7 @@ def _validate(sheet: Sheet, field: Field, first: int, last: int, col: int) -> No
     cells = sheet.inside(first, col, last, col)
     if field.choices:
         sheet.validations.append(Validation(cells, "choices", field.choices, hint=field.note))
-    elif field.kind == "yes":
+    elif field.kind in ("yes", "true"):
         sheet.validations.append(Validation(cells, "choices", ("yes",), hint=field.note))
     elif field.kind in ("whole", "number"):
         least = -1000 if field.title == "priority" else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from planner.descriptions.fleet import FleetInstance
-from planner.fleet_plan import FleetPlan
+from planner.fleet_plan import FleetPlan, Period
 from planner.plan import FleetDocument
 from planner.reporting.workbook.cells import Book, Formula, Rule, Style, a1, column_letters
 from planner.reporting.workbook.facts import FleetFacts
@@ -27,6 +27,7 @@ from planner.reporting.workbook.fleet_placement import (
     ROUTE_OUTPUT,
     ROUTE_PERIOD,
     ROUTE_RATE,
+    ROUTE_ROLE,
     ROUTE_SHARE,
     ROUTE_SPOT,
     Places,
@@ -110,7 +111,9 @@ def _fleet(book: Book, places: Places, instance: FleetInstance, plan: FleetPlan)
         counts = f"{letters}{first + 1}:{letters}{last + 1}"
         gpus, price, power = (sheet.ref(first, one, last).split("!")[1] for one in (PLAN_GPUS, PLAN_PRICE, PLAN_POWER))
         in_period = f"({places.route(ROUTE_PERIOD)}={number})" if places.routes else ""
-        served = f"{in_period}*{places.route(ROUTE_RATE)}*{places.route(ROUTE_SHARE)}"
+        # Each request is prefilled once, by replicas that do all of it or that alone.
+        once = f'(({places.route(ROUTE_ROLE)}="both")+({places.route(ROUTE_ROLE)}="prefill"))' if places.routes else ""
+        served = f"{in_period}*{once}*{places.route(ROUTE_RATE)}*{places.route(ROUTE_SHARE)}"
         of_hours_rate = places.hours.ref(FIRST_ROW, 2, FIRST_ROW + hours - 1)
         texts = {
             "instances": f"=SUM({counts})",
@@ -174,19 +177,28 @@ def _limit_rows(places: Places, instance: FleetInstance, plan: FleetPlan, row: i
             row += 1
             places.spot_rows[model.name] = row
             sheet.row(row, (model.name, "share on spot"))
-            for number in range(1, places.num_periods + 1):
-                rows = routes.get((number, model.name), [])
-                spot = "+".join(places.placement.ref(here, ROUTE_SPOT) for here in rows) or "0"
-                served = "+".join(
-                    f"{places.placement.ref(here, ROUTE_RATE)}*{places.placement.ref(here, ROUTE_SHARE)}"
-                    for here in rows
-                )
-                text = f"=IF({served}>0,({spot})/({served}),0)" if served else "=0"
+            for number, period in enumerate(plan.periods, 1):
+                text = _spot_share(places, period, routes.get((number, model.name), []), routes[number, ""])
                 sheet.put(row, PLAN_PERIODS + number - 1, Formula(text), "percent")
 
 
+def _spot_share(places: Places, period: Period, rows: list[int], all_rows: list[int]) -> str:
+    """The largest share on spot of any stage of a model's requests; each stage is done once."""
+    first = all_rows[0] if all_rows else 0
+    shares = []
+    for roles in (("both", "prefill"), ("both", "decode", "attention"), ("both", "decode", "experts")):
+        own = [row for row in rows if period.assignment[row - first].role in roles]
+        if own:
+            spot = "+".join(places.placement.ref(row, ROUTE_SPOT) for row in own)
+            served = "+".join(
+                f"{places.placement.ref(row, ROUTE_RATE)}*{places.placement.ref(row, ROUTE_SHARE)}" for row in own
+            )
+            shares.append(f"IF({served}>0,({spot})/({served}),0)")
+    return f"=MAX({','.join(dict.fromkeys(shares)) or 0})"
+
+
 def _rows(plan: FleetPlan) -> tuple[Rows, Rows]:
-    """Rows of Placement: of replicas by period and offer, of routes by period and model."""
+    """Rows of Placement: of replicas by period and offer, of routes by period and model, and of all under ""."""
     replicas, routes = Rows(list), Rows(list)
     group = route = FIRST_ROW
     for number, period in enumerate(plan.periods, 1):
@@ -194,6 +206,7 @@ def _rows(plan: FleetPlan) -> tuple[Rows, Rows]:
             replicas[number, replica.offer].append(group + place)
         for place, one in enumerate(period.assignment):
             routes[number, one.model].append(route + place)
+            routes[number, ""].append(route + place)
         group, route = group + len(period.replicas), route + len(period.assignment)
     return replicas, routes
 

@@ -22,8 +22,8 @@ HOUR = "hour "
 #: Between the names of a list in one cell.
 BETWEEN = ";"
 
-#: text, number, whole number, names or whole numbers in one cell, yes or nothing.
-Kind = Literal["text", "number", "whole", "names", "wholes", "yes"]
+#: text, number, whole number; names, numbers or whole numbers in one cell; yes for an object that is there, or for true.
+Kind = Literal["text", "number", "whole", "names", "numbers", "wholes", "yes", "true"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,14 @@ SCALARS: tuple[Field, ...] = (
     OWN_LIMITS,
     Field("headroom", ("headroom",), "number", "share", "capacity kept free: 0.25 is a quarter of the demand"),
     GROWTH,
+    Field("window of slack", ("pool_slack", "window_s"), "number", "s", "small pools keep more free; empty: none do"),
+    Field("quantile of slack", ("pool_slack", "quantile"), "number", "share", "of the windows to hold; empty: 0.95"),
     Field("spare instances", ("spare_instances",), "whole", "0 or 1", "1: the loss of any one instance is survived"),
+    Field("spare zones", ("spare_zones",), "whole", "0 or 1", "1: the loss of any one zone is survived"),
     Field("budget", ("budget_usd_per_hour",), "number", "USD/hour", "in any hour; empty: no limit"),
     Field("power", ("max_watts",), "number", "W", "in any hour; empty: no limit"),
+    Field("expected draw", ("power", "draw"), "number", "share", "of an instance's watts, or phases; empty: all of them"),
+    Field("power margin", ("power", "margin"), "number", "share", "of the power that the expected draw leaves free"),
     Field("most on spot", ("max_spot_share",), "number", "share", "of each model's requests; empty: no limit"),
     Field(
         "what cannot be served", ("unserved",), "text", "", "refuse: then there is no plan", ("refuse", "by_priority")
@@ -73,6 +78,9 @@ SCALARS: tuple[Field, ...] = (
         ("refuse", "round_up"),
     ),
     Field("calibration", ("calibration",), "text", "file", "efficiency.yaml of your own measurements; empty: none"),
+    Field("most starts", ("max_starts",), "whole", "instances", "from one hour to the next"),
+    Field("most stops", ("max_stops",), "whole", "instances", "from one hour to the next"),
+    Field("hours repeat", ("cyclic",), "true", "yes or empty", "the first hour follows the last"),
     IN_FORCE,
     Field("most changes", ("max_changes",), "whole", "instances", "added to or dropped from the fleet in force"),
     Field("price of a change", ("change_cost_usd_per_hour",), "number", "USD/hour", "of one instance added or dropped"),
@@ -87,12 +95,15 @@ MODELS = Table(
         Field("backend", ("backend",), "text", "", "engine", ("vllm", "sglang", "trtllm")),
         Field("precision", ("precision",), "text", "", "of the weights; empty: the checkpoint's"),
         Field("GPUs a replica", ("gpus_per_replica",), "wholes", "1; 2; 4", "sizes to choose from; empty: all"),
+        Field("roles", ("roles",), "names", "", "both, or prefill; decode; or all three"),
         Field("least replicas", ("min_replicas",), "whole"),
         Field("own limits", ("slo",), "yes", "yes or empty", "instead of those of Inputs"),
         Field("time to first token", ("slo", "ttft_s"), "number", "s"),
         Field("time per output token", ("slo", "tpot_s"), "number", "s"),
         Field("percentile", ("slo", "percentile"), "number", "%"),
         Field("regions", ("regions",), "names", "a; b", "where it may run; empty: anywhere"),
+        Field("cache", ("kv_bytes_per_token",), "number", "bytes/token", "from prefill to decode; empty: the model's"),
+        Field("activations", ("activation_bytes_per_token",), "number", "bytes/token", "from attention to experts"),
         Field("priority", ("priority",), "whole", "", "higher goes first where not all can be served"),
     ),
 )  # fmt: skip
@@ -106,8 +117,11 @@ OFFERS = Table(
         Field("most", ("max_count",), "whole", "instances", "empty: not known, which is not zero"),
         Field("least", ("min_count",), "whole", "instances"),
         Field("region", ("region",), "text"),
+        Field("zone", ("zone",), "text", "", "what fails together; empty: the region"),
         Field("market", ("market",), "text", "", "how it is paid", ("on_demand", "spot", "reserved")),
         Field("availability", ("availability",), "number", "share", "of the time that a spot instance is there"),
+        Field("start", ("start_cost_usd",), "number", "USD", "of each instance that is started"),
+        Field("network", ("network_bytes_per_s",), "number", "bytes/s", "of an instance, each way; empty: not limited"),
         Field("watts", ("watts",), "number", "W", "of an instance; empty: its GPUs' board power"),
         CURRENT,
     ),
@@ -122,6 +136,7 @@ DEMAND = Table(
         Field("priority", ("priority",), "whole", "", "empty: the model's"),
         Field("rate", ("rate_per_s",), "number", "requests/s", "empty where hours are given"),
         DEMAND_GROWTH,
+        Field("burst", ("burst",), "numbers", "times", "rate to be ready for, or one for each hour; instead of headroom"),
     ),
 )  # fmt: skip
 PROFILES = Table(
@@ -134,6 +149,7 @@ PROFILES = Table(
         Field("output", ("output_tokens",), "whole", "tokens"),
         Field("highest rate", ("max_rate_per_s",), "number", "requests/s"),
         Field("GPUs", ("gpus",), "whole", "a replica", "empty: all of the offer's"),
+        Field("role", ("role",), "text", "", "both: all of a request", ("both", "prefill", "decode", "attention", "experts")),
     ),
 )  # fmt: skip
 QUOTAS = Table(
@@ -144,5 +160,13 @@ QUOTAS = Table(
         Field("most GPUs", ("max_gpus",), "whole", "GPUs"),
     ),
 )  # fmt: skip
+LINKS = Table(
+    "Links", "links", "Between regions", "One row a direction; regions without a link hand nothing to one another.",
+    (
+        Field("from", ("from_region",), "text"),
+        Field("to", ("to_region",), "text"),
+        Field("bandwidth", ("bytes_per_s",), "number", "bytes/s"),
+    ),
+)  # fmt: skip
 #: Lists of the instance in the order of their sheets.
-TABLES: tuple[Table, ...] = (MODELS, OFFERS, DEMAND, PROFILES, QUOTAS)
+TABLES: tuple[Table, ...] = (MODELS, OFFERS, DEMAND, PROFILES, QUOTAS, LINKS)
