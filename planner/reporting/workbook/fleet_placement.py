@@ -75,8 +75,8 @@ def offer_cell(book: Book, instance: FleetInstance, offer: str, col: int) -> str
 
 def add_replicas(book: Book, places: Places, instance: FleetInstance, plan: FleetPlan) -> None:
     sheet = places.placement
-    titles = ("no.", "period", "kind", "offer", "model", "role", "GPUs", "replicas", "there", "needed", "whole", "slack", "use",
-              "full")  # fmt: skip
+    titles = ("no.", "period", "kind", "offer", "model", "role", "GPUs", "replicas", "there", "needed", "whole",
+              "slack", "use", "full")  # fmt: skip
     units = ("", "", "", "", "", "", "a replica", "planned", "on average", "with headroom", "needed", "replicas",
              "without headroom", "with headroom")  # fmt: skip
     sheet.row(TITLE_ROW, titles, "head", GROUP)
@@ -101,10 +101,10 @@ def add_replicas(book: Book, places: Places, instance: FleetInstance, plan: Flee
 
 def add_routes(book: Book, places: Places, instance: FleetInstance, plan: FleetPlan, facts: FleetFacts) -> None:
     sheet = places.placement
-    titles = ("period", "replicas no.", "model", "input", "output", "offer", "GPUs", "role", "share", "rate", "one replica",
-              "busy", "needed", "on spot", "one replica is")  # fmt: skip
-    units = ("", "", "", "tokens", "tokens", "", "a replica", "", "of this size", "requests/s", "requests/s", "replicas",
-             "with headroom", "requests/s", "from")  # fmt: skip
+    titles = ("period", "replicas no.", "model", "input", "output", "offer", "GPUs", "role", "share", "rate",
+              "one replica", "busy", "needed", "on spot", "one replica is")  # fmt: skip
+    units = ("", "", "", "tokens", "tokens", "", "a replica", "", "of this size", "requests/s", "requests/s",
+             "replicas", "with headroom", "requests/s", "from")  # fmt: skip
     sheet.row(TITLE_ROW, titles, "head")
     sheet.row(UNIT_ROW, units, "unit")
     sizes = {(one.model, one.input_tokens, one.output_tokens): place for place, one in enumerate(instance.demand)}

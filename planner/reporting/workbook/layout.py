@@ -22,7 +22,7 @@ HOUR = "hour "
 #: Between the names of a list in one cell.
 BETWEEN = ";"
 
-#: text, number, whole number; names, numbers or whole numbers in one cell; yes for an object that is there, or for true.
+#: One text, number or whole number; several of them in one cell; yes for an object that is there, or for true.
 Kind = Literal["text", "number", "whole", "names", "numbers", "wholes", "yes", "true"]
 
 
@@ -49,6 +49,7 @@ class Table:
     fields: Sequence[Field]
 
 
+ROLES = ("both", "prefill", "decode", "attention", "experts")
 GROWTH = Field("growth of all demand", (), "number", "times", "1.3 plans for 30 % more of everything")
 OWN_LIMITS = Field("limits apply", ("slo",), "yes", "yes or empty", "an empty set of limits is no limit at all")
 IN_FORCE = Field("a fleet is in force", ("current",), "yes", "yes or empty", "counts stand in the Catalogue")
@@ -67,7 +68,7 @@ SCALARS: tuple[Field, ...] = (
     Field("spare zones", ("spare_zones",), "whole", "0 or 1", "1: the loss of any one zone is survived"),
     Field("budget", ("budget_usd_per_hour",), "number", "USD/hour", "in any hour; empty: no limit"),
     Field("power", ("max_watts",), "number", "W", "in any hour; empty: no limit"),
-    Field("expected draw", ("power", "draw"), "number", "share", "of an instance's watts, or phases; empty: all of them"),
+    Field("expected draw", ("power", "draw"), "number", "share", "of an instance's watts, or phases; empty: all"),
     Field("power margin", ("power", "margin"), "number", "share", "of the power that the expected draw leaves free"),
     Field("most on spot", ("max_spot_share",), "number", "share", "of each model's requests; empty: no limit"),
     Field(
@@ -136,7 +137,7 @@ DEMAND = Table(
         Field("priority", ("priority",), "whole", "", "empty: the model's"),
         Field("rate", ("rate_per_s",), "number", "requests/s", "empty where hours are given"),
         DEMAND_GROWTH,
-        Field("burst", ("burst",), "numbers", "times", "rate to be ready for, or one for each hour; instead of headroom"),
+        Field("burst", ("burst",), "numbers", "times", "rate to be ready for, or of each hour; not headroom"),
     ),
 )  # fmt: skip
 PROFILES = Table(
@@ -149,7 +150,7 @@ PROFILES = Table(
         Field("output", ("output_tokens",), "whole", "tokens"),
         Field("highest rate", ("max_rate_per_s",), "number", "requests/s"),
         Field("GPUs", ("gpus",), "whole", "a replica", "empty: all of the offer's"),
-        Field("role", ("role",), "text", "", "both: all of a request", ("both", "prefill", "decode", "attention", "experts")),
+        Field("role", ("role",), "text", "", "both: all of a request", ROLES),
     ),
 )  # fmt: skip
 QUOTAS = Table(

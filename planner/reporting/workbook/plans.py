@@ -120,12 +120,17 @@ def _checks(
     tables: Mapping[str, tuple[Sheet, dict[str, int], range]],
 ) -> Iterator[Check]:
     """Limits of the kind, live where the input is a number; then what the verdict measured and finds broken."""
+    checked: list[str] = []
     if "workers" in tables:
-        yield from _workers(instance, inputs, *tables["workers"])
+        limits = list(_workers(instance, inputs, *tables["workers"]))
+        checked = [one.what for one in limits]
+        yield from limits
     verdict = document.verdict
     if verdict is None:
         return
     for one in verdict.metrics:
+        if one.name in checked:
+            continue
         limit = getattr(instance, "gpu_memory_bytes", None) if one.name == "expert_memory_per_gpu" else None
         scale, unit = (GIB, "GiB") if one.unit == "bytes" else (1.0, one.unit)
         yield Check(one.name, one.source, one.value / scale, None if limit is None else limit / scale, unit)

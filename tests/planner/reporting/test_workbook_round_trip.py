@@ -163,7 +163,7 @@ def written(instance: FleetInstance, folder: Path) -> Path:
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(instance=fleets())
 def test_a_fleet_comes_back_as_it_was(tmp_path: Path, instance: FleetInstance) -> None:
