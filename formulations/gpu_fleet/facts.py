@@ -106,18 +106,18 @@ def _margins(instance: FleetInstance, problem: FleetProblem, plan: FleetPlan, so
         rate = problem.rate[problem.hours.index(period.hours)]
         for one in period.assignment:
             bucket, config = _place(problem, one)
-            key = one.offer, one.model, one.gpus, one.role
+            key: ReplicaKind = one.offer, one.model, one.gpus, one.role
             throughput = float(problem.throughput[bucket, config])
             busy[key] += float(rate[bucket]) * one.fraction / throughput
             sizes[key][one.input_tokens, one.output_tokens] = throughput
         for group in period.replicas:
-            key = group.offer, group.model, group.gpus, group.role
+            kind: ReplicaKind = group.offer, group.model, group.gpus, group.role
             pool = problem.pool_of_offer[problem.offer_names.index(group.offer)]
             there = group.count * float(problem.availability[pool])
             if there:
-                fullest[key] = max(fullest[key], busy[key] / there)
-    for key, used in fullest.items():
-        offer, name, gpus, role = key
+                fullest[kind] = max(fullest[kind], busy[kind] / there)
+    for kind, used in fullest.items():
+        offer, name, gpus, role = kind
         model = described[name]
         path = str(model.model)
         spec = catalog.model(source.base_dir / path if path.endswith(".json") else path)
@@ -125,24 +125,24 @@ def _margins(instance: FleetInstance, problem: FleetProblem, plan: FleetPlan, so
         where = f"{name} on {offer}, {gpus} GPUs, {role}"
         memory = worker_memory(worker)
         yield Margin(where, "memory without cache", memory.fixed_bytes / GIB, memory.usable_bytes / GIB, "GiB a GPU")
-        served = list(sizes[key])
+        served = list(sizes[kind])
         if not served or role != "both":
             # Alone, neither prefill nor decode has both of a request's latencies.
             continue
         compiled = ServingModel([worker], coefficients)
         inputs, outputs = (np.array(column) for column in zip(*served, strict=True))
         plans = ServingPlans.of(np.zeros(len(served), dtype=np.int64), 1, inputs, outputs)
-        rates = used * np.array([sizes[key][size] for size in served]) / worker.data_parallel_size
+        rates = used * np.array([sizes[kind][size] for size in served]) / worker.data_parallel_size
         loop = Settling(compiled, plans).at(rates)
         slo = model.slo or instance.slo or Slo()
         share = None if slo.percentile is None else slo.percentile / 100
         first_token = compiled.coefficients.of_ttft("first_token", worker)
         ttft = (loop.ttft_mean_s if share is None else loop.ttft_s(share)) + first_token
         tpot = loop.tpot_mean_s if share is None else loop.tpot_s(share)
-        kind = "mean" if share is None else f"p{slo.percentile:g}"
+        told = "mean" if share is None else f"p{slo.percentile:g}"
         for what, values, limit in (("TTFT", ttft, slo.ttft_s), ("TPOT", tpot, slo.tpot_s)):
             worst = int(np.argmax(values))
             size = f"{served[worst][0]}/{served[worst][1]} tokens"
             value = float(values[worst])
             if np.isfinite(value):
-                yield Margin(f"{where}, {size}", f"{what}, {kind}, fullest hour", value, limit, "s")
+                yield Margin(f"{where}, {size}", f"{what}, {told}, fullest hour", value, limit, "s")
