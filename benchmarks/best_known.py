@@ -24,6 +24,7 @@ METHODS = {
     "parallel": ("highs", "scip"),
     "layers": ("highs", "scip"),
     "windows": ("highs", "scip"),
+    "training": ("enumeration",),
     "pods": ("patterns",),
 }
 

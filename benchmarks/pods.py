@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from benchmarks.common import Row, data_folder, main
+from benchmarks.priority_matters import rows
 from formulations.base import solve
 from formulations.outcome import Outcome, SolveOptions
 from formulations.pod_packing.baseline import fgd, kube_default
@@ -41,7 +42,8 @@ def openb(
     pods = read_openb_pods(folder / PODS.format(trace))
     rng = random.Random(seed)
     if num_nodes is not None:
-        nodes = tuple(rng.sample(nodes, num_nodes))
+        # In the order of names: FGD's tie rule goes by it.
+        nodes = tuple(sorted(rng.sample(nodes, num_nodes), key=lambda node: node.name))
     if demand is not None:
         wanted, asked, drawn = demand * 1000 * sum(node.gpus for node in nodes), 0, []
         while asked < wanted:
@@ -139,7 +141,7 @@ def consolidate(short: bool) -> Iterator[Row]:
         yield Row(case, "CPU", cpu_s, 10.0, "asked", "s", "lower")
 
 
-CASES = {"traces": traces, "sizes": sizes, "tiers": tiers, "consolidate": consolidate}
+CASES = {"traces": traces, "sizes": sizes, "tiers": tiers, "consolidate": consolidate, "priority_matters": rows}
 
 if __name__ == "__main__":
     main("pods", CASES)

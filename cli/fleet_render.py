@@ -10,8 +10,9 @@ import numpy as np
 from rich.table import Table
 
 from cli.render import number, percent, printable, table
-from formulations.gpu_fleet.insight import binding, instance_counts
+from formulations.gpu_fleet.insight import binding
 from formulations.gpu_fleet.problem import FleetProblem
+from formulations.gpu_fleet.rows import Rows, instance_counts
 from planner.fleet_plan import FleetPlan, Insight, Period, Relief
 from planner.plan import PlanDocument
 from planner.units import format_seconds
@@ -93,12 +94,8 @@ def _runs(problem: FleetProblem, period: Period, full: dict[str, float]) -> Tabl
 def _routes(problem: FleetProblem, period: Period) -> Iterator[Part]:
     """The largest flows of requests."""
     rate = problem.rate[problem.hours.index(period.hours)]
-    keys = zip(problem.bucket_model, problem.input_tokens, problem.output_tokens, strict=True)
-    buckets = {(problem.model_names[m], int(i), int(o)): d for d, (m, i, o) in enumerate(keys)}
-    flows = [
-        (float(rate[buckets[row.model, row.input_tokens, row.output_tokens]]) * row.fraction, row)
-        for row in period.assignment
-    ]
+    known = Rows(problem)
+    flows = [(float(rate[known.bucket(row)]) * row.fraction, row) for row in period.assignment]
     flows.sort(key=lambda flow: -flow[0])
     split = any(row.role != "both" for row in period.assignment)
     rows = [

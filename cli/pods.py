@@ -62,6 +62,13 @@ def pods(
     ] = None,
     objective: Annotated[GoalName | None, _flag("default: priority", GOAL)] = None,
     powered: Annotated[Counted | None, _flag("what consolidation counts of nodes in use; default: gpus", GOAL)] = None,
+    moves: Annotated[
+        int | None, _flag("running pods that may be moved or evicted, at most; default: none", GOAL, "N", "--moves")
+    ] = None,
+    evict: Annotated[
+        bool | None,
+        _flag("with --moves: pods of lower priority may be left without a place", GOAL, None, "--evict"),
+    ] = None,
     time_slice: Annotated[float | None, _flag("most seconds for one tier of the goal", GOAL, "S")] = None,
     output: OutputOption = None,
     time_limit: TimeLimitOption = 30.0,
@@ -75,8 +82,8 @@ def pods(
 ) -> int:
     """Give pending pods a place, down to the GPU: most by priority, most GPU allocated, or fewest nodes in use.
 
-    Reads what kubectl prints. Pods that run stay where they are. Every pod without a place is told with its reason.
-    Nothing is changed in any cluster.
+    Reads what kubectl prints. Pods that run stay where they are, but for --moves. Every pod without a place is told
+    with its reason. Nothing is changed in any cluster.
 
     Exit codes: 0 a plan, 2 usage, 3 proven infeasible, 4 short of the asked gap, 5 no plan found, 7 bad files.
     """
@@ -103,6 +110,9 @@ def pods(
         ("objects",): Flag("--objects", [path(one) for one in objects] if objects else None),
         ("objective",): Flag("--objective", objective),
         ("powered",): Flag("--powered", powered),
+        ("moves", "allowed"): Flag("--moves", None if moves is None else True),
+        ("moves", "max"): Flag("--moves", moves),
+        ("moves", "evict"): Flag("--evict", evict),
         ("time_slice_s",): Flag("--time-slice", time_slice),
     }
     source = merge(instance, flags, problem="pods")

@@ -19,11 +19,12 @@ def pods_answer(document: PlanDocument, problem: Any) -> Iterable[tuple[str, str
     """Tiers, places by kind of node, and reasons."""
     plan: Any = document.plan
     terms = document.outcome.terms
-    fresh = sum(not one.running for one in plan.placements)
-    yield (
-        "placed",
-        f"{fresh} pending pods; {len(plan.placements) - fresh} run already; {len(plan.unplaced)} have no place",
-    )
+    moved = {move.pod for move in plan.moves}
+    fresh = sum(not one.running and one.pod not in moved for one in plan.placements)
+    left = len(plan.unplaced) - len(plan.evictions)
+    yield "placed", f"{fresh} pending pods; {len(plan.placements) - fresh} run already; {left} have no place"
+    if moved or plan.evictions:
+        yield "moves", _moves(plan, len(moved))
     if plan.tiers:
         rows = [
             (
@@ -49,3 +50,14 @@ def pods_answer(document: PlanDocument, problem: Any) -> Iterable[tuple[str, str
         yield "no place", f"{printable(first[reason])}{more}: {printable(reason)}"
     if len(reasons) > MOST_REASONS:
         yield "no place", f"and {len(reasons) - MOST_REASONS} more reasons; --json has all"
+
+
+def _moves(plan: Any, moved: int) -> str:
+    """How many pods move in how many steps, and circles that had to be broken."""
+    steps = max((move.arrives or move.step for move in plan.moves), default=0)
+    text = f"{moved} running pods move, in {steps} steps; {len(plan.evictions)} are evicted for good"
+    spare = sum(move.way == "spare" for move in plan.moves)
+    first = sum(move.way == "evict-first" for move in plan.moves)
+    if spare or first:
+        text += f"; circles broken by a spare place: {spare}, by stopping a pod before it starts again: {first}"
+    return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
@@ -36,12 +36,20 @@ class Unplaced(Description):
 
 
 class PodMove(Description):
-    """A running pod that changes its node; moves of one step happen together."""
+    """A running pod that changes its node; moves of one step happen together, each started before it is stopped.
+
+    way : `spare` goes to a place for a while, to let others pass; `evict-first` stops at the beginning of `step` and
+        starts again in step `arrives`.
+    gpus : devices at the new node.
+    """
 
     step: Count
     pod: str
     from_node: Annotated[str, Field(alias="from")]
     to_node: Annotated[str, Field(alias="to")]
+    gpus: tuple[GpuShare, ...] = ()
+    way: Literal["direct", "spare", "evict-first"] = "direct"
+    arrives: Count | None = None
 
 
 class Tier(Description):
@@ -60,7 +68,7 @@ class Tier(Description):
 
 
 class PodsPlan(Description):
-    """An answer to a `pods` instance."""
+    """An answer to a `pods` instance. Evictions come first, then moves by step, then pending pods start."""
 
     placements: tuple[Placement, ...]
     unplaced: tuple[Unplaced, ...] = ()

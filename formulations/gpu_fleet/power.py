@@ -23,6 +23,7 @@ from statistics import NormalDist
 import numpy as np
 
 from formulations.gpu_fleet.problem import Draw, FleetProblem, FloatArray, IntArray
+from formulations.gpu_fleet.rows import Rows
 from formulations.gpu_fleet.stages import ROLES, STAGES
 from formulations.gpu_fleet.throughput import Config, replica
 from planner.cost.energy import DECODE_SHARE, IDLE_SHARE, PREFILL_SHARE
@@ -97,30 +98,19 @@ def drawn(problem: FleetProblem, period: Period) -> Drawn:
     """Draw of a plan's period, from its decisions alone."""
     assert problem.draw is not None
     draw, index = problem.draw, problem.hours.index(period.hours)
-    offers = {name: k for k, name in enumerate(problem.offer_names)}
-    models = {name: m for m, name in enumerate(problem.model_names)}
-    configs = {
-        (int(problem.config_pool[c]), int(problem.config_model[c]), int(problem.config_gpus[c]), ROLES[role]): c
-        for c, role in enumerate(problem.config_role.tolist())
-    }
-    keys = zip(problem.bucket_model, problem.input_tokens, problem.output_tokens, strict=True)
-    buckets = {(int(m), int(i), int(o)): d for d, (m, i, o) in enumerate(keys)}
+    known = Rows(problem)
     expected = boards = variance = 0.0
     for row in period.allocation:
-        k = offers[row.offer]
+        k = known.offers[row.offer]
         each = problem.watts[k] / problem.gpus[k]
         expected += draw.idle[k] * row.count
         boards += problem.watts[k] * row.count
         variance += (SPREAD * each) ** 2 * problem.gpus[k] * row.count
     needed = problem.needed(index)
     for replicas in period.replicas:
-        pool = int(problem.pool_of_offer[offers[replicas.offer]])
-        config = configs[pool, models[replicas.model], replicas.gpus, replicas.role]
-        expected += draw.running[config] * replicas.count
+        expected += draw.running[known.config(replicas)] * replicas.count
     for one in period.assignment:
-        model = models[one.model]
-        config = configs[int(problem.pool_of_offer[offers[one.offer]]), model, one.gpus, one.role]
-        bucket = buckets[model, one.input_tokens, one.output_tokens]
-        expected += float(needed[bucket]) * one.fraction * draw.joules[bucket, config]
+        bucket = known.bucket(one)
+        expected += float(needed[bucket]) * one.fraction * draw.joules[bucket, known.config(one)]
     deviation = np.sqrt((1 - CORRELATION) * variance + CORRELATION * (SPREAD * boards) ** 2)
     return Drawn(float(expected), float(boards), float(deviation))

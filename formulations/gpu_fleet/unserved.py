@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
+from formulations.gpu_fleet.rows import Rows
 from formulations.gpu_fleet.stages import servable
 from planner.fleet_plan import FleetPlan, Unserved
 
@@ -91,12 +92,11 @@ def broken_by_one_more(problem: FleetProblem, offer: int, fleets: IntArray) -> I
 
 def served_per_s(problem: FleetProblem, plan: FleetPlan) -> FloatArray:
     """Requests a second that are served in each of the plan's periods, [periods, D]."""
-    sizes = zip(problem.bucket_model, problem.input_tokens, problem.output_tokens, strict=True)
-    bucket = {(problem.model_names[m], int(i), int(o)): d for d, (m, i, o) in enumerate(sizes)}
+    known = Rows(problem)
     served = np.array([problem.rate[problem.hours.index(period.hours)] for period in plan.periods])
     for place, period in enumerate(plan.periods):
         for row in period.unserved:
-            served[place, bucket[row.model, row.input_tokens, row.output_tokens]] *= 1 - row.fraction
+            served[place, known.bucket(row)] *= 1 - row.fraction
     return served
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from formulations.pod_packing.check_moves import check_moves
 from formulations.pod_packing.problem import Near, PodsProblem, Spread
 from planner.cost.verdict import Violation
 from planner.kubernetes.snapshot import WHOLE_MILLI
@@ -21,6 +22,7 @@ def check(problem: PodsProblem, plan: PodsPlan) -> list[Violation]:
     where = _where(problem, plan)
     return [
         *_running(problem, plan, where),
+        *check_moves(problem, plan),
         *_allowed(problem, where),
         *_amounts(problem, where),
         *_devices(problem, plan),
@@ -62,7 +64,7 @@ def _names(problem: PodsProblem, plan: PodsPlan) -> Iterator[Violation]:
 
 
 def _running(problem: PodsProblem, plan: PodsPlan, where: dict[int, int]) -> Iterator[Violation]:
-    """Running pods stay on their nodes and devices; gated pods take no part; nothing is moved or evicted."""
+    """Gated pods take no part; without leave (`check_moves`) running pods stay on their nodes and devices."""
     told = {one.pod: one for one in plan.placements}
     for pod, name in enumerate(problem.pod_names):
         node = int(problem.pod_node[pod])
@@ -72,14 +74,12 @@ def _running(problem: PodsProblem, plan: PodsPlan, where: dict[int, int]) -> Ite
             if pod in where and told[name].running:
                 yield _broken("running", name, f"{name} is said to run, but it is pending")
             continue
+        if problem.leave is not None:
+            continue
         if where.get(pod) != node:
             yield _broken("running", name, f"{name} runs on {problem.node_names[node]} and must stay there")
         elif {share.index for share in told[name].gpus} != set(problem.pod_devices[pod]) or not told[name].running:
             yield _broken("running", name, f"{name} runs already, on devices {problem.pod_devices[pod]}")
-    for move in plan.moves:
-        yield _broken("moves", move.pod, f"{move.pod} is moved, which the instance does not allow")
-    for name in plan.evictions:
-        yield _broken("moves", name, f"{name} is evicted, which the instance does not allow")
 
 
 def _allowed(problem: PodsProblem, where: dict[int, int]) -> Iterator[Violation]:

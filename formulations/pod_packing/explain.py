@@ -10,14 +10,16 @@ from formulations.pod_packing.state import State
 from planner.kubernetes.snapshot import CPU, WHOLE_MILLI
 from planner.units import format_bytes
 
+#: Reason of a running pod that is left without a node.
+EVICTED = "evicted: pods of a higher priority take its place"
 #: Classes named in the reasons of an infeasible instance.
 MOST_NAMED = 10
 
 
 def reasons(problem: PodsProblem, state: State) -> dict[int, str]:
-    """The reason of every pending pod without a place; pods of a class share it."""
+    """The reason of every pod without a place; pods of a class share it."""
     by_class: dict[int, str] = {}
-    found: dict[int, str] = {}
+    found: dict[int, str] = {pod: EVICTED for pod in state.gone if pod not in state.place_of}
     for pod in np.flatnonzero(problem.pod_node < 0).tolist():
         if pod in state.place_of:
             continue

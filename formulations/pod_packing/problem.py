@@ -43,6 +43,28 @@ class Spread(Rule):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class EvictionBudget:
+    """A PodDisruptionBudget: of `pods` [P] so many may be moved or evicted."""
+
+    name: str
+    pods: BoolArray
+    allowed: int
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Leave:
+    """What may happen to running pods: at most so many are moved or evicted.
+
+    movable : [P] running pods that may leave their node. evictable : [J] classes whose pods may be left without a node.
+    """
+
+    most: int
+    movable: BoolArray
+    evictable: BoolArray
+    budgets: tuple[EvictionBudget, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Aim:
     """One tier: the sum of `weight` [J] over placed pods (most), or of `cost` [N] over nodes in use (least)."""
 
@@ -55,7 +77,7 @@ class Aim:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PodsProblem:
-    """P pods of J classes, N nodes, R resources. Pods that run stay on their nodes and devices.
+    """P pods of J classes, N nodes, R resources. Pods that run stay on their nodes and devices, but for `leave`.
 
     capacity : [N, R], request : [J, R], in the units of a snapshot. gpus : [N] devices of 1000 milli each.
     class_gpus, class_milli : [J] devices, and thousandths of each.
@@ -100,6 +122,7 @@ class PodsProblem:
     gang_least: IntArray
     time_slice_s: float | None
     assumptions: tuple[str, ...] = ()
+    leave: Leave | None = None
 
     @property
     def num_nodes(self) -> int:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from formulations.pod_packing.leave import with_leave
 from formulations.pod_packing.problem import BoolArray, Near, PodsProblem, Spread
 from formulations.reading import Reading
 from planner.descriptions.pods import PodsInstance
@@ -28,8 +29,8 @@ MAX_TABLE = 400_000_000
 def read_problem(instance: PodsInstance, source: SourceText | None = None) -> PodsProblem:
     """Read the files that the instance names and build the arrays. Raises DescriptionError with all problems found."""
     reading = Reading(source)
-    if instance.moves.allowed:
-        reading.find(("moves", "allowed"), "moving running pods is not planned yet: they stay where they are")
+    if instance.moves.allowed and instance.objective == "consolidate":
+        reading.find(("moves", "allowed"), "with the objective consolidate running pods stay where they are")
     reading.stop_if_wrong()
     snapshot = _snapshot(instance, reading)
     return problem_of(snapshot, instance, reading)
@@ -104,7 +105,7 @@ class _Arrays:
         if self.instance.objective == "allocation" and not any(node.gpus for node in self.nodes):
             self.reading.find(("objective",), "no node has a GPU to allocate")
             self.reading.stop_if_wrong()
-        return PodsProblem(
+        problem = PodsProblem(
             name=self.instance.name,
             sha256=self._sha256(),
             objective=self.instance.objective,
@@ -137,6 +138,7 @@ class _Arrays:
             time_slice_s=self.instance.time_slice_s,
             assumptions=tuple(self.assumptions),
         )
+        return with_leave(problem, self.instance.moves, self.snapshot) if self.instance.moves.allowed else problem
 
     def _names(self) -> dict[str, int]:
         """Nodes by name; repeated names and pods on unknown nodes are mistakes."""

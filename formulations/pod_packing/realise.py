@@ -62,12 +62,12 @@ def fill(state: State, weight: FloatArray) -> None:
     """Place what still fits, the most weight [J] first and of that the largest, each where it leaves least behind."""
     problem = state.problem
     pods = [pod for pods in waiting_pods(state).values() for pod in pods]
-    size = _size(problem)
+    size = size_of(problem)
     pods.sort(key=lambda pod: (-weight[problem.pod_class[pod]], -size[problem.pod_class[pod]], pod))
-    greedy(state, pods, _tightest(problem), State.devices)
+    greedy(state, pods, tightest(problem), State.devices)
 
 
-def _size(problem: PodsProblem) -> FloatArray:
+def size_of(problem: PodsProblem) -> FloatArray:
     """Largest share of anything that a pod of each class takes of all there is, [J]."""
     shares = problem.request / np.maximum(1, problem.capacity.astype(np.float64).sum(axis=0))
     gpus = problem.milli / max(1.0, 1000.0 * float(problem.gpus.sum()))
@@ -75,7 +75,7 @@ def _size(problem: PodsProblem) -> FloatArray:
     return found
 
 
-def _tightest(problem: PodsProblem):  # type: ignore[no-untyped-def]
+def tightest(problem: PodsProblem):  # type: ignore[no-untyped-def]
     """Points that are higher the less a node has left; nodes in use come before all others."""
     capacity = np.maximum(problem.capacity, 1)
     whole = np.maximum(1000.0 * problem.gpus, 1.0)

@@ -18,7 +18,8 @@ from planner.workload import IntArray
 class State:
     """free : [N, R]; device : [N, D] thousandths that are free, -1 beyond a node's devices.
 
-    place_of : node and devices of each placed pending pod.
+    place_of : node and devices of each pod that the plan places. gone : running pods that leave their place; such a one
+    is in place_of too where it is moved, else it is evicted.
     """
 
     def __init__(self, problem: PodsProblem) -> None:
@@ -27,6 +28,7 @@ class State:
         most = int(problem.gpus.max(initial=0))
         self.device: IntArray = np.where(np.arange(most) < problem.gpus[:, None], WHOLE_MILLI, -1).astype(np.int64)
         self.place_of: dict[int, tuple[int, tuple[int, ...]]] = {}
+        self.gone: set[int] = set()
         self.placed = np.zeros(problem.num_classes, dtype=np.int64)
         self.pods_on = np.zeros(problem.num_nodes, dtype=np.int64)
         sizes = [int(problem.domain[rule.topology].max(initial=-1)) + 1 for rule in problem.rules]
@@ -60,7 +62,7 @@ class State:
                 self._owners[index][domain] += sign
 
     def place(self, pod: int, node: int, devices: tuple[int, ...]) -> None:
-        """Put a pending pod on a node and its devices, which must have room."""
+        """Put a pod without a place on a node and its devices, which must have room."""
         self._change(int(self.problem.pod_class[pod]), node, devices, 1)
         self.place_of[pod] = node, devices
 
@@ -68,6 +70,12 @@ class State:
         """Take a placed pod away again."""
         node, devices = self.place_of.pop(pod)
         self._change(int(self.problem.pod_class[pod]), node, devices, -1)
+
+    def take(self, pod: int) -> None:
+        """Take a running pod off its node."""
+        problem = self.problem
+        self._change(int(problem.pod_class[pod]), int(problem.pod_node[pod]), problem.pod_devices[pod], -1)
+        self.gone.add(pod)
 
     def room(self, j: int, nodes: IntArray | None = None) -> BoolArray:
         """Nodes with room for a pod of class j that it may run on, rules between pods aside; [N] or [len(nodes)]."""
@@ -215,9 +223,9 @@ class State:
         placements, unplaced = [], []
         for pod, name in enumerate(problem.pod_names):
             node, devices = int(problem.pod_node[pod]), problem.pod_devices[pod]
-            running = node >= 0
-            if not running and pod in self.place_of:
-                node, devices = self.place_of[pod]
+            running = node >= 0 and pod not in self.gone
+            if not running:
+                node, devices = self.place_of.get(pod, (-1, ()))
             if node < 0:
                 unplaced.append(Unplaced(pod=name, reason=reasons[pod]))
                 continue

@@ -16,7 +16,8 @@ from planner.plan import PodsDocument
 def write(document: PodsDocument, path: str) -> None:
     """A v1 List, one Binding a pod in the order of the plan; ExportError where nothing is to be bound."""
     assert document.plan is not None
-    pods = [one for one in document.plan.placements if not one.running]
+    moved = {move.pod for move in document.plan.moves}
+    pods = [one for one in document.plan.placements if not one.running and one.pod not in moved]
     if not pods:
         raise ExportError("the plan places no pending pod: there is nothing to bind")
     items = []

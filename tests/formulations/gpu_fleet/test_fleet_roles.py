@@ -236,7 +236,7 @@ def other_bytes(plan: Plain) -> None:
 
 MUTATIONS: list[tuple[Callable[[Plain], None], str]] = [
     (drop_experts, "demand"),
-    (other_role, "assignment"),
+    (other_role, "configuration"),
     (other_replicas, "configuration"),
     (no_flows, "flow"),
     (half_a_flow, "flow"),

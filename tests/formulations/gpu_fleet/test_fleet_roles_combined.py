@@ -124,6 +124,18 @@ def test_power_is_that_of_all_roles() -> None:
     assert run(split(max_watts=333, power={"draw": 0.5, "margin": 0.1})).status == "infeasible"
 
 
+def test_a_plan_of_unknown_replicas_is_no_crash() -> None:
+    """What they draw is not known, and need not be."""
+    made = split(max_watts=400, power={"draw": 0.5, "margin": 0.1})
+    plan = solved(made, 9.0)
+    changed = plan.model_dump(mode="json")
+    changed["periods"][0]["replicas"][0]["gpus"] = 7
+    assert {one.rule for one in check(made, FleetPlan.model_validate(changed))} == {"configuration"}
+    changed = plan.model_dump(mode="json")
+    changed["periods"][0]["assignment"][0]["input_tokens"] = 7
+    assert {one.rule for one in check(made, FleetPlan.model_validate(changed))} == {"assignment", "summary"}
+
+
 def test_spot_is_not_told_full_because_two_stages_are_on_it() -> None:
     """3 of 10/s prefill and 3 of 10/s decode on spot: 30 % of each stage, and the limit of 40 % is not reached."""
     rows = offers(big=4.0, small=1.0, spot={"price": 3.0, "market": "spot", "max_count": 1, "min_count": 1})

@@ -1,0 +1,1 @@
+"""Running clusters: columns of pods removed from and added to a node, within a budget of moves."""
