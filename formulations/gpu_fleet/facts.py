@@ -10,7 +10,7 @@ import numpy as np
 
 from formulations.gpu_fleet.insight import explain_plan
 from formulations.gpu_fleet.problem import FleetProblem
-from formulations.gpu_fleet.stages import ROLES
+from formulations.gpu_fleet.rows import Rows
 from formulations.gpu_fleet.sweep import scaled, sweep
 from formulations.gpu_fleet.throughput import replica
 from formulations.outcome import OnProgress, SolveOptions
@@ -21,7 +21,7 @@ from planner.cost.serving.predict import ServingModel, ServingPlans
 from planner.descriptions.efficiency import calibrated
 from planner.descriptions.fleet import FleetInstance
 from planner.files import SourceText
-from planner.fleet_plan import Assignment, FleetPlan
+from planner.fleet_plan import FleetPlan
 from planner.plan import FleetDocument
 from planner.reporting.workbook.facts import Margin, Route, Scenario
 from planner.reporting.workbook.fleet_placement import ReplicaKind
@@ -34,23 +34,12 @@ FACTORS = (0.5, 0.75, 1.25, 1.5, 2.0)
 
 def route_throughput(problem: FleetProblem, plan: FleetPlan) -> dict[Route, float]:
     """Requests/s that one replica serves of a size, of every route of the plan."""
+    rows = Rows(problem)
     return {
-        (bucket, one.offer, one.gpus, one.role): float(problem.throughput[bucket, config])
+        (rows.bucket(one), one.offer, one.gpus, one.role): float(problem.throughput[rows.bucket(one), rows.config(one)])
         for period in plan.periods
         for one in period.assignment
-        for bucket, config in [_place(problem, one)]
     }
-
-
-def _place(problem: FleetProblem, route: Assignment) -> tuple[int, int]:
-    """Bucket and configuration of a route. Raises IndexError for one that the problem has not."""
-    model = problem.model_names.index(route.model)
-    own = (problem.bucket_model == model) & (problem.input_tokens == route.input_tokens)
-    own &= problem.output_tokens == route.output_tokens
-    pool = problem.pool_of_offer[problem.offer_names.index(route.offer)]
-    same = (problem.config_pool == pool) & (problem.config_model == model) & (problem.config_gpus == route.gpus)
-    same &= problem.config_role == ROLES.index(route.role)
-    return int(np.flatnonzero(own)[0]), int(np.flatnonzero(same)[0])
 
 
 def scenarios(
@@ -96,6 +85,7 @@ def margins(instance: FleetInstance, problem: FleetProblem, plan: FleetPlan, sou
 
 
 def _margins(instance: FleetInstance, problem: FleetProblem, plan: FleetPlan, source: SourceText) -> Iterator[Margin]:
+    rows = Rows(problem)
     described = {model.name: model for model in instance.models}
     devices = {offer.name: catalog.device(offer.device) for offer in instance.offers}
     coefficients = None if instance.calibration is None else calibrated(source.base_dir / instance.calibration)
@@ -105,7 +95,7 @@ def _margins(instance: FleetInstance, problem: FleetProblem, plan: FleetPlan, so
         busy: dict[ReplicaKind, float] = defaultdict(float)
         rate = problem.rate[problem.hours.index(period.hours)]
         for one in period.assignment:
-            bucket, config = _place(problem, one)
+            bucket, config = rows.bucket(one), rows.config(one)
             key: ReplicaKind = one.offer, one.model, one.gpus, one.role
             throughput = float(problem.throughput[bucket, config])
             busy[key] += float(rate[bucket]) * one.fraction / throughput

@@ -165,7 +165,7 @@ def _charts(book: Book, instance: FleetInstance, facts: FleetFacts, places: Plac
         ))  # fmt: skip
     rows = list(places.offer_rows.values())
     names = plan.ref(rows[0], PLAN_OFFER, rows[-1])
-    row = _chart(sheet, row, "column", "Instances of each offer, on average", "offer", "instances", (
+    row = _chart(sheet, row, "bar", "Instances of each offer, on average", "", "instances", (
         Series("instances", names, plan.ref(rows[0], PLAN_MEAN, rows[-1])),
     ))  # fmt: skip
     if places.groups and len(places.groups) <= 60:

@@ -42,7 +42,7 @@ from planner.reporting.workbook.layout import DEMAND, FIRST_ROW, OFFERS, TITLE_R
 MONTH_H = 730
 #: Columns of Plan's table, and the row of its head.
 (PLAN_OFFER, PLAN_GPU, PLAN_GPUS, PLAN_PRICE, PLAN_POWER, PLAN_PEAK, PLAN_MEAN) = range(PLAN_PERIODS)
-PLAN_ROW = 24
+PLAN_ROW = 19
 
 #: Rows of a sheet by period and name.
 Rows = defaultdict[tuple[int, str], list[int]]

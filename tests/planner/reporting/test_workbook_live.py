@@ -23,7 +23,7 @@ FUNCTIONS = {
     "ABS", "AND", "AVERAGE", "COUNT", "COUNTA", "EXACT", "IF", "IFERROR", "INDEX", "ISBLANK", "ISLOGICAL", "ISNUMBER",
     "ISTEXT", "MAX", "MIN", "OR", "ROUNDUP", "SUM", "SUMIFS", "SUMPRODUCT",
 }  # fmt: skip
-FLEETS = ("two_offers", "scarce", "split_roles", "shared_nodes", "week")
+FLEETS = ("two_offers", "scarce", "split_roles", "zones", "day", "week")
 
 TWO = """
 problem: fleet
@@ -209,6 +209,54 @@ def test_an_unknown_power_is_not_zero(tmp_path: Path) -> None:
     assert engine[STATUS] == "CURRENT"
     engine.type(cell_of(tmp_path / "p.xlsx", "Inputs", "power"), 5000)
     assert str(engine[STATUS]).startswith("BROKEN")
+
+
+def test_replicas_have_to_fit_the_gpus(tmp_path: Path) -> None:
+    """Two replicas of 1 GPU and one of 2 fill a node of 4; in a node of 2 GPUs two are too many."""
+    (tmp_path / "n.yaml").write_text(
+        """
+problem: fleet
+name: shared
+models: [{name: a, min_replicas: 2}, {name: b}]
+offers: [{name: node, device: l4, gpus: 4, price_usd_per_hour: 4}]
+demand:
+  - {model: a, input_tokens: 100, output_tokens: 100, rate_per_s: 3}
+  - {model: b, input_tokens: 100, output_tokens: 100, rate_per_s: 1}
+profiles:
+  - {offer: node, model: a, input_tokens: 100, output_tokens: 100, max_rate_per_s: 1.5, gpus: 1}
+  - {offer: node, model: b, input_tokens: 100, output_tokens: 100, max_rate_per_s: 1, gpus: 2}
+quotas: [{name: all, offers: [node], max_gpus: 4}]
+"""
+    )
+    book, document = book_of(tmp_path / "n.yaml")
+    assert document.outcome.objective == pytest.approx(4)
+    write_xlsx(book, str(tmp_path / "n.xlsx"))
+    engine = Engine(tmp_path / "n.xlsx")
+    assert engine[STATUS] == "CURRENT"
+    engine.type("Catalogue!C6", 2)
+    assert str(engine[STATUS]).startswith("BROKEN: 1 checks")
+    engine.type("Catalogue!C6", 8)
+    # 8 GPUs of a quota of 4.
+    assert str(engine[STATUS]).startswith("BROKEN: 1 checks")
+
+
+def test_bursts_stand_for_headroom_and_draw_for_power(tmp_path: Path) -> None:
+    """1.25 times 8 a second are 10, as with headroom. 988 W of boards draw 494 at a half, of 0.9 x 1000."""
+    text = TWO.replace("headroom: 0.25", "max_watts: 1000\npower: {draw: 0.5, margin: 0.1}")
+    text = text.replace("rate_per_s: 8}", "rate_per_s: 8, burst: 1.25}").replace("rate_per_s: 1.6}", "rate_per_s: 2}")
+    (tmp_path / "b.yaml").write_text(text)
+    book, document = book_of(tmp_path / "b.yaml")
+    assert document.outcome.objective == pytest.approx(8)
+    path = tmp_path / "b.xlsx"
+    write_xlsx(book, str(path))
+    engine = Engine(path)
+    assert engine[STATUS] == "CURRENT"
+    assert engine[cell_of(path, "Plan", "fullest replicas")] == pytest.approx(1.0)
+    engine.type("Demand!G6", 1.5)
+    assert engine[cell_of(path, "Plan", "fullest replicas")] == pytest.approx(1.2)
+    engine.type("Demand!G6", 1.25)
+    engine.type(cell_of(path, "Inputs", "power"), 500)
+    assert str(engine[STATUS]).startswith("BROKEN: 1 checks")
 
 
 def formulas(book: Book) -> list[str]:
