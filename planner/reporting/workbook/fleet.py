@@ -12,7 +12,7 @@ from planner.reporting.workbook.explain import explain_sheet
 from planner.reporting.workbook.facts import FleetFacts
 from planner.reporting.workbook.fleet_checks import all_inputs, live_checks, not_followed
 from planner.reporting.workbook.fleet_inputs import input_sheets, num_hours
-from planner.reporting.workbook.fleet_placement import GROUP_LOAD, GROUP_MODEL, Places
+from planner.reporting.workbook.fleet_placement import GROUP_KIND, GROUP_LOAD, GROUP_MODEL, Places
 from planner.reporting.workbook.fleet_plan import PLAN_MEAN, PLAN_OFFER, PLAN_PRICE, plan_sheets
 from planner.reporting.workbook.layout import FIRST_ROW, TITLE_ROW
 from planner.reporting.workbook.read_me import read_me
@@ -110,10 +110,11 @@ def _sensitivity(
     sheet.row(row, ("model", "fullest", "room for growth"), "head")
     for model in instance.models:
         row += 1
-        own = [here for here in places.groups if places.placement.cells[here, GROUP_MODEL].value == model.name]
-        loads = ",".join(places.placement.ref(here, GROUP_LOAD) for here in own[:200])
+        own = [number for number, kind in enumerate(places.kinds, 1) if kind[1] == model.name]
+        of_kinds = "+".join(f"({places.group(GROUP_KIND)}={number})" for number in own)
+        fullest = f"SUMPRODUCT(MAX(({of_kinds})*{places.group(GROUP_LOAD)}))" if own else "0"
         sheet.put(row, 0, model.name)
-        sheet.put(row, 1, Formula(f"=MAX({loads or 0})"), "percent")
+        sheet.put(row, 1, Formula(f"={fullest}"), "percent")
         sheet.put(row, 2, Formula(f'=IF({a1(row, 1)}>0,1/{a1(row, 1)}-1,"")'), "percent")
     row += 2
     titles = ("limit that binds", "now", "relaxed to", "saves at least", "saves at most")

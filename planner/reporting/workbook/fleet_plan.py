@@ -189,12 +189,23 @@ def _spot_share(places: Places, period: Period, rows: list[int], all_rows: list[
     for roles in (("both", "prefill"), ("both", "decode", "attention"), ("both", "decode", "experts")):
         own = [row for row in rows if period.assignment[row - first].role in roles]
         if own:
-            spot = "+".join(places.placement.ref(row, ROUTE_SPOT) for row in own)
+            sheet, runs = places.placement, _runs(own)
+            spot = "+".join(f"SUM({sheet.ref(low, ROUTE_SPOT, high)})" for low, high in runs)
             served = "+".join(
-                f"{places.placement.ref(row, ROUTE_RATE)}*{places.placement.ref(row, ROUTE_SHARE)}" for row in own
+                f"SUMPRODUCT({sheet.ref(low, ROUTE_RATE, high)},{sheet.ref(low, ROUTE_SHARE, high)})"
+                for low, high in runs
             )
             shares.append(f"IF({served}>0,({spot})/({served}),0)")
     return f"=MAX({','.join(dict.fromkeys(shares)) or 0})"
+
+
+def _runs(rows: list[int]) -> list[tuple[int, int]]:
+    """First and last of rows that follow one another: formulas have at most 8192 characters."""
+    runs: list[tuple[int, int]] = []
+    for row in rows:
+        low = runs.pop()[0] if runs and runs[-1][1] == row - 1 else row
+        runs.append((low, row))
+    return runs
 
 
 def _rows(plan: FleetPlan) -> tuple[Rows, Rows]:

@@ -23,6 +23,7 @@ from planner.reporting.workbook.cells import Book, Chart, Formula, Rule, Sheet, 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 #: Longest text of a cell, and most rows and columns. Source: Excel specifications and limits.
 MAX_CHARS, MAX_ROWS, MAX_COLUMNS = 32_767, 1_048_576, 16_384
+MAX_FORMULA_CHARS = 8_192
 #: Most cells of a book: about 100 MB, and a minute to open.
 MAX_CELLS = 2_000_000
 
@@ -138,6 +139,10 @@ def _refuse(book: Book) -> None:
             where = f"{sheet.name}!{a1(row, col)}"
             if row >= MAX_ROWS or col >= MAX_COLUMNS:
                 raise ExportError(f"{where} lies beyond the last row or column of a workbook")
+            if isinstance(cell.value, Formula) and len(cell.value.text) > MAX_FORMULA_CHARS:
+                raise ExportError(
+                    f"{where}: a formula has at most {MAX_FORMULA_CHARS} characters; merge offers or sizes"
+                )
             if not isinstance(cell.value, str):
                 continue
             if len(cell.value) > MAX_CHARS:
