@@ -23,13 +23,14 @@ class Allocation(Description):
 
 
 class Replicas(Description):
-    """Replicas of one model and size on instances of one offer."""
+    """Replicas of one model and size on instances of one offer. worker : which, where a table of workers names them."""
 
     offer: str
     model: str
     gpus: Annotated[int, Field(ge=1)]
     count: Count
     role: Role = "both"
+    worker: str | None = None
 
 
 class Assignment(Description):
@@ -42,6 +43,7 @@ class Assignment(Description):
     gpus: Annotated[int, Field(ge=1)]
     fraction: Fraction
     role: Role = "both"
+    worker: str | None = None
 
 
 class Flow(Description):

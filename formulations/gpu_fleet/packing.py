@@ -133,10 +133,11 @@ def _survival(
 
 def _replicas(problem: FleetProblem, where: IntArray) -> tuple[Replicas, ...]:
     """Counts by offer, model and size: configurations of one pool that differ in nothing else are one."""
-    found: dict[tuple[int, int, int, int], int] = defaultdict(int)
+    found: dict[tuple[int, int, int, int, str], int] = defaultdict(int)
     for config, offer in zip(*np.nonzero(where), strict=True):
         key = int(offer), int(problem.config_model[config]), int(problem.config_gpus[config])
-        found[*key, int(problem.config_role[config])] += int(where[config, offer])
+        role, worker = int(problem.config_role[config]), problem.worker(config) or ""
+        found[*key, role, worker] += int(where[config, offer])
     return tuple(
         Replicas(
             offer=problem.offer_names[offer],
@@ -144,8 +145,9 @@ def _replicas(problem: FleetProblem, where: IntArray) -> tuple[Replicas, ...]:
             gpus=gpus,
             count=count,
             role=ROLES[role],
+            worker=worker or None,
         )
-        for (offer, model, gpus, role), count in sorted(found.items())
+        for (offer, model, gpus, role, worker), count in sorted(found.items())
     )
 
 
@@ -165,6 +167,7 @@ def _assignment(problem: FleetProblem, period: int, shares: FloatArray, where: I
                         gpus=int(problem.config_gpus[config]),
                         fraction=min(1.0, float(shares[bucket, config] * where[config, offer] / total[config])),
                         role=ROLES[problem.config_role[config]],
+                        worker=problem.worker(int(config)),
                     )
                 )
     return tuple(made)

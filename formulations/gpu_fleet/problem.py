@@ -82,6 +82,7 @@ class FleetProblem:
     config_model: IntArray
     config_gpus: IntArray
     config_role: IntArray
+    config_worker: tuple[str, ...] = ()
     site_names: tuple[str | None, ...]
     site_of_pool: IntArray
     link_bytes_per_s: FloatArray
@@ -142,6 +143,10 @@ class FleetProblem:
         need = self.needed(period)[:, None]
         possible = self.throughput > 0
         return np.where(possible, need / np.where(possible, self.throughput, 1.0), np.inf)
+
+    def worker(self, config: int) -> str | None:
+        """Name of a configuration in a table of workers; None without one."""
+        return (self.config_worker[config] or None) if self.config_worker else None
 
     def sizes(self, pool: int) -> IntArray:
         """Replica sizes in a pool, ascending; each divides the next, so that packing is exact by counting."""
