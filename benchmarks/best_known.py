@@ -24,7 +24,7 @@ METHODS = {
     "parallel": ("highs", "scip"),
     "layers": ("highs", "scip"),
     "windows": ("highs", "scip"),
-    "pods": ("patterns",),
+    "pods": ("repair",),
 }
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from benchmarks.common import Row, data_folder, main
+from benchmarks.pods_running import moves, rooms
 from formulations.base import solve
 from formulations.outcome import Outcome, SolveOptions
 from formulations.pod_packing.baseline import fgd, kube_default
@@ -139,7 +140,14 @@ def consolidate(short: bool) -> Iterator[Row]:
         yield Row(case, "CPU", cpu_s, 10.0, "asked", "s", "lower")
 
 
-CASES = {"traces": traces, "sizes": sizes, "tiers": tiers, "consolidate": consolidate}
+CASES = {
+    "traces": traces,
+    "sizes": sizes,
+    "tiers": tiers,
+    "consolidate": consolidate,
+    "moves": moves,
+    "headroom": rooms,
+}
 
 if __name__ == "__main__":
     main("pods", CASES)

@@ -1,8 +1,8 @@
 """How many more pods of one kind would fit, now and after some moves: an interval each.
 
-Without moves the count is exact: pods of one kind go onto each node by plain arithmetic. With k moves it is the problem of
-`repair` with these pods alone pending: at least as many as its plan places, at most its bound. Other pending pods take no
-part. A gang of n such pods without topology fits as often as n goes into the count.
+Without moves the count is exact: pods of one kind go onto each node by plain arithmetic. With k moves it is the problem
+of `repair` with these pods alone pending: at least as many as its plan places, at most its bound. Other pending pods
+take no part. A gang of n such pods without topology fits as often as n goes into the count.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def headroom(problem: PodsProblem, pod: str, moves: Sequence[int], options: Solv
             yield Room(0, int(now.sum()), int(now.sum()), 0)
             continue
         assert problem.leave is not None
-        outcome = solve(POD_PACKING, _alone(problem, j, ceiling, problem.leave, count), replace(options, method="repair"))
+        alone = _alone(problem, j, ceiling, problem.leave, count)
+        outcome = solve(POD_PACKING, alone, replace(options, method="repair"))
         assert outcome.plan is not None
         (tier,) = outcome.plan.tiers
         per_pod = float(problem.milli[j]) / 1000 if problem.milli[j] else 1.0
@@ -106,5 +107,3 @@ def _alone(problem: PodsProblem, j: int, count: int, leave: Leave, moves: int) -
             budgets=budgets,
         ),
     )
-
-

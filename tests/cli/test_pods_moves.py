@@ -81,8 +81,20 @@ def test_the_script_is_a_dry_run_unless_told(gpuplan: Invoke, plan: Path, apply:
 
 
 def test_a_script_needs_something_to_do(gpuplan: Invoke, folder: Path) -> None:
-    (folder / "i.yaml").write_text(INSTANCE.replace("gpus: 2}\n", "gpus: 2}\n").rpartition("  - {name: pair")[0])
+    (folder / "i.yaml").write_text(INSTANCE.rpartition("  - {name: pair")[0])
     assert gpuplan("pods", "i.yaml", "-o", "plan.json", "--quiet").exit_code == 0
     refused = gpuplan("export", "plan.json", "--to", "kubectl-sh", "-o", "-")
     assert refused.exit_code == 2
     assert "changes nothing" in refused.output
+
+
+def test_headroom(gpuplan: Invoke, folder: Path) -> None:
+    """Two single GPUs are free on different nodes: no pair now, one after a move."""
+    (folder / "i.yaml").write_text(INSTANCE)
+    result = gpuplan("pods", "i.yaml", "--moves", "1", "--headroom", "default/pair", "--json")
+    assert result.exit_code == 0, result.output
+    rooms = json.loads(result.stdout)["headroom"]
+    assert [(room["moves"], room["least"], room["most"]) for room in rooms] == [(0, 0, 0), (1, 1, 1)]
+    assert "at least" in gpuplan("pods", "i.yaml", "--headroom", "default/pair").stdout
+    assert gpuplan("pods", "i.yaml", "--headroom", "default/left").exit_code == 2
+    assert gpuplan("pods", "i.yaml", "--headroom", "default/pair", "-o", "x.json").exit_code == 2

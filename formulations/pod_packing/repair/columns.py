@@ -127,9 +127,11 @@ class Program:
                 return found
             self.value, values, self.duals = answer
             found = values[self._first :]
-            idle = 0 if self.value - self.bound < gap - LITTLE * abs(self.value) else idle + 1
+            narrower = self.value - self.bound < gap - LITTLE * abs(self.value)
+            idle = 0 if narrower else idle + 1
             gap = min(gap, self.value - self.bound)
-            if self.value - self.bound <= close * max(1.0, abs(self.value)) or idle > (PATIENCE if gap <= WIDE * abs(self.value) else PATIENCE_WIDE):
+            patience = PATIENCE if gap <= WIDE * abs(self.value) else PATIENCE_WIDE
+            if self.value - self.bound <= close * max(1.0, abs(self.value)) or idle > patience:
                 break
             own = self.prices
             if not still and self.best is None:
