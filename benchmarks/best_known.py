@@ -24,7 +24,8 @@ METHODS = {
     "parallel": ("highs", "scip"),
     "layers": ("highs", "scip"),
     "windows": ("highs", "scip"),
-    "pods": ("repair",),
+    "training": ("enumeration",),
+    "pods": ("auto", "repair"),
 }
 
 

@@ -191,6 +191,10 @@ def only_offers(whole: FleetProblem, chosen: Sequence[int] | np.ndarray[Any, Any
         config_pool=np.arange(chosen.size),
         config_model=whole.config_model[configs],
         config_gpus=whole.config_gpus[configs],
+        config_role=whole.config_role[configs],
+        site_of_pool=whole.site_of_pool[pools],
+        network_bytes_per_s=whole.network_bytes_per_s[pools],
+        start_cost=None if whole.start_cost is None else whole.start_cost[chosen],
         throughput=whole.throughput[:, configs],
         quota_offers=whole.quota_offers[:, chosen],
     )

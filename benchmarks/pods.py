@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from benchmarks.common import Row, data_folder, main
 from benchmarks.pods_running import moves, rooms
+from benchmarks.priority_matters import rows
 from formulations.base import solve
 from formulations.outcome import Outcome, SolveOptions
 from formulations.pod_packing.baseline import fgd, kube_default
@@ -42,7 +43,8 @@ def openb(
     pods = read_openb_pods(folder / PODS.format(trace))
     rng = random.Random(seed)
     if num_nodes is not None:
-        nodes = tuple(rng.sample(nodes, num_nodes))
+        # In the order of names: FGD's tie rule goes by it.
+        nodes = tuple(sorted(rng.sample(nodes, num_nodes), key=lambda node: node.name))
     if demand is not None:
         wanted, asked, drawn = demand * 1000 * sum(node.gpus for node in nodes), 0, []
         while asked < wanted:
@@ -145,6 +147,7 @@ CASES = {
     "sizes": sizes,
     "tiers": tiers,
     "consolidate": consolidate,
+    "priority_matters": rows,
     "moves": moves,
     "headroom": rooms,
 }

@@ -96,9 +96,9 @@ def _deployment(one: Deployment) -> Iterator[Row]:
         and worker.redundant_experts == one.redundant
     ]
     tokens = one.prompt if one.role == "prefill" else one.output
-    for draft in sorted({worker.draft_tokens for worker in same}):
-        part = [worker for worker in same if worker.draft_tokens == draft]
-        name = "the same worker" + (", one draft at 70 %" if draft else "")
+    for draft, overlap in sorted({(worker.draft_tokens, worker.two_batch_overlap) for worker in same}):
+        part = [worker for worker in same if (worker.draft_tokens, worker.two_batch_overlap) == (draft, overlap)]
+        name = "the same worker" + (", one draft at 70 %" if draft else "") + (", overlapped" if overlap else "")
         yield Row(one.name, name, _best(part, tokens, one.unit), one.tokens_per_s, one.why, "1/s", "higher")
     yield Row(one.name, "our best worker", _best(own, tokens, one.unit), one.tokens_per_s, one.why, "1/s", "higher")
 
@@ -158,6 +158,7 @@ def _problem(
         "workload": {"input_tokens": prompt, "output_tokens": output},
         "backend": "sglang",
         "speculation": speculation,
+        "two_batch_overlap": True,
         "precision": "int8" if die else None,
     }
     return load_problem(ParallelInstance.model_validate(said))

@@ -1,4 +1,4 @@
-"""Pieces of training plans: `python -m benchmarks.training [--short] [--json] [--case NAME]`.
+"""Training plans and their pieces: `python -m benchmarks.training [--short] [--json] [--case NAME]`.
 
 References are stored answers of other planners to the same inputs, and the CPU they took where it was recorded.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks import training_search
 from benchmarks.common import Row, data_folder, main
 from benchmarks.metis_estimator import MetisEstimator, in_proportion, metis_plans
 from formulations.backends import load_ortools_first
@@ -346,6 +347,9 @@ CASES = {
     "zero_bubble": zero_bubble_schedules,
     "metis": metis_stages,
     "shares": unequal_shares,
+    "calculon": training_search.calculon,
+    "configurations": training_search.configurations,
+    "scale": training_search.scale,
 }
 
 if __name__ == "__main__":

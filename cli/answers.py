@@ -12,6 +12,7 @@ from cli.layers_render import layers_answer, windows_answer
 from cli.parallel_render import parallel_answer
 from cli.pods_render import pods_answer
 from cli.render import number, percent, ratio
+from cli.training_render import training_answer
 from planner.plan import PlanDocument
 from planner.units import format_bytes
 
@@ -51,6 +52,7 @@ ANSWERS: Mapping[str, Callable[[PlanDocument, Any], Iterable[tuple[str, str] | T
     "parallel": parallel_answer,
     "layers": layers_answer,
     "windows": windows_answer,
+    "training": training_answer,
     "pods": pods_answer,
 }
 

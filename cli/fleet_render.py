@@ -10,8 +10,9 @@ import numpy as np
 from rich.table import Table
 
 from cli.render import number, percent, printable, table
-from formulations.gpu_fleet.insight import binding, instance_counts
+from formulations.gpu_fleet.insight import binding
 from formulations.gpu_fleet.problem import FleetProblem
+from formulations.gpu_fleet.rows import Rows, instance_counts
 from planner.fleet_plan import FleetPlan, Insight, Period, Relief
 from planner.plan import PlanDocument
 from planner.units import format_seconds
@@ -75,7 +76,8 @@ def _runs(problem: FleetProblem, period: Period, full: dict[str, float]) -> Tabl
     by_offer: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for replica in period.replicas:
         size = "1 GPU" if replica.gpus == 1 else f"{replica.gpus} GPUs"
-        by_offer[replica.offer][replica.model].append(f"{replica.count} of {size}")
+        who = replica.model if replica.role == "both" else f"{replica.model}, {replica.role}"
+        by_offer[replica.offer][who].append(f"{replica.count} of {size}")
     rows = []
     for offer, count in counts.items():
         price = problem.price[problem.offer_names.index(offer)]
@@ -92,13 +94,10 @@ def _runs(problem: FleetProblem, period: Period, full: dict[str, float]) -> Tabl
 def _routes(problem: FleetProblem, period: Period) -> Iterator[Part]:
     """The largest flows of requests."""
     rate = problem.rate[problem.hours.index(period.hours)]
-    keys = zip(problem.bucket_model, problem.input_tokens, problem.output_tokens, strict=True)
-    buckets = {(problem.model_names[m], int(i), int(o)): d for d, (m, i, o) in enumerate(keys)}
-    flows = [
-        (float(rate[buckets[row.model, row.input_tokens, row.output_tokens]]) * row.fraction, row)
-        for row in period.assignment
-    ]
+    known = Rows(problem)
+    flows = [(float(rate[known.bucket(row)]) * row.fraction, row) for row in period.assignment]
     flows.sort(key=lambda flow: -flow[0])
+    split = any(row.role != "both" for row in period.assignment)
     rows = [
         (
             f"{printable(row.model)} {row.input_tokens}/{row.output_tokens}",
@@ -106,13 +105,27 @@ def _routes(problem: FleetProblem, period: Period) -> Iterator[Part]:
             percent(row.fraction),
             printable(row.offer),
             str(row.gpus),
+            *([row.role] if split else []),
         )
         for flow, row in flows[:MOST_ROWS]
     ]
-    yield table(("requests, tokens in/out", "a second", "share", "to", "GPUs"), rows)
+    yield table(("requests, tokens in/out", "a second", "share", "to", "GPUs", *(["role"] if split else [])), rows)
+    yield from _handovers(period)
     if len(flows) > MOST_ROWS:
         rest = sum(flow for flow, _ in flows[MOST_ROWS:]) / sum(flow for flow, _ in flows)
         yield "routes", f"{len(flows) - MOST_ROWS} more, {percent(rest)} of the requests; --json lists all"
+
+
+def _handovers(period: Period) -> Iterator[Part]:
+    """Bytes that roles hand to one another, by link."""
+    links: dict[tuple[str, str | None, str | None], list[float | None]] = defaultdict(list)
+    for flow in period.flows:
+        links[flow.handover, flow.from_region, flow.to_region].append(flow.bytes_per_s)
+    for (handover, start, end), sizes in links.items():
+        way = "" if start == end else f"{printable(str(start))} to {printable(str(end))}: "
+        known = [size for size in sizes if size is not None]
+        amount = f"{sum(known) / 1e9:.4g} GB/s" if len(known) == len(sizes) else "of unknown size"
+        yield handover.replace("_", " "), f"{way}{amount}"
 
 
 def _unserved(problem: FleetProblem, plan: FleetPlan, busiest: Period) -> Iterator[Part]:

@@ -108,6 +108,10 @@ def parallel(
     acceptance: Annotated[
         float | None, _flag("chance that a draft is right; default: the model's published one", GOAL, "X")
     ] = None,
+    two_batch_overlap: Annotated[
+        bool | None,
+        _flag("experts over several nodes may overlap exchange and computing", GOAL, None, "--two-batch-overlap"),
+    ] = None,
     expert_imbalance: Annotated[
         float | None, _flag("busiest GPU over the mean with redundant experts; default: 1.15", GOAL, "X")
     ] = None,
@@ -167,6 +171,7 @@ def parallel(
         ("max_workers",): Flag("--max-workers", max_workers),
         ("speculation", "draft_tokens"): Flag("--draft-tokens", draft_tokens),
         ("speculation", "acceptance"): Flag("--acceptance", acceptance),
+        ("two_batch_overlap",): Flag("--two-batch-overlap", two_batch_overlap),
         ("expert_imbalance",): Flag("--expert-imbalance", expert_imbalance),
         ("calibration",): Flag("--calibration", beside(instance, calibration)),
         **_quantities(ttft, tpot, price or []),

@@ -294,7 +294,7 @@ def _estimates(problem: ParallelProblem, plan: ParallelPlan) -> Iterator[Part]:
     if plan.model.endswith(".json") and not Path(plan.model).is_file():
         return
     for one in plan.workers:
-        if one.context_parallel_size > 1 or one.redundant_experts or one.draft_tokens:
+        if one.context_parallel_size > 1 or one.redundant_experts or one.draft_tokens or one.two_batch_overlap:
             continue  # estimate has no flags for these
         argv = ["gpuplan", "estimate", "--model", plan.model, "--device", one.device, "--backend", str(plan.backend)]
         argv += ["--precision", plan.precision] if plan.precision else []

@@ -113,8 +113,9 @@ def print_document(
         for label, text in proven(document):
             out.print(f"  {label:<13} {text}", soft_wrap=True)
     solver = f"{outcome.method} ({outcome.solver} {outcome.solver_version})"
+    aside = f", {outcome.aside_s:.2f} s for what is told beside it" if outcome.aside_s else ""
     out.print(
-        f"  {'search':<13} {outcome.build_s + outcome.solve_s:.2f} s, {solver}, seed {outcome.seed}",
+        f"  {'search':<13} {outcome.build_s + outcome.solve_s:.2f} s, {solver}, seed {outcome.seed}{aside}",
         soft_wrap=True,
     )
     if path is not None:

@@ -102,7 +102,7 @@ def solve(
     started_s = time.perf_counter()
     with _interruptible(budget):
         result = formulation.search(problem, options, budget, hint)
-    solve_s = time.perf_counter() - started_s - result.build_s
+    solve_s = time.perf_counter() - started_s - result.build_s - result.aside_s
 
     objective = None
     if result.plan is not None:
@@ -121,6 +121,7 @@ def solve(
         bound=result.bound,
         build_s=result.build_s,
         solve_s=solve_s,
+        aside_s=result.aside_s,
         solver=result.solver,
         solver_version=result.solver_version,
         method=method,

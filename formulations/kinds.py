@@ -78,6 +78,7 @@ HOMES: Mapping[str, Home] = {
     "parallel": Home("formulations.parallelism.kind", "parallel"),
     "layers": Home("formulations.parallelism.layers.kind", "parallel", {"task": "layers"}),
     "windows": Home("formulations.parallelism.windows.kind", "parallel", {"task": "windows"}),
+    "training": Home("formulations.parallelism.training.search.kind", "parallel", {"task": "train"}),
     "pods": Home("formulations.pod_packing.kind", "pods"),
 }
 

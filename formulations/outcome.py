@@ -175,6 +175,7 @@ class SearchResult(Generic[PlanT]):
     """What a method hands to `solve()`, before anything is checked.
 
     claimed : the objective as the method believes it; compared with the re-priced one. None when it keeps no total.
+    aside_s : seconds spent on what is told beside the plan, which neither finds nor proves it.
     reasons, relaxations : for INFEASIBLE, in the user's own words.
     """
 
@@ -186,6 +187,7 @@ class SearchResult(Generic[PlanT]):
     claimed: float | None = None
     bound: Bound | None = None
     build_s: float = 0.0
+    aside_s: float = 0.0
     reasons: tuple[str, ...] = ()
     relaxations: tuple[str, ...] = ()
 
@@ -206,6 +208,7 @@ class Outcome(Generic[PlanT]):
     solver_version: str
     method: str
     options: SolveOptions
+    aside_s: float = 0.0
     reasons: tuple[str, ...] = ()
     relaxations: tuple[str, ...] = ()
 

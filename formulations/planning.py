@@ -65,6 +65,7 @@ def document(problem: Problem, outcome: Outcome[Any]) -> PlanDocument:
             gap=outcome.gap,
             build_s=outcome.build_s,
             solve_s=outcome.solve_s,
+            aside_s=outcome.aside_s,
             solver=outcome.solver,
             solver_version=outcome.solver_version,
             method=outcome.method,

@@ -32,6 +32,8 @@ def unsupported(engine: Backend, worker: WorkerType) -> str | None:
             return f"vLLM spreads experts over all {stage} GPUs of a stage or none, not over {expert}"
         if worker.role != "both" and worker.pipeline_parallel_size > 1:
             return "vLLM's NixlConnector moves no caches of workers with pipeline stages"
+    if engine == "trtllm" and worker.two_batch_overlap:
+        return "TensorRT-LLM has no option that overlaps two batches"
     if engine == "trtllm" and worker.redundant_experts:
         return "TensorRT-LLM takes redundant experts from a placement file (moe_load_balancer.yaml), not as a number"
     if engine == "trtllm" and ranks > 1 and tensor > 1:

@@ -7,31 +7,34 @@ from typing import Annotated, Literal
 from pydantic import Field, FiniteFloat
 
 from planner.descriptions.base import Description
+from planner.descriptions.fleet import Role
 
 Count = Annotated[int, Field(ge=0, le=10_000_000)]
 Fraction = Annotated[FiniteFloat, Field(ge=0, le=1 + 1e-9)]
 
 
 class Allocation(Description):
-    """Instances of one offer. `model` is null where several models share instances."""
+    """Instances of one offer. `model` is null where several models share instances; `role` is both if several roles."""
 
     offer: str
     model: str | None
     count: Count
-    role: Literal["both", "prefill", "decode"] = "both"
+    role: Role = "both"
 
 
 class Replicas(Description):
-    """Replicas of one model and size on instances of one offer."""
+    """Replicas of one model and size on instances of one offer. worker : which, where a table of workers names them."""
 
     offer: str
     model: str
     gpus: Annotated[int, Field(ge=1)]
     count: Count
+    role: Role = "both"
+    worker: str | None = None
 
 
 class Assignment(Description):
-    """Share of the requests of one size that one offer's replicas of `gpus` GPUs serve."""
+    """Share of the requests of one size that one offer's replicas of `gpus` GPUs serve, or do their role's part of."""
 
     model: str
     input_tokens: Annotated[int, Field(ge=1)]
@@ -39,6 +42,21 @@ class Assignment(Description):
     offer: str
     gpus: Annotated[int, Field(ge=1)]
     fraction: Fraction
+    role: Role = "both"
+    worker: str | None = None
+
+
+class Flow(Description):
+    """Share of the requests of one size whose cache or activations go from one region to another, or stay in it."""
+
+    model: str
+    input_tokens: Annotated[int, Field(ge=1)]
+    output_tokens: Annotated[int, Field(ge=1)]
+    handover: Literal["kv_cache", "activations"]
+    from_region: str | None
+    to_region: str | None
+    fraction: Fraction
+    bytes_per_s: Annotated[FiniteFloat | None, Field(description="null where the size of it is not known")]
 
 
 class Survival(Description):
@@ -48,6 +66,7 @@ class Survival(Description):
     lost_zone: str | None = None
     replicas: tuple[Replicas, ...]
     assignment: tuple[Assignment, ...]
+    flows: tuple[Flow, ...] = ()
 
 
 class Unserved(Description):
@@ -82,6 +101,7 @@ class Period(Description):
     assignment: tuple[Assignment, ...]
     survival: tuple[Survival, ...] = ()
     unserved: tuple[Unserved, ...] = ()
+    flows: tuple[Flow, ...] = ()
 
 
 class Relief(Description):

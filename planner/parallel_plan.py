@@ -16,7 +16,8 @@ class WorkerType(Description):
     """One kind of worker, and what it does alone. Parallel sizes are 1 where a candidate table does not tell them.
 
     context_parallel_size : ranks that share the tokens of a prompt; redundant_experts : second copies of busy ones;
-    draft_tokens : that the model's own MTP layer proposes in a step.
+    draft_tokens : that the model's own MTP layer proposes in a step. two_batch_overlap : half of a step computes while
+    the tokens of the other half are exchanged.
     max_batch_size : sequences at once, of prefill workers prompts in a step; max_num_batched_tokens : of a step of an
     attention rank, where it is not the engine's default; utilisation : share of its highest rate that it is given.
     requests_per_s : of one worker in its role; ttft_s : of prefill and mixed, tpot_s : of decode and mixed workers.
@@ -35,6 +36,7 @@ class WorkerType(Description):
     expert_parallel_size: PositiveInt = 1
     redundant_experts: NonNegativeInt = 0
     draft_tokens: NonNegativeInt = 0
+    two_batch_overlap: bool = False
     max_batch_size: PositiveInt | None = None
     max_num_batched_tokens: PositiveInt | None = None
     utilisation: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None

@@ -17,6 +17,7 @@ from planner.fleet_plan import FleetPlan
 from planner.layers_plan import LayersPlan, WindowsPlan
 from planner.parallel_plan import ParallelPlan
 from planner.pods_plan import PodsPlan
+from planner.training_plan import TrainingPlan
 from planner.workload import IntArray
 
 #: Largest number an id or count may be; what arrays of 64-bit integers hold with room to multiply.
@@ -141,6 +142,7 @@ class OutcomeRecord(Description):
     gap: float | None
     build_s: float
     solve_s: float
+    aside_s: Annotated[float, Field(description="spent on what is told beside the plan")] = 0.0
     solver: str
     solver_version: str
     method: str
@@ -217,6 +219,14 @@ class WindowsDocument(PlanDocument):
     plan: WindowsPlan | None = None
 
 
+class TrainingDocument(PlanDocument):
+    """An answered `parallel` instance of the task `train`."""
+
+    problem: Literal["parallel"]
+    kind: Literal["training"] = "training"
+    plan: TrainingPlan | None = None
+
+
 class PodsDocument(PlanDocument):
     """An answered `pods` instance."""
 
@@ -231,6 +241,7 @@ DOCUMENTS: Mapping[str, type[PlanDocument]] = {
     "parallel": ParallelDocument,
     "layers": LayersDocument,
     "windows": WindowsDocument,
+    "training": TrainingDocument,
     "pods": PodsDocument,
 }
 

@@ -14,6 +14,7 @@ from planner.descriptions.fleet import FleetInstance
 from planner.descriptions.layers import LayersInstance, WindowsInstance
 from planner.descriptions.parallel import ParallelInstance
 from planner.descriptions.pods import PodsInstance
+from planner.descriptions.training import TrainingInstance
 from planner.errors import OptionError
 from planner.hardware import DeviceKind, Link
 from planner.plan import (
@@ -22,6 +23,7 @@ from planner.plan import (
     LayersDocument,
     ParallelDocument,
     PodsDocument,
+    TrainingDocument,
     WindowsDocument,
 )
 
@@ -37,6 +39,8 @@ KINDS: Mapping[str, type[BaseModel]] = {
     "layers-plan": LayersDocument,
     "windows": WindowsInstance,
     "windows-plan": WindowsDocument,
+    "training": TrainingInstance,
+    "training-plan": TrainingDocument,
     "pods": PodsInstance,
     "pods-plan": PodsDocument,
     "cluster": Cluster,

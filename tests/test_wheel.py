@@ -31,7 +31,7 @@ def test_the_wheel_holds_our_packages_alone(wheel: Path) -> None:
     assert len(top) == 4
     for name in names:
         facts = name.startswith("planner/catalog/") and name.endswith(".json")
-        assert facts or Path(name).suffix in {".py", ".typed", ""} or ".dist-info/" in name, name
+        assert facts or Path(name).suffix in {".py", ".typed", ".j2", ""} or ".dist-info/" in name, name
         assert "__pycache__" not in name
         assert "tests" not in name.split("/")
         assert "instances" not in name.split("/")

@@ -95,7 +95,7 @@ class LinearBuilder:
         num_rows = len(grids[0])
         rows = np.arange(self.num_rows, self.num_rows + num_rows)
         for grid, (_, value) in zip(grids, terms, strict=True):
-            flat = grid.reshape(num_rows, -1)
+            flat = grid.reshape(num_rows, math.prod(grid.shape[1:]))
             full = np.broadcast_to(np.asarray(value, dtype=np.float64), grid.shape)
             self._entries.append((np.repeat(rows, flat.shape[1]), flat.ravel(), full.ravel()))
         low, high = (np.broadcast_to(np.asarray(side, dtype=np.float64), (num_rows,)) for side in (lower, upper))

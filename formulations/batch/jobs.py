@@ -167,7 +167,7 @@ def _of_entry(entry: JobEntry, base_dir: Path, where: str) -> Iterator[Job]:
             move_price=entry.move_price,
             horizon_hours=entry.horizon_hours,
         )
-        sweeps = {key: each if isinstance(each, tuple) else each.values() for key, each in entry.sweep.items()}
+        sweeps = {key: entry.values(key) for key in entry.sweep}
         yield from _swept(job, sweeps, where) if sweeps else [job]
 
 

@@ -27,7 +27,7 @@ def best_single_offer(problem: FleetProblem) -> FleetPlan | None:
     for model in range(len(problem.model_names)):
         best: tuple[float, int, int, int, int] | None = None
         asked = (problem.bucket_model == model) & (problem.rate > 0).any(axis=0)
-        for config in np.flatnonzero(problem.config_model == model).tolist():
+        for config in np.flatnonzero((problem.config_model == model) & (problem.config_role == 0)).tolist():
             if not (problem.throughput[asked, config] > 0).all():
                 continue
             there = problem.availability[problem.config_pool[config]]

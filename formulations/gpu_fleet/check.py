@@ -8,16 +8,17 @@ from itertools import pairwise
 
 import numpy as np
 
+from formulations.gpu_fleet.check_flows import ROUNDING, broken, check_flows
 from formulations.gpu_fleet.pools import capacity
 from formulations.gpu_fleet.power import drawn
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
+from formulations.gpu_fleet.rows import Rows, in_order, instance_counts, on_spot
+from formulations.gpu_fleet.stages import STAGES
 from planner.cost.verdict import Violation
 from planner.fleet_plan import Allocation, Assignment, FleetPlan, Period, Replicas
 
-#: Relative overload and missing shares that are rounding of a solver (its feasibility tolerance is 1e-6).
-ROUNDING = 1e-5
-
-Key = tuple[int, int, int]
+#: Offer and configuration of replicas.
+Key = tuple[int, int]
 
 
 def check(problem: FleetProblem, plan: FleetPlan) -> list[Violation]:
@@ -25,12 +26,12 @@ def check(problem: FleetProblem, plan: FleetPlan) -> list[Violation]:
     hours = [hour for period in plan.periods for hour in period.hours]
     asked = [hour for hours_of in problem.hours for hour in hours_of]
     if sorted(hours) != sorted(asked) or len(plan.periods) != problem.num_periods:
-        return [_broken("hours", "plan", "the periods of the plan are not the hours of the demand")]
+        return [broken("hours", "plan", "the periods of the plan are not the hours of the demand")]
     place = {hours_of: index for index, hours_of in enumerate(problem.hours)}
     found: list[Violation] = []
     for period in plan.periods:
         if period.hours not in place:
-            return [_broken("hours", "plan", f"hours {period.hours[:3]} ... are no period of the demand")]
+            return [broken("hours", "plan", f"hours {period.hours[:3]} ... are no period of the demand")]
         found += _PeriodCheck(problem, place[period.hours], period).violations()
     found += _across(problem, plan)
     return found
@@ -41,19 +42,8 @@ class _PeriodCheck:
 
     def __init__(self, problem: FleetProblem, index: int, period: Period) -> None:
         self.problem, self.index, self.period = problem, index, period
-        self.offers = {name: k for k, name in enumerate(problem.offer_names)}
-        self.models = {name: m for m, name in enumerate(problem.model_names)}
-        self.buckets = {
-            (int(m), int(i), int(o)): d
-            for d, (m, i, o) in enumerate(
-                zip(problem.bucket_model, problem.input_tokens, problem.output_tokens, strict=True)
-            )
-        }
-        self.configs = {
-            (int(k), int(problem.config_model[c]), int(problem.config_gpus[c])): c
-            for c in range(problem.num_configs)
-            for k in np.flatnonzero(problem.pool_of_offer == problem.config_pool[c])
-        }
+        self.known = Rows(problem)
+        self.offers, self.models = self.known.offers, self.known.models
         self.where = f"hours {period.hours[0]} ..." if len(period.hours) > 1 else f"hour {period.hours[0]}"
 
     def violations(self) -> list[Violation]:
@@ -63,6 +53,7 @@ class _PeriodCheck:
         counts = self._instances()
         found = [*self._packing(self.period.replicas, counts, ""), *self._limits(counts)]
         found += self._serving(self.period.assignment, self.period.replicas, "")
+        found += check_flows(self.problem, self.index, self.period, self.where)
         found += self._survival(counts)
         return [*found, *self._left_out()]
 
@@ -74,21 +65,27 @@ class _PeriodCheck:
         ]
         for left in self.period.unserved:
             name = f"{left.model} {left.input_tokens}/{left.output_tokens}"
-            if (self.models.get(left.model, -1), left.input_tokens, left.output_tokens) not in self.buckets:
-                yield _broken("assignment", name, f"{name} is unknown")
+            if not self.known.has_bucket(left):
+                yield broken("assignment", name, f"{name} is unknown")
         for survival in self.period.survival:
             rows += [*survival.replicas, *survival.assignment]
             if (survival.lost_offer is None) == (survival.lost_zone is None):
-                yield _broken("offer", "survival", "either the offer or the zone that is lost must be named")
+                yield broken("offer", "survival", "either the offer or the zone that is lost must be named")
             elif survival.lost_offer is not None and survival.lost_offer not in self.offers:
-                yield _broken("offer", survival.lost_offer, f"there is no offer {survival.lost_offer!r}")
+                yield broken("offer", survival.lost_offer, f"there is no offer {survival.lost_offer!r}")
             elif survival.lost_zone is not None and survival.lost_zone not in self.problem.zone_names:
-                yield _broken("offer", survival.lost_zone, f"there is no zone {survival.lost_zone!r}")
+                yield broken("offer", survival.lost_zone, f"there is no zone {survival.lost_zone!r}")
         for row in rows:
             if row.offer not in self.offers:
-                yield _broken("offer", row.offer, f"there is no offer {row.offer!r}")
+                yield broken("offer", row.offer, f"there is no offer {row.offer!r}")
             elif row.model is not None and row.model not in self.models:
-                yield _broken("model", row.model, f"there is no model {row.model!r}")
+                yield broken("model", row.model, f"there is no model {row.model!r}")
+            elif isinstance(row, Assignment) and not self.known.has_bucket(row):
+                yield broken("assignment", row.offer, f"{row.model} {row.input_tokens}/{row.output_tokens} is unknown")
+            elif not isinstance(row, Allocation) and not self.known.has_config(row):
+                role = "" if row.role == "both" else f" for {row.role}"
+                message = f"{row.model} has no replica of {row.gpus} GPUs{role} on {row.offer}"
+                yield broken("configuration", row.offer, message)
 
     def _instances(self) -> FloatArray:
         counts = np.zeros(self.problem.num_offers)
@@ -100,16 +97,11 @@ class _PeriodCheck:
         """Replicas of every size fit: sizes divide one another, so counting from the largest down is exact."""
         hosted: dict[int, Counter[int]] = defaultdict(Counter)
         for row in replicas:
-            key = self.offers[row.offer], self.models[row.model], row.gpus
-            if key not in self.configs:
-                message = f"{row.model} has no replica of {row.gpus} GPUs on {row.offer}"
-                yield _broken("configuration", row.offer, message)
-                return
-            hosted[key[0]][row.gpus] += row.count
+            hosted[self.offers[row.offer]][row.gpus] += row.count
         for offer, sizes in hosted.items():
             chain = sorted(sizes)
             if any(large % small for small, large in pairwise(chain)):
-                yield _broken("packing", self.problem.offer_names[offer], f"replicas of {chain} GPUs do not divide")
+                yield broken("packing", self.problem.offer_names[offer], f"replicas of {chain} GPUs do not divide")
                 continue
             for size in chain:
                 need = sum(gpus * count for gpus, count in sizes.items() if gpus >= size)
@@ -119,71 +111,69 @@ class _PeriodCheck:
                         f"{self.where}{when}: replicas of {size} and more GPUs take {need} GPUs of"
                         f" {self.problem.offer_names[offer]}, {room:g} are there"
                     )
-                    yield _broken("packing", self.problem.offer_names[offer], message, need, room)
+                    yield broken("packing", self.problem.offer_names[offer], message, need, room)
 
     def _left(self) -> FloatArray:
         """Share of each bucket that the plan says is unserved, [D]."""
         left = np.zeros(len(self.problem.bucket_model))
         for row in self.period.unserved:
-            left[self.buckets[self.models[row.model], row.input_tokens, row.output_tokens]] += row.fraction
+            left[self.known.bucket(row)] += row.fraction
         return left
 
     def _left_out(self) -> Iterator[Violation]:
         """Unserved demand is allowed, and told with its priority, its rate and a reason."""
         for row in self.period.unserved:
-            bucket = self.buckets[self.models[row.model], row.input_tokens, row.output_tokens]
+            bucket = self.known.bucket(row)
             name = self.problem.bucket_name(bucket)
             rate = float(self.problem.rate[self.index, bucket]) * row.fraction
             if not self.problem.leave_unserved:
-                yield _broken(
+                yield broken(
                     "unserved", name, f"{self.where}: {row.fraction:.4%} of {name} is unserved", row.fraction, 0
                 )
             if row.priority != self.problem.priority[bucket]:
                 message = f"{self.where}: {name} has priority {self.problem.priority[bucket]}, not {row.priority}"
-                yield _broken("unserved", name, message)
+                yield broken("unserved", name, message)
             if abs(row.rate_per_s - rate) > ROUNDING * max(1.0, rate):
                 message = f"{self.where}: {row.rate_per_s:.9g} requests/s of {name} are told unserved, it is {rate:.9g}"
-                yield _broken("unserved", name, message, row.rate_per_s, rate)
+                yield broken("unserved", name, message, row.rate_per_s, rate)
             if not row.limits:
-                yield _broken("unserved", name, f"{self.where}: nothing is said of why {name} is unserved")
+                yield broken("unserved", name, f"{self.where}: nothing is said of why {name} is unserved")
 
     def _serving(self, rows: Sequence[Assignment], replicas: Sequence[Replicas], when: str) -> Iterator[Violation]:
         problem = self.problem
         rate, needed = problem.rate[self.index], problem.needed(self.index)
         left = self._left()
-        served = np.zeros(len(rate))
+        served = np.zeros((len(STAGES), len(rate)))
         load: dict[Key, float] = defaultdict(float)
         for row in rows:
-            key = self.offers[row.offer], self.models[row.model], row.gpus
-            bucket = self.buckets.get((key[1], row.input_tokens, row.output_tokens))
-            config = self.configs.get(key)
-            if bucket is None or config is None:
-                yield _broken("assignment", row.offer, f"{row.model} {row.input_tokens}/{row.output_tokens} is unknown")
-                return
+            bucket, config = self.known.bucket(row), self.known.config(row)
             if problem.throughput[bucket, config] <= 0:
                 message = f"{row.offer} cannot serve {problem.bucket_name(bucket)} within the SLO"
-                yield _broken("slo", row.offer, message)
+                yield broken("slo", row.offer, message)
                 continue
-            served[bucket] += row.fraction
-            load[key] += needed[bucket] * row.fraction / problem.throughput[bucket, config]
+            served[[row.role in roles for roles in STAGES.values()], bucket] += row.fraction
+            load[self.offers[row.offer], config] += needed[bucket] * row.fraction / problem.throughput[bucket, config]
         for asked in np.flatnonzero(rate > 0).tolist():
-            if abs(served[asked] + left[asked] - 1) > ROUNDING:
+            wrong = np.flatnonzero(np.abs(served[:, asked] + left[asked] - 1) > ROUNDING)
+            if wrong.size:
                 name = problem.bucket_name(asked)
                 told = f", {left[asked]:.4%} is told unserved" if left[asked] else ""
-                message = f"{self.where}{when}: {served[asked]:.4%} of {name} is served{told}"
-                yield _broken("demand", name, message, float(served[asked]), float(1.0 - left[asked]))
+                share = float(served[wrong[0], asked])
+                stage = f" ({list(STAGES)[wrong[0]]})" if problem.config_role.any() else ""
+                message = f"{self.where}{when}: {share:.4%} of {name} is served{stage}{told}"
+                yield broken("demand", name, message, share, float(1.0 - left[asked]))
         have: Counter[Key] = Counter()
         for replica in replicas:
-            have[self.offers[replica.offer], self.models[replica.model], replica.gpus] += replica.count
+            have[self.offers[replica.offer], self.known.config(replica)] += replica.count
         if problem.slack is not None:
             yield from self._pools(load, have, when)
-        for key, need in load.items():
-            room = have[key] * problem.availability[problem.pool_of_offer[key[0]]]
+        for (offer, config), need in load.items():
+            room = have[offer, config] * problem.availability[problem.pool_of_offer[offer]]
             if need > room * (1 + ROUNDING) + ROUNDING:
-                name = problem.offer_names[key[0]]
-                model = problem.model_names[key[1]]
+                name = problem.offer_names[offer]
+                model = problem.model_names[problem.config_model[config]]
                 message = f"{self.where}{when}: {model} needs {need:.4f} replicas on {name}, {room:g} run"
-                yield _broken("capacity", name, message, need, room)
+                yield broken("capacity", name, message, need, room)
 
     def _pools(self, load: dict[Key, float], have: Counter[Key], when: str) -> Iterator[Violation]:
         """Offers of one kind hold one pool of replicas; its room is less than their number."""
@@ -191,9 +181,9 @@ class _PeriodCheck:
         assert problem.slack is not None
         pool_load: Counter[int] = Counter()
         pool_have: Counter[int] = Counter()
-        for key in load | have:
-            pool_load[self.configs[key]] += load.get(key, 0.0)  # type: ignore[assignment]
-            pool_have[self.configs[key]] += have[key]
+        for offer, config in load | have:
+            pool_load[config] += load.get((offer, config), 0.0)  # type: ignore[assignment]
+            pool_have[config] += have[offer, config]
         for config, need in pool_load.items():
             pool = problem.config_pool[config]
             room = problem.availability[pool] * capacity(float(problem.slack[config]), pool_have[config])
@@ -204,14 +194,14 @@ class _PeriodCheck:
                     f"{self.where}{when}: {model} brings a load of {need:.4f} replicas to {name}, {pool_have[config]}"
                     f" may carry {room:.4f}"
                 )
-                yield _broken("pool_slack", name, message, need, room)
+                yield broken("pool_slack", name, message, need, room)
 
     def _limits(self, counts: FloatArray) -> Iterator[Violation]:
         problem = self.problem
         for offer in np.flatnonzero((counts > problem.most) | (counts < problem.least)):
             name, count = problem.offer_names[offer], counts[offer]
             limit = problem.most[offer] if count > problem.most[offer] else problem.least[offer]
-            yield _broken("count", name, f"{self.where}: {count:g} of {name}, the limit is {limit:g}", count, limit)
+            yield broken("count", name, f"{self.where}: {count:g} of {name}, the limit is {limit:g}", count, limit)
         sums: list[tuple[str, str, float, float]] = [
             ("budget", "USD/hour", float(counts @ problem.price), problem.budget_usd_per_hour),
             ("watts", "W", self._watts(counts), problem.max_watts * (1 - problem.watt_margin)),
@@ -221,13 +211,13 @@ class _PeriodCheck:
         for rule, unit, value, limit in sums:
             if value > limit * (1 + ROUNDING):
                 message = f"{self.where}: {value:g} {unit}, the limit is {limit:g}"
-                yield _broken(rule, rule, message, float(value), float(limit))
+                yield broken(rule, rule, message, float(value), float(limit))
         running: Counter[str] = Counter()
         for row in self.period.replicas:
             running[row.model] += row.count
         for name, least in zip(problem.model_names, problem.min_replicas, strict=True):
             if running[name] < least:
-                yield _broken(
+                yield broken(
                     "min_replicas", name, f"{running[name]} replicas of {name}, {least} are asked", running[name], least
                 )
         yield from self._spot(self.period.assignment, "")
@@ -240,18 +230,14 @@ class _PeriodCheck:
     def _spot(self, rows: Sequence[Assignment], when: str) -> Iterator[Violation]:
         problem, rate = self.problem, self.problem.rate[self.index]
         served = rate * (1 - self._left())
-        on_spot = np.zeros(len(problem.model_names))
-        for row in rows:
-            model = self.models[row.model]
-            if problem.spot[problem.pool_of_offer[self.offers[row.offer]]]:
-                on_spot[model] += rate[self.buckets[model, row.input_tokens, row.output_tokens]] * row.fraction
+        spot = on_spot(problem, self.index, rows)
         for model, name in enumerate(problem.model_names):
             total = served[problem.bucket_model == model].sum()
-            if on_spot[model] > problem.max_spot_share * total * (1 + ROUNDING) + ROUNDING:
-                share = on_spot[model] / total if total else 1.0
+            if spot[model] > problem.max_spot_share * total * (1 + ROUNDING) + ROUNDING:
+                share = spot[model] / total if total else 1.0
                 limit = f"{problem.max_spot_share:.1%} is the limit"
                 message = f"{self.where}{when}: {share:.1%} of {name} is on spot, {limit}"
-                yield _broken("max_spot_share", name, message, float(share), problem.max_spot_share)
+                yield broken("max_spot_share", name, message, float(share), problem.max_spot_share)
 
     def _survival(self, counts: FloatArray) -> Iterator[Violation]:
         problem = self.problem
@@ -270,39 +256,33 @@ class _PeriodCheck:
         for rule, name, what, left in losses:
             survival = told.get((name, None) if rule == "spare_instances" else (None, name))
             if survival is None:
-                yield _broken(rule, name, f"{self.where}: nothing is said of the loss of {what}{name}")
+                yield broken(rule, name, f"{self.where}: nothing is said of the loss of {what}{name}")
                 continue
             when = f", {what}{name} lost"
             yield from self._packing(survival.replicas, left, when)
             yield from self._serving(survival.assignment, survival.replicas, when)
+            yield from check_flows(problem, self.index, survival, self.where + when)
             yield from self._spot(survival.assignment, when)
-            before, after = self._by_pool(self.period.replicas), self._by_pool(survival.replicas)
-            for key in after - before:
-                message = f"{self.where}{when}: {problem.model_names[key[1]]} gains replicas of {key[2]} GPUs"
-                yield _broken(rule, name, message)
+            before, after = self._by_config(self.period.replicas), self._by_config(survival.replicas)
+            for config in after - before:
+                model, gpus = problem.model_names[problem.config_model[config]], problem.config_gpus[config]
+                yield broken(rule, name, f"{self.where}{when}: {model} gains replicas of {gpus} GPUs")
 
-    def _by_pool(self, replicas: Sequence[Replicas]) -> Counter[Key]:
-        """Replicas by pool, model and size: inside a pool one may stand in for another."""
-        found: Counter[Key] = Counter()
+    def _by_config(self, replicas: Sequence[Replicas]) -> Counter[int]:
+        """Replicas by configuration: inside a pool one may stand in for another."""
+        found: Counter[int] = Counter()
         for row in replicas:
-            found[int(self.problem.pool_of_offer[self.offers[row.offer]]), self.models[row.model], row.gpus] += (
-                row.count
-            )
+            found[self.known.config(row)] += row.count
         return found
 
 
 def _across(problem: FleetProblem, plan: FleetPlan) -> Iterator[Violation]:
     """Rules that tie the periods: reserved instances stay, changes are limited, cost is the mean."""
-    counts = np.zeros((len(plan.periods), problem.num_offers))
-    offers = {name: k for k, name in enumerate(problem.offer_names)}
-    for place, period in enumerate(plan.periods):
-        for row in period.allocation:
-            if row.offer in offers:
-                counts[place, offers[row.offer]] += row.count
+    counts = instance_counts(problem, plan)
     for offer in np.flatnonzero(problem.reserved & (counts.max(axis=0) != counts.min(axis=0))):
         name = problem.offer_names[offer]
-        yield _broken("reserved", name, f"{name} is reserved, but its count changes from hour to hour")
-    order = np.argsort([problem.hours.index(period.hours) for period in plan.periods])
+        yield broken("reserved", name, f"{name} is reserved, but its count changes from hour to hour")
+    order = in_order(problem, plan)
     for before, after in problem.steps:
         moved = counts[order[after]] - counts[order[before]]
         for rule, most, number in (
@@ -312,12 +292,12 @@ def _across(problem: FleetProblem, plan: FleetPlan) -> Iterator[Violation]:
             if most is not None and number > most:
                 what = {"max_starts": "started", "max_stops": "stopped"}[rule]
                 message = f"{number:g} instances are {what} before hour {after}, {most} are allowed"
-                yield _broken(rule, "fleet", message, float(number), float(most))
+                yield broken(rule, "fleet", message, float(number), float(most))
     if problem.current is not None and problem.max_changes is not None:
         changed = float(np.abs(counts[0] - problem.current).sum())
         if changed > problem.max_changes:
             message = f"{changed:g} instances are added or dropped, {problem.max_changes} are allowed"
-            yield _broken("max_changes", "fleet", message, changed, float(problem.max_changes))
+            yield broken("max_changes", "fleet", message, changed, float(problem.max_changes))
     yield from _told(problem, plan, counts)
 
 
@@ -330,14 +310,17 @@ def _told(problem: FleetProblem, plan: FleetPlan, counts: FloatArray) -> Iterato
     for told, value in [*said, (plan.cost_usd_per_hour, mean)]:
         if abs(told - value) > ROUNDING * max(1.0, value):
             message = f"a cost of {told:.9g} USD/hour is told, it is {value:.9g}"
-            yield _broken("cost", "fleet", message, told, value)
+            yield broken("cost", "fleet", message, told, value)
     if all((plan.allocation, plan.assignment) != (one.allocation, one.assignment) for one in plan.periods):
-        yield _broken("summary", "fleet", "allocation and assignment of the plan are those of no period")
+        yield broken("summary", "fleet", "allocation and assignment of the plan are those of no period")
     added = counts[0] - (counts[0] if problem.current is None else problem.current)
     changes = {name: n for name, n in zip(problem.offer_names, added.tolist(), strict=True) if n}
-    yield from _told_tiers(problem, plan, mean, float(np.abs(added).sum()))
+    changed = float(np.abs(added).sum())
+    order = in_order(problem, plan)
+    goal = mean + problem.change_cost * changed + problem.start_usd_per_hour(counts[order])
+    yield from _told_tiers(problem, plan, goal, changed)
     if changes != (plan.changes or {}):
-        yield _broken("changes", "fleet", f"changes {plan.changes} are told, which are not those of the counts")
+        yield broken("changes", "fleet", f"changes {plan.changes} are told, which are not those of the counts")
 
 
 def _told_tiers(problem: FleetProblem, plan: FleetPlan, cost: float, changed: float) -> Iterator[Violation]:
@@ -349,27 +332,15 @@ def _told_tiers(problem: FleetProblem, plan: FleetPlan, cost: float, changed: fl
             values[f"unserved, priority {row.priority}"] = (
                 values.get(f"unserved, priority {row.priority}", 0.0) + share[period.hours] * row.rate_per_s
             )
-    values |= {"cost": cost + problem.change_cost * changed, "changes": changed}
+    values |= {"cost": cost, "changes": changed}
     for tier in plan.tiers:
         value = values.get(tier.goal)
         if value is None:
-            yield _broken("tiers", tier.goal, f"there is no goal {tier.goal!r}")
+            yield broken("tiers", tier.goal, f"there is no goal {tier.goal!r}")
         elif abs(tier.value - value) > ROUNDING * max(1.0, value):
-            yield _broken(
+            yield broken(
                 "tiers", tier.goal, f"{tier.goal}: {tier.value:.9g} is told, it is {value:.9g}", tier.value, value
             )
         elif tier.bound is not None and tier.bound > value + ROUNDING * max(1.0, value):
             message = f"{tier.goal}: the bound {tier.bound:.9g} is above the value {value:.9g}"
-            yield _broken("tiers", tier.goal, message, tier.bound, value)
-
-
-def _broken(
-    rule: str, subject: str, message: str, amount: float | None = None, limit: float | None = None
-) -> Violation:
-    return Violation(
-        rule=rule,
-        subject=subject,
-        message=message,
-        amount=None if amount is None else float(amount),
-        limit=None if limit is None else float(limit),
-    )
+            yield broken("tiers", tier.goal, message, tier.bound, value)

@@ -20,8 +20,10 @@ def needless_configs(problem: FleetProblem) -> BoolArray:
         return found
     asked = problem.throughput[(problem.rate > 0).any(axis=0)]
     for config in range(problem.num_configs):
-        same = (problem.config_pool == problem.config_pool[config]) & (
-            problem.config_model == problem.config_model[config]
+        same = (
+            (problem.config_pool == problem.config_pool[config])
+            & (problem.config_model == problem.config_model[config])
+            & (problem.config_role == problem.config_role[config])
         )
         smaller = np.flatnonzero(same & (problem.config_gpus < problem.config_gpus[config]))
         times = problem.config_gpus[config] // problem.config_gpus[smaller]

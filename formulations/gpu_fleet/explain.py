@@ -12,6 +12,7 @@ import numpy as np
 from formulations.backends.linear import solve_linear_mathopt
 from formulations.gpu_fleet.milp import MOST_INSTANCES, FleetBuilder
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
+from formulations.gpu_fleet.stages import servable
 from formulations.outcome import Budget, SolveOptions, Status
 
 #: Seconds for each relaxation: an explanation may be rough, but not slow.
@@ -33,8 +34,8 @@ class Tried(NamedTuple):
 
 def impossible_buckets(problem: FleetProblem) -> list[int]:
     """Buckets with a demand that no configuration serves within the SLO."""
-    asked = (problem.rate > 0).any(axis=0)
-    return np.flatnonzero(asked & ~(problem.throughput > 0).any(axis=1)).tolist()
+    hopeless: list[int] = np.flatnonzero((problem.rate > 0).any(axis=0) & ~servable(problem)).tolist()
+    return hopeless
 
 
 def explain(problem: FleetProblem, groups: Groups, budget: Budget) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -44,7 +45,13 @@ def explain(problem: FleetProblem, groups: Groups, budget: Budget) -> tuple[tupl
     """
     hopeless = [] if problem.leave_unserved else impossible_buckets(problem)
     if hopeless:
-        reasons = tuple(f"no offer serves {problem.bucket_name(bucket)} within the SLO" for bucket in hopeless)
+        able = set(np.flatnonzero((problem.throughput > 0).any(axis=1)).tolist())
+        reasons = tuple(
+            f"no offer serves {problem.bucket_name(bucket)} within the SLO"
+            if bucket not in able
+            else f"no joined offers serve all stages of {problem.bucket_name(bucket)} within the SLO"
+            for bucket in hopeless
+        )
         ways = ("relax the SLO, profile a larger replica or another GPU for these sizes, or leave them out",)
         return reasons, ways
     limits = tuple(_limits(problem)) or (f"more than {MOST_INSTANCES:g} instances of an offer are needed",)
@@ -87,6 +94,11 @@ def _switches(problem: FleetProblem) -> Iterator[tuple[FleetProblem, str]]:
         yield replace(problem, zone_names=(), zone_of_pool=None), "set spare_zones to 0"
     if problem.headroom:
         yield replace(problem, headroom=0.0), "set headroom to 0"
+    if problem.config_role.any() and (limited := limited_links(problem)):
+        free = np.where(problem.link_bytes_per_s > 0, np.inf, 0.0)
+        none = np.full(problem.network_bytes_per_s.size, np.inf)
+        changed = replace(problem, link_bytes_per_s=free, network_bytes_per_s=none)
+        yield changed, f"raise the bandwidth of {limited}"
     if problem.burst is not None:
         yield replace(problem, burst=None), "leave out `burst` of the demand"
     if problem.slack is not None:
@@ -119,6 +131,8 @@ def _limits(problem: FleetProblem) -> Iterator[str]:
     )
     if problem.max_spot_share < 1.0:
         yield f"max_spot_share {problem.max_spot_share:g}"
+    if problem.config_role.any() and limited_links(problem):
+        yield f"bandwidth of {limited_links(problem)}"
     for label, most in (
         ("max_changes", problem.max_changes), ("max_starts", problem.max_starts), ("max_stops", problem.max_stops)
     ):  # fmt: skip
@@ -137,6 +151,14 @@ def _limits(problem: FleetProblem) -> Iterator[str]:
     kept = [f"{name} {n}" for name, n in zip(problem.model_names, problem.min_replicas, strict=True) if n]
     if kept:
         yield f"min_replicas: {', '.join(kept)}"
+
+
+def limited_links(problem: FleetProblem) -> str:
+    """Which bandwidths have a limit, in words; empty for none."""
+    links = np.isfinite(problem.link_bytes_per_s) & (problem.link_bytes_per_s > 0)
+    named = [f"{problem.site_names[s]} to {problem.site_names[r]}" for s, r in zip(*np.nonzero(links), strict=True)]
+    pools = np.isfinite(problem.network_bytes_per_s)[problem.pool_of_offer]
+    return ", ".join([*named, *(name for name, own in zip(problem.offer_names, pools, strict=True) if own)])
 
 
 def _solve(builder: FleetBuilder, budget: Budget) -> tuple[Status, FloatArray | None]:

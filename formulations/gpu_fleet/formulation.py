@@ -11,6 +11,7 @@ from formulations.gpu_fleet import melange
 from formulations.gpu_fleet.baseline import best_single_offer
 from formulations.gpu_fleet.check import check
 from formulations.gpu_fleet.problem import FleetProblem
+from formulations.gpu_fleet.rows import in_order, instance_counts
 from formulations.gpu_fleet.search import search
 from formulations.gpu_fleet.tiers import search_by_tiers
 from formulations.gpu_fleet.unserved import served_per_s, unserved_per_s
@@ -56,20 +57,13 @@ class GpuFleet:
 
     def objective(self, problem: FleetProblem, plan: FleetPlan) -> Objective:
         """Mean cost an hour, and the price of changes."""
-        offers = {name: k for k, name in enumerate(problem.offer_names)}
         share = {hours: float(s) for hours, s in zip(problem.hours, problem.share, strict=True)}
-        counts = np.zeros((len(plan.periods), problem.num_offers))
-        for place, period in enumerate(plan.periods):
-            for row in period.allocation:
-                counts[place, offers[row.offer]] += row.count
+        counts = instance_counts(problem, plan)
         weights = np.array([share[period.hours] for period in plan.periods])
-        order = np.argsort([problem.hours.index(period.hours) for period in plan.periods])
         rent = float(weights @ (counts @ problem.price))
         parts = {"rent_usd_per_hour": rent}
         if problem.start_cost is not None and problem.start_cost.any():
-            hourly = counts[order]
-            started = sum(np.maximum(hourly[after] - hourly[before], 0.0) for before, after in problem.steps)
-            parts["start_usd_per_hour"] = float(np.dot(problem.start_cost, started)) / problem.num_periods
+            parts["start_usd_per_hour"] = problem.start_usd_per_hour(counts[in_order(problem, plan)])
         if problem.current is not None:
             changed = float(np.abs(counts[0] - problem.current).sum())
             parts["change_usd_per_hour"] = problem.change_cost * changed

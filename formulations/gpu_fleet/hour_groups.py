@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 
 from formulations.backends.linear import LinearModel
+from formulations.backends.relaxation import Relaxation, relax
 from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
-from formulations.gpu_fleet.relaxation import Relaxation, relax
 
 #: Groups of similar hours, whose mean demands stand for them in the relaxation.
 LEVELS = 16
@@ -79,7 +79,7 @@ def reserved_prices(problem: FleetProblem, built: FleetModel, relaxed: Relaxatio
     model = built.model
     period_of_column = np.full(model.num_variables, -1)
     for period, columns in enumerate(built.columns):
-        for own in (columns.y[~problem.reserved], columns.z, columns.x):
+        for own in (columns.y[~problem.reserved], columns.z, columns.routing.x):
             period_of_column[own] = period
     period_of_row = np.full(model.row_lower.size, -1)
     known = period_of_column[model.column] >= 0

@@ -23,12 +23,12 @@ from typing import Literal
 
 import numpy as np
 
+from formulations.backends.relaxation import Relaxation, relax
 from formulations.backends.result import SolverResult
 from formulations.gpu_fleet.hour_groups import Box, HourGroups, PricedRow
 from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.packing import Counts
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
-from formulations.gpu_fleet.relaxation import Relaxation, relax
 from formulations.gpu_fleet.solution import counts_of, solver_of
 from formulations.outcome import Budget, PartBudget, SolveOptions, Status
 

@@ -15,6 +15,7 @@ from formulations.base import solve
 from formulations.gpu_fleet.formulation import GPU_FLEET
 from formulations.gpu_fleet.power import drawn
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
+from formulations.gpu_fleet.rows import in_order, instance_counts, on_spot
 from formulations.outcome import TOLERANCE, Budget, OnProgress, Outcome, SolveOptions
 from planner.fleet_plan import FleetPlan, Insight, Relief, Substitute
 
@@ -38,16 +39,6 @@ class Limit:
 def binding(problem: FleetProblem, plan: FleetPlan) -> list[Limit]:
     """Limits with no room for one more unit in some period of the plan."""
     return list(_binding(problem, instance_counts(problem, plan), plan))
-
-
-def instance_counts(problem: FleetProblem, plan: FleetPlan) -> FloatArray:
-    """Instances of each offer in each of the plan's periods, [periods, K]."""
-    offers = {name: k for k, name in enumerate(problem.offer_names)}
-    counts = np.zeros((len(plan.periods), problem.num_offers))
-    for place, period in enumerate(plan.periods):
-        for row in period.allocation:
-            counts[place, offers[row.offer]] += row.count
-    return counts
 
 
 def _binding(problem: FleetProblem, counts: FloatArray, plan: FleetPlan) -> Iterator[Limit]:
@@ -84,7 +75,7 @@ def _binding(problem: FleetProblem, counts: FloatArray, plan: FleetPlan) -> Iter
         yield Limit("spare_instances", 1.0, 0.0, replace(problem, spare_instances=0))
     if problem.zone_names:
         yield Limit("spare_zones", 1.0, 0.0, replace(problem, zone_names=(), zone_of_pool=None))
-    order = np.argsort([problem.hours.index(period.hours) for period in plan.periods])
+    order = in_order(problem, plan)
     moved = [counts[order[after]] - counts[order[before]] for before, after in problem.steps]
     for key, allowed, sign in (("max_starts", problem.max_starts, 1), ("max_stops", problem.max_stops, -1)):
         if allowed is not None and max((np.maximum(sign * one, 0).sum() for one in moved), default=0.0) >= allowed:
@@ -104,21 +95,13 @@ def _full(used: FloatArray, limit: float, each: FloatArray) -> bool:
 
 
 def _spot_share(problem: FleetProblem, plan: FleetPlan) -> float:
-    """Largest share of a model's requests that is on spot in any period, losses included."""
-    offers = {name: k for k, name in enumerate(problem.offer_names)}
-    keys = zip(problem.bucket_model, problem.input_tokens, problem.output_tokens, strict=True)
-    buckets = {(problem.model_names[m], int(i), int(o)): d for d, (m, i, o) in enumerate(keys)}
+    """Largest share of a stage of a model's requests that is on spot in any period, losses included."""
     worst = 0.0
     for period in plan.periods:
-        rate = problem.rate[problem.hours.index(period.hours)]
-        total = np.bincount(problem.bucket_model, weights=rate, minlength=len(problem.model_names))
+        index = problem.hours.index(period.hours)
+        total = np.bincount(problem.bucket_model, weights=problem.rate[index], minlength=len(problem.model_names))
         for rows in (period.assignment, *(survival.assignment for survival in period.survival)):
-            on_spot = np.zeros(total.size)
-            for row in rows:
-                if problem.spot[problem.pool_of_offer[offers[row.offer]]]:
-                    bucket = buckets[row.model, row.input_tokens, row.output_tokens]
-                    on_spot[problem.bucket_model[bucket]] += rate[bucket] * row.fraction
-            worst = max(worst, float((on_spot / np.where(total > 0, total, 1.0)).max()))
+            worst = max(worst, float((on_spot(problem, index, rows) / np.where(total > 0, total, 1.0)).max()))
     return worst
 
 

@@ -23,11 +23,11 @@ from dataclasses import replace
 import numpy as np
 
 from formulations.backends.linear import LinearBuilder, LinearModel, solve_linear_mathopt
+from formulations.backends.relaxation import Relaxation, relax
 from formulations.gpu_fleet.explain import explain
 from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
 from formulations.gpu_fleet.packing import plan_of
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
-from formulations.gpu_fleet.relaxation import Relaxation, relax
 from formulations.gpu_fleet.slices_cpsat import solve_whole
 from formulations.gpu_fleet.solution import counts_of
 from formulations.outcome import Bound, Budget, SearchResult, SolveOptions, Status, Stop
@@ -64,7 +64,7 @@ def search(problem: FleetProblem, options: SolveOptions, budget: Budget, method:
         reasons, relaxations = explain(problem, [(0,)], budget)
     elif values is not None:
         status = Status.FEASIBLE
-        values[built.columns[0].x] /= SLICES[method]
+        values[built.columns[0].routing.x] /= SLICES[method]
         plan = plan_of(problem, {0: counts_of(problem, built.columns[0], values)})
     bound = None
     if isinstance(relaxed, Relaxation):
@@ -85,9 +85,11 @@ def refuse(problem: FleetProblem, method: str) -> None:
             ("several models or replica sizes on one kind of GPU", shared),
             ("spare_instances", problem.spare_instances > 0),
             ("pool_slack", problem.slack is not None),
+            ("power", problem.draw is not None),
             ("spare_zones", bool(problem.zone_names)),
             ("max_spot_share", problem.max_spot_share < 1.0),
             ("a current fleet", problem.current is not None),
+            ("replicas of split roles", bool(problem.config_role.any())),
             ("demand that may stay unserved", problem.leave_unserved),
         )
         if there
@@ -98,7 +100,7 @@ def refuse(problem: FleetProblem, method: str) -> None:
 
 def slice_shares(built: FleetModel, slices: int) -> LinearModel:
     """The model of one period with shares in whole slices: its columns x count slices, 0 .. S."""
-    model, x = built.model, built.columns[0].x
+    model, x = built.model, built.columns[0].routing.x
     scale = np.ones(model.num_variables)
     scale[x] = slices
     integer = model.integer.copy()

@@ -15,6 +15,7 @@ Objective
 
 Constraints
     serve     sum_c x[d, c] + u[d] = 1                                             every bucket with a demand
+              over the roles that begin a request, all where none is split; other stages follow by `handovers`
     capacity  sum_d L[d, c] x[d, c] <= availability[pool] z[c]                     every configuration
               with pool_slack: z[c] is the room of `pools`; its parts s, b[c, s] binary, sum_s b[c, s] <= 1:
               z[c] = sum_s n[c, s],  n[c, s] <= most b[c, s],  room[c] = sum_s slope[s] n[c, s] + start[s] b[c, s]
@@ -22,7 +23,7 @@ Constraints
     packing   sum_{c: gpus >= s} gpus[c] z[c] <= sum_k s floor(gpus[k] / s) y[k]   every pool and replica size s
               exact without a variable for any node, because the sizes of a pool divide one another
     limits    least <= y <= most, quotas on GPUs, budget, watts, least replicas of a model,
-              share of a model's served requests on spot instances
+              share of a model's served requests on spot instances, in every stage
     steps     s >= y[k, t + 1] - y[k, t], e the other way: instances started and stopped from one hour to the next,
               priced and limited in sum; then all hours are periods, in order
     changes   y[k] - current[k] = added - dropped, their sum limited and priced (one period)
@@ -45,6 +46,7 @@ Reference: Griffin et al., Mélange, arXiv 2404.14527, for buckets and loads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -52,8 +54,10 @@ import numpy.typing as npt
 from formulations.backends.linear import IntArray as Columns
 from formulations.backends.linear import LinearBuilder, LinearModel
 from formulations.gpu_fleet.dominance import needless_configs
+from formulations.gpu_fleet.handovers import FlowColumns, add_handovers
 from formulations.gpu_fleet.pools import replicas_for, tangents
-from formulations.gpu_fleet.problem import FleetProblem, FloatArray
+from formulations.gpu_fleet.problem import BoolArray, FleetProblem, FloatArray
+from formulations.gpu_fleet.stages import STAGES, has_role, network_need
 
 #: Row within a family, column, value.
 Entries = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
@@ -64,23 +68,29 @@ SMALL_LOAD = 1e-3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PeriodColumns:
-    """Columns of one period: y [K], z [C], x of the pairs (bucket, config) [N]; a lost offer's z' and x' by offer.
+class Routing:
+    """Columns x of the pairs (bucket, config), all [N], and what roles hand to one another."""
 
-    zone_x : by lost zone, x' of the pairs whose configuration is in another one, and which pairs those are.
-    u : of the buckets with a demand (asked); empty where all must be served.
+    x: Columns
+    bucket: Columns
+    config: Columns
+    flows: FlowColumns
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PeriodColumns:
+    """Columns of one period: y [K], z [C], u of the buckets with a demand (asked), and where requests go.
+
+    u : empty where all must be served. lost : by lost offer, z' and the routing. lost_zone : by zone, on z of others.
     """
 
     y: Columns
     z: Columns
-    x: Columns
     u: Columns
     asked: Columns
-    bucket: Columns
-    config: Columns
-    lost_z: dict[int, Columns]
-    lost_x: dict[int, Columns]
-    zone_x: dict[int, tuple[Columns, Columns]]
+    routing: Routing
+    lost: dict[int, tuple[Columns, Routing]]
+    lost_zone: dict[int, Routing]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,6 +173,9 @@ class FleetBuilder:
         needed = needed / problem.availability[problem.config_pool]
         if problem.slack is not None:
             needed = np.array([replicas_for(*pair) for pair in zip(problem.slack, needed, strict=True)], dtype=float)
+        for period in self.periods:
+            carried = network_need(problem, period) / problem.availability[problem.config_pool]
+            needed = np.maximum(needed, carried)
         replicas = np.maximum(np.ceil(needed - 1e-9), needed > 0)
         by_pool = np.bincount(
             problem.config_pool, weights=replicas * problem.config_gpus, minlength=len(problem.availability)
@@ -175,49 +188,42 @@ class FleetBuilder:
 
     def _period(self, period: int, y: Columns) -> PeriodColumns:
         problem, builder = self.problem, self.builder
-        load = self.load(period)
         z = builder.variables((problem.num_configs,), upper=self._replica_bound(), integer=True)
-        bucket, config = np.nonzero(np.isfinite(load) & (problem.rate[period] > 0)[:, None])
-        x = builder.variables((bucket.size,))
         asked = np.flatnonzero(problem.rate[period] > 0)
         u = builder.variables((asked.size * self.unserved,))
-        self._serve(period, bucket, x, u)
         room = self._room(z)
-        self._capacity(load, bucket, config, x, z, room)
+        every = np.ones(problem.num_configs, dtype=np.bool_)
+        routing = self._route(period, z, room, u, every)
         self.packing_rows.append(self._packing(z, y, None))
-        self._limits(period, y, z, bucket, config, x, u)
-        lost_z: dict[int, Columns] = {}
-        lost_x: dict[int, Columns] = {}
+        self._limits(period, y, z, routing)
+        lost: dict[int, tuple[Columns, Routing]] = {}
         if problem.spare_instances:
             used = builder.variables((problem.num_offers,), integer=True)
             # y <= most u: an offer that is used has an instance to lose.
             builder.rows(-np.inf, 0.0, (y[:, None], 1.0), (used[:, None], -self.most[:, None]))
             for offer in np.flatnonzero(self.most > 0).tolist():
                 kept = builder.variables((problem.num_configs,), upper=self._replica_bound(), integer=True)
-                routed = builder.variables((bucket.size,))
-                every = np.arange(kept.size)
-                builder.sparse_rows(np.full(kept.size, -np.inf), 0.0, (every, kept, 1.0), (every, z, -1.0))
-                self._serve(period, bucket, routed, u)
-                self._capacity(load, bucket, config, routed, kept, self._room(kept))
+                builder.rows(-np.inf, 0.0, (kept[:, None], 1.0), (z[:, None], -1.0))
+                lost[offer] = kept, self._route(period, kept, self._room(kept), u, every)
                 self._packing(kept, y, (offer, int(used[offer])))
-                self._spot(period, bucket, config, routed, u)
-                lost_z[offer], lost_x[offer] = kept, routed
-        zone_x = {
-            zone: self._without(zone, period, z, room, bucket, config, u) for zone in range(len(problem.zone_names))
+        lost_zone = {
+            zone: self._route(period, z, room, u, problem.zone_of_config != zone)
+            for zone in range(len(problem.zone_names))
         }
-        return PeriodColumns(y, z, x, u, asked, bucket, config, lost_z, lost_x, zone_x)
+        return PeriodColumns(y, z, u, asked, routing, lost, lost_zone)
 
-    def _without(
-        self, zone: int, period: int, z: Columns, room: list[Entries], bucket: Columns, config: Columns, u: Columns
-    ) -> tuple[Columns, Columns]:
-        """Everything is served without a zone, by the replicas that run elsewhere."""
-        assert self.problem.zone_of_pool is not None
-        pairs = np.flatnonzero(self.problem.zone_of_pool[self.problem.config_pool[config]] != zone)
-        routed = self.builder.variables((pairs.size,))
-        self._serve(period, bucket[pairs], routed, u)
-        self._capacity(self.load(period), bucket[pairs], config[pairs], routed, z, room)
-        self._spot(period, bucket[pairs], config[pairs], routed, u)
-        return routed, pairs
+    def _route(self, period: int, z: Columns, room: list[Entries], u: Columns, there: BoolArray) -> Routing:
+        """Everything, or all but u, is served by the replicas z of the configurations that are there, [C]."""
+        problem = self.problem
+        load = self.load(period)
+        bucket, config = np.nonzero(np.isfinite(load) & there & (problem.rate[period] > 0)[:, None])
+        x = self.builder.variables((bucket.size,))
+        begins = has_role(problem, STAGES["prefill"])[config]
+        self._serve(period, bucket[begins], x[begins], u)
+        flows = add_handovers(problem, self.builder, period, bucket, config, x, z)
+        self._capacity(load, bucket, config, x, z, room)
+        self._spot(period, bucket, config, x, u)
+        return Routing(x, bucket, config, flows)
 
     def _replica_bound(self) -> FloatArray:
         """Replicas that fit on all instances of the pool."""
@@ -286,31 +292,28 @@ class FleetBuilder:
                 self.builder.sparse_rows([-np.inf], 0.0, *terms)
         return tuple(made)
 
-    def _limits(
-        self, period: int, y: Columns, z: Columns, bucket: Columns, config: Columns, x: Columns, u: Columns
-    ) -> None:
+    def _limits(self, period: int, y: Columns, z: Columns, routing: Routing) -> None:
         problem = self.problem
         if np.isfinite(problem.budget_usd_per_hour):
             self._limit("budget", y, problem.price, problem.budget_usd_per_hour)
         if np.isfinite(problem.max_watts):
-            self._watts(period, y, z, bucket, config, x)
+            self._watts(period, y, z, routing)
         for mask, most in zip(problem.quota_offers, problem.quota_gpus, strict=True):
             self._limit("quota", y[mask], problem.gpus[mask].astype(np.float64), float(most))
         for model, least in enumerate(problem.min_replicas):
             if least:
                 own = z[problem.config_model == model]
                 self.builder.sparse_rows([float(least)], np.inf, (0, own, 1.0))
-        self._spot(period, bucket, config, x, u)
 
-    def _watts(self, period: int, y: Columns, z: Columns, bucket: Columns, config: Columns, x: Columns) -> None:
+    def _watts(self, period: int, y: Columns, z: Columns, routing: Routing) -> None:
         """What instances could draw, or what they are expected to, with its margin."""
         problem, draw = self.problem, self.problem.draw
         if draw is None:
             self._limit("watts", y, problem.watts, problem.max_watts)
             return
-        joules = problem.needed(period)[bucket] * draw.joules[bucket, config]
+        joules = problem.needed(period)[routing.bucket] * draw.joules[routing.bucket, routing.config]
         each = np.concatenate([draw.idle, draw.running, joules]) / (1 - problem.watt_margin)
-        self._limit("watts", np.concatenate([y, z, x]), each, problem.max_watts)
+        self._limit("watts", np.concatenate([y, z, routing.x]), each, problem.max_watts)
 
     def _spot(self, period: int, bucket: Columns, config: Columns, x: Columns, u: Columns) -> None:
         """The share of each model's served requests on spot instances; the limit and its slack are shares of all."""
@@ -318,8 +321,10 @@ class FleetBuilder:
         if problem.max_spot_share == 1.0:
             return
         on_spot = problem.spot[problem.config_pool[config]]
-        for model in range(len(problem.model_names)):
-            own = on_spot & (problem.bucket_model[bucket] == model)
+        # Stages that the same roles do are one limit.
+        stages = list(STAGES.values()) if problem.config_role.any() else [STAGES["prefill"]]
+        for model, roles in product(range(len(problem.model_names)), stages):
+            own = on_spot & (problem.bucket_model[bucket] == model) & has_role(problem, roles)[config]
             if not own.any():
                 continue
             total = rate[problem.bucket_model == model].sum()

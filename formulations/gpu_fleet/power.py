@@ -23,6 +23,8 @@ from statistics import NormalDist
 import numpy as np
 
 from formulations.gpu_fleet.problem import Draw, FleetProblem, FloatArray, IntArray
+from formulations.gpu_fleet.rows import Rows
+from formulations.gpu_fleet.stages import ROLES, STAGES
 from formulations.gpu_fleet.throughput import Config, replica
 from planner.cost.energy import DECODE_SHARE, IDLE_SHARE, PREFILL_SHARE
 from planner.cost.serving.coefficients import Coefficients
@@ -45,12 +47,15 @@ def prefill_seconds(
     configs: Sequence[Config],
     coefficients: Coefficients | None,
 ) -> FloatArray:
-    """Seconds that a replica prefills one request alone, [D, C]; devices by pool, buckets (model, input, output)."""
+    """Seconds that a replica prefills one request alone, [D, C]; devices by pool, buckets (model, input, output).
+
+    0 where its role is another one.
+    """
     found = np.zeros((len(buckets), len(configs)))
     for c, config in enumerate(configs):
         device = devices[config.pool]
         own = [(d, i, o) for d, (m, i, o) in enumerate(buckets) if m == config.model]
-        if device is None or not own:
+        if device is None or not own or ROLES[config.role] not in STAGES["prefill"]:
             continue
         place, prompt, output = (np.array(column) for column in zip(*own, strict=True))
         worker = replica(instance.models[config.model], specs[config.model], device, config.gpus)
@@ -93,29 +98,19 @@ def drawn(problem: FleetProblem, period: Period) -> Drawn:
     """Draw of a plan's period, from its decisions alone."""
     assert problem.draw is not None
     draw, index = problem.draw, problem.hours.index(period.hours)
-    offers = {name: k for k, name in enumerate(problem.offer_names)}
-    models = {name: m for m, name in enumerate(problem.model_names)}
-    configs = {
-        (int(p), int(m), int(g)): c
-        for c, (p, m, g) in enumerate(zip(problem.config_pool, problem.config_model, problem.config_gpus, strict=True))
-    }
-    keys = zip(problem.bucket_model, problem.input_tokens, problem.output_tokens, strict=True)
-    buckets = {(int(m), int(i), int(o)): d for d, (m, i, o) in enumerate(keys)}
+    known = Rows(problem)
     expected = boards = variance = 0.0
     for row in period.allocation:
-        k = offers[row.offer]
+        k = known.offers[row.offer]
         each = problem.watts[k] / problem.gpus[k]
         expected += draw.idle[k] * row.count
         boards += problem.watts[k] * row.count
         variance += (SPREAD * each) ** 2 * problem.gpus[k] * row.count
     needed = problem.needed(index)
     for replicas in period.replicas:
-        config = configs[int(problem.pool_of_offer[offers[replicas.offer]]), models[replicas.model], replicas.gpus]
-        expected += draw.running[config] * replicas.count
+        expected += draw.running[known.config(replicas)] * replicas.count
     for one in period.assignment:
-        model = models[one.model]
-        config = configs[int(problem.pool_of_offer[offers[one.offer]]), model, one.gpus]
-        bucket = buckets[model, one.input_tokens, one.output_tokens]
-        expected += float(needed[bucket]) * one.fraction * draw.joules[bucket, config]
+        bucket = known.bucket(one)
+        expected += float(needed[bucket]) * one.fraction * draw.joules[bucket, known.config(one)]
     deviation = np.sqrt((1 - CORRELATION) * variance + CORRELATION * (SPREAD * boards) ** 2)
     return Drawn(float(expected), float(boards), float(deviation))

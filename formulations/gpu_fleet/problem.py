@@ -9,6 +9,8 @@ Data    rate[t, d]        requests a second
         throughput[d, c]  requests a second of a bucket that one replica serves within the SLO; 0: it cannot
         gpus[k], price[k], watts[k]     of one instance; watts is NaN where unknown
         least[k], most[k]               instances; most is inf where unknown
+        role[c]           what a configuration does of a request, see `stages`; site[p], link[s, s'], network[p], and
+                          bytes[h, d] that are handed over: see `handovers`
         priority[d]       of a bucket, higher first, where demand may stay unserved
 """
 
@@ -43,6 +45,8 @@ class FleetProblem:
 
     Shapes: offers [K], pools [P], models [M], buckets [D], configurations [C], periods [T]; quota_offers [Q, K].
     availability : share of the time that a pool's instances are there, [P].
+    link_bytes_per_s : [sites, sites], inf inside one and 0 where they are not joined. network_bytes_per_s : of one GPU,
+    [P], inf if unknown. handed_bytes : of a request, [handovers, D]; NaN if unknown, which no limit then needs.
     burst : [T, D], or None where headroom counts everywhere. slack : beta of `pools`, [C]; None: pools keep none.
     draw, watt_margin : see `power`; None: max_watts is kept by the watts of all instances.
     start_cost : USD of each instance of an offer that is started from one hour to the next, [K]; with it, or with a
@@ -77,6 +81,13 @@ class FleetProblem:
     config_pool: IntArray
     config_model: IntArray
     config_gpus: IntArray
+    config_role: IntArray
+    config_worker: tuple[str, ...] = ()
+    site_names: tuple[str | None, ...]
+    site_of_pool: IntArray
+    link_bytes_per_s: FloatArray
+    network_bytes_per_s: FloatArray
+    handed_bytes: FloatArray
     throughput: FloatArray
     headroom: float = 0.0
     burst: FloatArray | None = None
@@ -133,6 +144,10 @@ class FleetProblem:
         possible = self.throughput > 0
         return np.where(possible, need / np.where(possible, self.throughput, 1.0), np.inf)
 
+    def worker(self, config: int) -> str | None:
+        """Name of a configuration in a table of workers; None without one."""
+        return (self.config_worker[config] or None) if self.config_worker else None
+
     def sizes(self, pool: int) -> IntArray:
         """Replica sizes in a pool, ascending; each divides the next, so that packing is exact by counting."""
         return np.unique(self.config_gpus[self.config_pool == pool])
@@ -154,6 +169,12 @@ class FleetProblem:
         return none if self.zone_of_pool is None else self.zone_of_pool[self.pool_of_offer]
 
     @property
+    def zone_of_config(self) -> IntArray:
+        """Index into zone_names, [C]; -1 where zones do not matter."""
+        none = np.full(self.num_configs, -1, dtype=np.int64)
+        return none if self.zone_of_pool is None else self.zone_of_pool[self.config_pool]
+
+    @property
     def decoupled(self) -> bool:
         """Nothing ties the periods to one another: each can be solved alone."""
         return not self.reserved.any() and self.current is None and not self.switching
@@ -163,6 +184,13 @@ class FleetProblem:
         """Periods are hours in order: what is started and stopped between them has a price or a limit."""
         priced = self.start_cost is not None and bool(self.start_cost.any())
         return priced or self.max_starts is not None or self.max_stops is not None
+
+    def start_usd_per_hour(self, counts: FloatArray) -> float:
+        """What starts cost, on the mean of the hours; counts : instances of every hour in order, [T, K]."""
+        if self.start_cost is None:
+            return 0.0
+        started = sum(np.maximum(counts[after] - counts[before], 0.0) for before, after in self.steps)
+        return float(np.dot(self.start_cost, started)) / self.num_periods if self.steps else 0.0
 
     @property
     def steps(self) -> list[tuple[int, int]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +14,27 @@ import numpy as np
 from formulations.gpu_fleet.pools import slack_of
 from formulations.gpu_fleet.power import by_phases, by_share, prefill_seconds
 from formulations.gpu_fleet.problem import Draw, FleetProblem, FloatArray, IntArray
-from formulations.gpu_fleet.throughput import Config, computed
+from formulations.gpu_fleet.profiles import profiled
+from formulations.gpu_fleet.stages import HANDOVERS, ROLES
+from formulations.gpu_fleet.tables import tabled
+from formulations.gpu_fleet.throughput import Bucket, Config, computed
 from formulations.reading import Reading
 from planner import catalog
-from planner.cost.serving.precision import WEIGHT_FORMATS
+from planner.cost.serving.precision import WEIGHT_FORMATS, kv_element_bytes
 from planner.descriptions.efficiency import calibrated
-from planner.descriptions.fleet import FleetInstance, Offer, Profile
+from planner.descriptions.fleet import FleetInstance, Offer
 from planner.errors import DescriptionError, OptionError
 from planner.files import Loc, SourceText, canonical_json
 from planner.hardware import DeviceKind
+from planner.readers.service_workers import read_service_workers
 
+#: Roles that need another one of the same model, and which.
+NEEDS = {
+    "prefill": {"decode", "attention"},
+    "decode": {"prefill"},
+    "attention": {"experts"},
+    "experts": {"attention"},
+}
 #: Pools are kept apart by what their replicas and prices depend on.
 PoolKey = tuple[object, ...]
 
@@ -34,13 +45,6 @@ def read_problem(instance: FleetInstance, source: SourceText | None = None) -> F
     Raises DescriptionError with all problems found.
     """
     return _Reading(instance, source).problem()
-
-
-@dataclass(frozen=True, slots=True)
-class _Bucket:
-    model: int
-    input_tokens: int
-    output_tokens: int
 
 
 def _zone(offer: Offer) -> str:
@@ -65,15 +69,18 @@ class _Reading(Reading):
             [self._watts(k, offer, kind) for k, (offer, kind) in enumerate(zip(instance.offers, devices, strict=True))]
         )
         model_names = tuple(model.name for model in instance.models)
-        buckets = [
-            _Bucket(model_names.index(one.model), one.input_tokens, one.output_tokens) for one in instance.demand
-        ]
+        buckets = [Bucket(model_names.index(one.model), one.input_tokens, one.output_tokens) for one in instance.demand]
         pools = [
             self._pool(k, offer, kind) for k, (offer, kind) in enumerate(zip(instance.offers, devices, strict=True))
         ]
         keys = list(dict.fromkeys(pools))
         if instance.profiles:
-            configs, throughput = self._profiled(buckets, pools, keys)
+            pool_of_offer = [keys.index(pool) for pool in pools]
+            configs, throughput, places, notes = profiled(instance, buckets, pool_of_offer, self.find)
+            self._refuse_uneven_sizes(configs, places)
+            self.assumptions += notes
+        elif instance.workers is not None:
+            configs, throughput = self._tabled(buckets, pools, keys)
         else:
             configs, throughput = self._computed(devices, buckets, pools, keys)
         self.stop_if_wrong()
@@ -119,6 +126,9 @@ class _Reading(Reading):
             config_pool=np.array([config.pool for config in configs], dtype=np.int64),
             config_model=np.array([config.model for config in configs], dtype=np.int64),
             config_gpus=np.array([config.gpus for config in configs], dtype=np.int64),
+            config_role=np.array([config.role for config in configs], dtype=np.int64),
+            config_worker=tuple(config.worker for config in configs),
+            **self._joined(configs, buckets, first),
             throughput=throughput,
             headroom=instance.headroom,
             burst=burst,
@@ -145,12 +155,71 @@ class _Reading(Reading):
             assumptions=tuple(self.assumptions),
         )
 
+    def _joined(self, configs: list[Config], buckets: list[Bucket], first: list[int]) -> dict[str, Any]:
+        """Sites, the links between them, and what is handed over; a size that a limit needs must be known.
+
+        first : an offer of each pool.
+        """
+        instance = self.instance
+        sites = list(dict.fromkeys(offer.region for offer in instance.offers))
+        link = np.where(np.eye(len(sites), dtype=np.bool_), np.inf, 0.0)
+        for one in instance.links:
+            link[sites.index(one.from_region), sites.index(one.to_region)] = one.bytes_per_s
+        offers = [instance.offers[index] for index in first]
+        network = np.array(
+            [np.inf if one.network_bytes_per_s is None else one.network_bytes_per_s / one.gpus for one in offers]
+        )
+        limited = bool(instance.links) or bool(np.isfinite(network).any())
+        handed = np.full((len(HANDOVERS), len(buckets)), np.nan)
+        for index, model in enumerate(instance.models):
+            roles = {ROLES[config.role] for config in configs if config.model == index}
+            if roles <= {"both"}:
+                continue
+            for role, others in NEEDS.items():
+                if role in roles and not roles & others:
+                    message = f"{model.name} has replicas for {role}, but none for {' or '.join(sorted(others))}"
+                    self.find(("models", index), message)
+            kv, activations = self._kv_bytes_per_token(index), model.activation_bytes_per_token
+            if limited and kv is None and "prefill" in roles:
+                self.find(("models", index), f"links limit {model.name}: say kv_bytes_per_token, or a `model`")
+            if limited and activations is None and "attention" in roles:
+                self.find(("models", index), f"links limit {model.name}: say activation_bytes_per_token")
+            for d, bucket in enumerate(buckets):
+                if bucket.model == index:
+                    handed[0, d] = np.nan if kv is None else kv * bucket.input_tokens
+                    handed[1, d] = np.nan if activations is None else activations * bucket.output_tokens
+        self.stop_if_wrong()
+        return {
+            "site_names": tuple(sites),
+            "site_of_pool": np.array([sites.index(offer.region) for offer in offers]),
+            "link_bytes_per_s": link,
+            "network_bytes_per_s": network,
+            "handed_bytes": handed,
+        }
+
+    def _kv_bytes_per_token(self, index: int) -> float | None:
+        """As told, else of the catalogue's model."""
+        model = self.instance.models[index]
+        if model.kv_bytes_per_token is not None or model.model is None:
+            return model.kv_bytes_per_token
+        try:
+            spec = catalog.model(self._model_path(model.model))
+        except (OptionError, DescriptionError) as error:
+            self.find(("models", index, "model"), str(error))
+            return None
+        return spec.kv_bytes_per_token(kv_element_bytes(spec, model.backend))
+
+    def _model_path(self, name: str) -> str | Path:
+        """A config.json lies beside the instance."""
+        base = None if self.source is None else self.source.base_dir
+        return base / name if base is not None and name.endswith(".json") else name
+
     def _device(self, index: int, offer: Offer) -> DeviceKind | None:
         """The offer's GPU; needed for computed throughput and for watts, else a name will do."""
         try:
             return catalog.device(offer.device)
         except (OptionError, DescriptionError) as error:
-            if not self.instance.profiles:
+            if not self.instance.profiles and self.instance.workers is None:
                 self.find(("offers", index, "device"), str(error))
             return None
 
@@ -190,10 +259,12 @@ class _Reading(Reading):
 
     def _pool(self, index: int, offer: Offer, device: DeviceKind | None) -> PoolKey:
         """Profiled offers are pools of their own: what was measured on one need not hold on another."""
-        if self.instance.profiles or device is None:
+        if self.instance.profiles or (device is None and self.instance.workers is None):
             return (index,)
+        network = None if offer.network_bytes_per_s is None else offer.network_bytes_per_s / offer.gpus
         zone = _zone(offer) if self.instance.spare_zones else None
-        return device.name, offer.region, zone, offer.market == "spot", offer.availability
+        name = offer.device if device is None else device.name
+        return name, offer.region, zone, offer.market == "spot", offer.availability, network
 
     def _zones(self, first: list[int]) -> dict[str, Any]:
         """The zone of each pool, where one is to be survived; first : an offer of each pool."""
@@ -202,61 +273,6 @@ class _Reading(Reading):
         zones = [_zone(self.instance.offers[index]) for index in first]
         names = tuple(dict.fromkeys(zones))
         return {"zone_names": names, "zone_of_pool": np.array([names.index(zone) for zone in zones])}
-
-    def _profiled(
-        self, buckets: list[_Bucket], pools: list[PoolKey], keys: list[PoolKey]
-    ) -> tuple[list[Config], FloatArray]:
-        """Configurations and throughput from given profiles."""
-        instance = self.instance
-        offers = [offer.name for offer in instance.offers]
-        models = [model.name for model in instance.models]
-        rows: dict[Config, list[tuple[int, Profile]]] = {}
-        for index, profile in enumerate(instance.profiles):
-            offer = instance.offers[offers.index(profile.offer)]
-            pool = keys.index(pools[offers.index(profile.offer)])
-            model = instance.models[models.index(profile.model)]
-            gpus = profile.gpus or offer.gpus
-            here = model.regions is None or offer.region in model.regions
-            if here and gpus in (model.gpus_per_replica or (gpus,)):
-                rows.setdefault(Config(pool, models.index(model.name), gpus), []).append((index, profile))
-        configs = sorted(rows)
-        self._refuse_uneven_sizes(configs, {one: ("profiles", found[0][0], "gpus") for one, found in rows.items()})
-        throughput = np.zeros((len(buckets), len(configs)))
-        for d, bucket in enumerate(buckets):
-            known = False
-            for c, config in enumerate(configs):
-                if config.model != bucket.model:
-                    continue
-                found = self._nearest([profile for _, profile in rows[config]], bucket)
-                if found is not None:
-                    known = True
-                    throughput[d, c] = found.max_rate_per_s
-            if not known:
-                size = f"{bucket.input_tokens}/{bucket.output_tokens} tokens"
-                rule = "larger than any profiled size" if instance.unprofiled == "round_up" else "not profiled"
-                hint = (
-                    "" if instance.unprofiled == "round_up" else "; `unprofiled: round_up` takes the next larger size"
-                )
-                self.find(("demand", d), f"{models[bucket.model]} {size} is {rule} on any offer{hint}")
-        if instance.unprofiled == "round_up":
-            self.assumptions.append("sizes that were not profiled count as the next larger profiled size")
-        return configs, throughput
-
-    def _nearest(self, profiles: list[Profile], bucket: _Bucket) -> Profile | None:
-        """The profile of a bucket's size, or with round_up the slowest-per-token smallest that covers it."""
-        exact = [
-            one
-            for one in profiles
-            if (one.input_tokens, one.output_tokens) == (bucket.input_tokens, bucket.output_tokens)
-        ]
-        if exact or self.instance.unprofiled == "refuse":
-            return exact[0] if exact else None
-        covering = [
-            one
-            for one in profiles
-            if one.input_tokens >= bucket.input_tokens and one.output_tokens >= bucket.output_tokens
-        ]
-        return min(covering, key=lambda one: (one.input_tokens * one.output_tokens, one.input_tokens), default=None)
 
     def _refuse_uneven_sizes(self, configs: list[Config], places: dict[Config, Loc]) -> None:
         """Packing by counting is exact only where the sizes of a pool divide one another."""
@@ -270,8 +286,21 @@ class _Reading(Reading):
         for place, message in found.items():
             self.find(place, message)
 
+    def _tabled(
+        self, buckets: list[Bucket], pools: list[PoolKey], keys: list[PoolKey]
+    ) -> tuple[list[Config], FloatArray]:
+        """Configurations and throughput from a table of workers."""
+        instance = self.instance
+        workers = read_service_workers(self.path(str(instance.workers)), instance.name)
+        gpus = [[offer.gpus for offer, pool in zip(instance.offers, pools, strict=True) if pool == key] for key in keys]
+        first = [pools.index(key) for key in keys]
+        configs, throughput, notes = tabled(instance, workers, buckets, first, [max(one) for one in gpus], self.find)
+        self._refuse_uneven_sizes(configs, dict.fromkeys(configs, ("workers",)))
+        self.assumptions += notes
+        return configs, throughput
+
     def _computed(
-        self, devices: list[DeviceKind | None], buckets: list[_Bucket], pools: list[PoolKey], keys: list[PoolKey]
+        self, devices: list[DeviceKind | None], buckets: list[Bucket], pools: list[PoolKey], keys: list[PoolKey]
     ) -> tuple[list[Config], FloatArray]:
         """Configurations and throughput from the cost model."""
         instance = self.instance
@@ -283,10 +312,7 @@ class _Reading(Reading):
         specs = []
         for index, model in enumerate(instance.models):
             try:
-                base = None if self.source is None else self.source.base_dir
-                name = str(model.model)
-                path = base / name if base is not None and name.endswith(".json") else name
-                specs.append(catalog.model(path))
+                specs.append(catalog.model(self._model_path(str(model.model))))
             except (OptionError, DescriptionError) as error:
                 self.find(("models", index, "model"), str(error))
             if model.precision is not None and model.precision not in WEIGHT_FORMATS:
@@ -297,12 +323,11 @@ class _Reading(Reading):
             coefficients = calibrated(self.path(instance.calibration))
             self.assumptions.append(f"calibrated by {instance.calibration}")
         self.stop_if_wrong()
-        sizes = [(bucket.model, bucket.input_tokens, bucket.output_tokens) for bucket in buckets]
-        configs, throughput, notes = computed(instance, specs, kinds, largest, regions, sizes, coefficients)
+        configs, throughput, notes = computed(instance, specs, kinds, largest, regions, buckets, coefficients)
         self._refuse_uneven_sizes(configs, {one: ("models", one.model, "gpus_per_replica") for one in configs})
         self.assumptions += notes
         if instance.power is not None and instance.power.draw == "phases":
-            self.prefill_s = prefill_seconds(instance, specs, kinds, sizes, configs, coefficients)
+            self.prefill_s = prefill_seconds(instance, specs, kinds, buckets, configs, coefficients)
         return configs, throughput
 
     def _periods(self) -> tuple[FloatArray, FloatArray | None, FloatArray, tuple[tuple[int, ...], ...]]:
@@ -353,8 +378,9 @@ class _Reading(Reading):
 
     def _files(self) -> Iterator[str]:
         """Contents of the files that are named."""
-        if self.instance.calibration is not None:
-            yield self.path(self.instance.calibration).read_text(encoding="utf-8")
+        for name in (self.instance.calibration, self.instance.workers):
+            if name is not None:
+                yield self.path(name).read_text(encoding="utf-8")
         for model in self.instance.models:
             if model.model is not None and model.model.endswith(".json") and self.source is not None:
                 yield (self.source.base_dir / model.model).read_text(encoding="utf-8")

@@ -101,6 +101,8 @@ def replay(
         raise OptionError("a trace needs step times to be simulated; profiles give rates alone")
     if any(period.unserved for period in plan.periods):
         raise OptionError("the plan leaves requests unserved, and a trace has no mark of which: serve all to simulate")
+    if problem.config_role.any():
+        raise OptionError("a trace is simulated on whole replicas: leave out `roles`")
     if problem.num_periods > 1:
         raise OptionError("a plan of hourly demand changes its fleet: simulate one with a constant rate")
     described = {model.name: model for model in instance.models}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from formulations.backends.linear import solve_linear_mathopt, solve_linear_pulp
 from formulations.backends.result import SolverResult, as_integer
-from formulations.gpu_fleet.milp import PeriodColumns
+from formulations.gpu_fleet.handovers import flow_table
+from formulations.gpu_fleet.milp import PeriodColumns, Routing
 from formulations.gpu_fleet.packing import Counts
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
+from formulations.gpu_fleet.stages import STAGES, has_role
 
 Solver = Callable[..., tuple[SolverResult, FloatArray | None]]
 #: How far a solver's count may be from a whole number.
@@ -31,34 +34,40 @@ def solver_of(method: str, small: bool = False) -> Solver:
 
 def counts_of(problem: FleetProblem, columns: PeriodColumns, values: FloatArray) -> Counts:
     """The decisions of one period in a solution of the model. Raises SolverError for a count that is not whole."""
-
-    def whole(where: IntArray) -> IntArray:
-        return np.array([as_integer(value, WHOLE) for value in values[where]], dtype=np.int64)
-
-    def shares(where: IntArray, pairs: IntArray | slice = slice(None)) -> FloatArray:
-        table = np.zeros((len(problem.bucket_model), problem.num_configs))
-        table[columns.bucket[pairs], columns.config[pairs]] = np.where(values[where] > NOTHING, values[where], 0.0)
-        total = table.sum(axis=1, keepdims=True)
-        return np.where(total > 0, table / np.where(total > 0, total, 1.0), 0.0) * served[:, None]
-
+    begins = has_role(problem, STAGES["prefill"])
     served = np.ones(len(problem.bucket_model))
     if columns.u.size:
         left = np.clip(values[columns.u], 0.0, 1.0)
         left[left < ALL_SERVED] = 0.0
         left[left > 1 - ALL_SERVED] = 1.0
         served[columns.asked] = 1.0 - left
-    return Counts(
-        instances=whole(columns.y),
-        replicas=whole(columns.z),
-        shares=shares(columns.x),
+
+    def whole(where: IntArray) -> IntArray:
+        return np.array([as_integer(value, WHOLE) for value in values[where]], dtype=np.int64)
+
+    def routed(instances: IntArray, replicas: IntArray, routing: Routing) -> Counts:
+        shares = np.zeros((len(problem.bucket_model), problem.num_configs))
+        x = values[routing.x]
+        shares[routing.bucket, routing.config] = np.where(x > NOTHING, x, 0.0)
+        # A solver's shares sum to what is served but for its rounding, which is undone.
+        total = shares[:, begins].sum(axis=1)
+        scale = np.where(total > 0, served / np.where(total > 0, total, 1.0), 0.0)
+        flows = flow_table(problem, routing.flows, values, scale)
+        return Counts(instances, replicas, shares * scale[:, None], flows)
+
+    instances, replicas = whole(columns.y), whole(columns.z)
+    one = np.eye(problem.num_offers, dtype=np.int64)
+    zone, zone_of = problem.zone_of_offer, problem.zone_of_config
+    return replace(
+        routed(instances, replicas, columns.routing),
         lost={
-            offer: (whole(columns.lost_z[offer]), shares(columns.lost_x[offer]))
-            for offer in columns.lost_z
-            if values[columns.y[offer]] > 0.5
+            offer: routed(instances - one[offer], whole(kept), routing)
+            for offer, (kept, routing) in columns.lost.items()
+            if instances[offer]
         },
         lost_zone={
-            zone: shares(routed, pairs)
-            for zone, (routed, pairs) in columns.zone_x.items()
-            if values[columns.y[problem.zone_of_offer == zone]].sum() > 0.5
+            gone: routed(np.where(zone == gone, 0, instances), np.where(zone_of == gone, 0, replicas), routing)
+            for gone, routing in columns.lost_zone.items()
+            if instances[zone == gone].any()
         },
     )

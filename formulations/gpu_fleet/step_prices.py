@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from formulations.backends.linear import LinearBuilder
+from formulations.backends.relaxation import Relaxation, relax
 from formulations.gpu_fleet.milp import Entries
 from formulations.gpu_fleet.problem import BoolArray, FleetProblem, FloatArray
-from formulations.gpu_fleet.relaxation import Relaxation, relax
 from formulations.outcome import Budget
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from formulations.base import solve
 from formulations.gpu_fleet.formulation import GPU_FLEET
-from formulations.gpu_fleet.insight import instance_counts
 from formulations.gpu_fleet.problem import FleetProblem
+from formulations.gpu_fleet.rows import instance_counts
 from formulations.gpu_fleet.unserved import unserved_per_s
 from formulations.outcome import Budget, OnProgress, SolveOptions
 from planner.errors import OptionError

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from formulations.gpu_fleet.problem import FloatArray
-from planner.cost.serving.capacity import max_rates
+from formulations.gpu_fleet.stages import ROLES
+from planner.cost.serving.capacity import Part, max_rates
 from planner.cost.serving.coefficients import Coefficients
 from planner.cost.serving.precision import kv_element_bytes, served
 from planner.cost.serving.predict import ServingModel, ServingPlans
@@ -27,12 +28,22 @@ DEFAULT_SIZES = (1, 2, 4, 8)
 WorkerKey = tuple[str, int]
 
 
+class Bucket(NamedTuple):
+    """A model's requests of one size."""
+
+    model: int
+    input_tokens: int
+    output_tokens: int
+
+
 class Config(NamedTuple):
-    """A model's replicas of some GPUs in a pool."""
+    """A model's replicas of some GPUs and one role in a pool. worker : its name in a table of workers, or ''."""
 
     pool: int
     model: int
     gpus: int
+    role: int = 0
+    worker: str = ""
 
 
 def computed(
@@ -41,12 +52,12 @@ def computed(
     devices: Sequence[DeviceKind | None],
     largest: Sequence[int],
     regions: Sequence[str | None],
-    buckets: Sequence[tuple[int, int, int]],
+    buckets: Sequence[Bucket],
     coefficients: Coefficients | None = None,
 ) -> tuple[list[Config], FloatArray, list[str]]:
     """Configurations of every pool, requests/s of one replica by bucket [D, C], and what was assumed.
 
-    devices, largest, regions : of each pool, with the GPUs of its largest offer; buckets : (model, input, output).
+    devices, largest, regions : of each pool, with the GPUs of its largest offer.
     A replica is tensor parallel over its GPUs. Sizes that the model cannot be split by are left out; ones that do not
     fit or keep the limits have throughput 0. coefficients : by default those of the catalogue.
     """
@@ -62,13 +73,16 @@ def computed(
             for gpus in _sizes(described, largest[pool])
         ]
         workers = {(device.name, gpus): replica(described, specs[model], device, gpus) for _, device, gpus in wanted}
-        rates = _rates(workers, slo, own, len(buckets), coefficients)
-        for pool, device, gpus in wanted:
-            if (device.name, gpus) in rates:
-                configs.append(Config(pool, model, gpus))
-                columns.append(rates[device.name, gpus])
+        for role in dict.fromkeys(described.roles):
+            rates = _rates(workers, slo, own, len(buckets), coefficients, role)
+            for pool, device, gpus in wanted:
+                if (device.name, gpus) in rates:
+                    configs.append(Config(pool, model, gpus, ROLES.index(role)))
+                    columns.append(rates[device.name, gpus])
     throughput = np.stack(columns, axis=1) if columns else np.zeros((len(buckets), 0))
     notes = ["throughput from the cost model: Poisson arrivals, tensor parallelism inside an instance"]
+    if any(set(one.roles) != {"both"} for one in instance.models):
+        notes.append("prefill apart: prompt and first decoded token may each take half of TTFT; caches move at once")
     return configs, throughput, notes
 
 
@@ -96,6 +110,7 @@ def _rates(
     own: Sequence[tuple[int, int, int]],
     num_buckets: int,
     coefficients: Coefficients | None,
+    part: Part,
 ) -> dict[WorkerKey, FloatArray]:
     """Requests/s of one replica by bucket, of those workers that the model can be split over and computed for."""
     possible = {key: worker for key, worker in workers.items() if _compiled([worker], coefficients) is not None}
@@ -106,7 +121,7 @@ def _rates(
         # All workers at once: what takes time is the number of steps, not of plans.
         each = np.repeat(np.arange(len(possible)), len(own))
         plans = ServingPlans.of(each, 1, np.tile(prompt, len(possible)), np.tile(output, len(possible)))
-        rates[:, place] = max_rates(compiled, plans, slo).reshape(len(possible), len(own))
+        rates[:, place] = max_rates(compiled, plans, slo, part=part).reshape(len(possible), len(own))
     return dict(zip(possible, rates, strict=True))
 
 

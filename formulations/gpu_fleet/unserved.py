@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
+from formulations.gpu_fleet.rows import Rows
+from formulations.gpu_fleet.stages import servable
 from planner.fleet_plan import FleetPlan, Unserved
 
 #: Shares below this are sums that do not come out even.
@@ -42,7 +44,7 @@ def unserved_rows(problem: FleetProblem, period: int, fractions: FloatArray, fle
 def limits_of(problem: FleetProblem, period: int, bucket: int, fleets: IntArray) -> tuple[str, ...]:
     """Why no more of a bucket is served: for each offer that could, what one more instance of it breaks."""
     can = problem.throughput[bucket] > 0
-    if not can.any():
+    if not servable(problem)[bucket]:
         return (NO_OFFER,)
     found: dict[str, None] = {}
     for offer in range(problem.num_offers):
@@ -51,6 +53,10 @@ def limits_of(problem: FleetProblem, period: int, bucket: int, fleets: IntArray)
             # A reserved instance is there in all periods, and must be within the limits of all.
             over = fleets if problem.reserved[offer] else fleets[period : period + 1]
             found |= dict.fromkeys(broken_by_one_more(problem, offer, over))
+    if problem.config_role.any() and NOT_PROVEN in found:
+        # An instance more of one role is no help while another role, or the way to it, is full.
+        del found[NOT_PROVEN]
+        return tuple(found) or ("bandwidth between roles",)
     return tuple(found)
 
 
@@ -86,12 +92,11 @@ def broken_by_one_more(problem: FleetProblem, offer: int, fleets: IntArray) -> I
 
 def served_per_s(problem: FleetProblem, plan: FleetPlan) -> FloatArray:
     """Requests a second that are served in each of the plan's periods, [periods, D]."""
-    sizes = zip(problem.bucket_model, problem.input_tokens, problem.output_tokens, strict=True)
-    bucket = {(problem.model_names[m], int(i), int(o)): d for d, (m, i, o) in enumerate(sizes)}
+    known = Rows(problem)
     served = np.array([problem.rate[problem.hours.index(period.hours)] for period in plan.periods])
     for place, period in enumerate(plan.periods):
         for row in period.unserved:
-            served[place, bucket[row.model, row.input_tokens, row.output_tokens]] *= 1 - row.fraction
+            served[place, known.bucket(row)] *= 1 - row.fraction
     return served
 
 

@@ -9,9 +9,10 @@ import numpy as np
 from formulations.gpu_fleet.check import check
 from formulations.gpu_fleet.power import drawn
 from formulations.gpu_fleet.problem import FleetProblem
+from formulations.gpu_fleet.rows import Rows
 from formulations.gpu_fleet.unserved import unserved_per_s
 from planner.cost.verdict import Metric, Verdict
-from planner.fleet_plan import FleetPlan, Period
+from planner.fleet_plan import Assignment, FleetPlan, Period, Replicas
 
 #: Rules without which a plan has no utilisation: it names what is not there, or what takes for ever.
 UNREADABLE = ("hours", "offer", "model", "configuration", "assignment", "slo")
@@ -46,27 +47,23 @@ def judge(problem: FleetProblem, plan: FleetPlan) -> Verdict:
 
 
 def _utilisation(problem: FleetProblem, period: Period) -> dict[tuple[str, str], float]:
-    """Load over replicas by offer and model, headroom not counted as load."""
+    """Load over replicas by offer and model (with its role, where split), headroom not counted as load."""
     index = problem.hours.index(period.hours)
-    offers = {name: k for k, name in enumerate(problem.offer_names)}
-    models = {name: m for m, name in enumerate(problem.model_names)}
-    sizes = zip(
-        problem.bucket_model.tolist(), problem.input_tokens.tolist(), problem.output_tokens.tolist(), strict=True
-    )
-    buckets = {key: d for d, key in enumerate(sizes)}
+    known = Rows(problem)
     load: dict[tuple[str, str], float] = defaultdict(float)
     have: dict[tuple[str, str], float] = defaultdict(float)
     for replica in period.replicas:
-        pool = problem.pool_of_offer[offers[replica.offer]]
-        have[replica.offer, replica.model] += replica.count * replica.gpus * float(problem.availability[pool])
+        pool = problem.pool_of_offer[known.offers[replica.offer]]
+        have[replica.offer, _who(replica)] += replica.count * replica.gpus * float(problem.availability[pool])
     for row in period.assignment:
-        model, pool = models[row.model], problem.pool_of_offer[offers[row.offer]]
-        d = buckets[model, row.input_tokens, row.output_tokens]
-        match = (problem.config_pool == pool) & (problem.config_model == model) & (problem.config_gpus == row.gpus)
-        config = int(np.flatnonzero(match)[0])
-        replicas = problem.rate[index, d] * row.fraction / problem.throughput[d, config]
-        load[row.offer, row.model] += float(replicas) * row.gpus
+        d = known.bucket(row)
+        replicas = problem.rate[index, d] * row.fraction / problem.throughput[d, known.config(row)]
+        load[row.offer, _who(row)] += float(replicas) * row.gpus
     return {key: load[key] / gpus for key, gpus in have.items() if gpus}
+
+
+def _who(row: Replicas | Assignment) -> str:
+    return row.model if row.role == "both" else f"{row.model}, {row.role}"
 
 
 def _watts(problem: FleetProblem, plan: FleetPlan) -> list[Metric]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from formulations.parallelism.margins import ceilings
 from formulations.parallelism.predictions import Predictions
-from formulations.parallelism.pricing import DECODE_UTILISATION, LOADS, worker_types
+from formulations.parallelism.pricing import DECODE_UTILISATION, LEAST_LOAD, MOST_LOAD, worker_types
 from formulations.parallelism.splits import legal_workers
 from planner.cluster import Cluster
 from planner.cost.serving.coefficients import Coefficients
-from planner.cost.serving.intervals import source
+from planner.cost.serving.intervals import factors, source
 from planner.cost.serving.precision import WEIGHT_FORMATS, served
 from planner.cost.serving.predict import ServingModel
 from planner.descriptions.parallel import ParallelInstance
@@ -53,16 +56,17 @@ def predicted_workers(
         nodes.device.name: given or nodes.nic_bandwidth_bytes_per_s or DEFAULT_KV_BANDWIDTH
         for nodes in cluster.resolved()
     }
-    priced = worker_types(
-        ServingModel.joined(kept), instance.workload, instance.disaggregated, network, every_batch=every_batch
-    )
+    joined = ServingModel.joined(kept)
+    spread = np.stack([factors(joined.coefficients, joined.workers, what) for what in ("ttft", "tpot")], axis=1)
+    limits = [] if every_batch else ceilings(instance, spread)
+    priced = worker_types(joined, instance.workload, instance.disaggregated, network, limits, every_batch=every_batch)
     made = tuple(one for one in priced if unsupported(instance.backend, one) is None)
     if not made:
         raise DoesNotFit("no worker holds even one sequence of this length; shorten it or use larger GPUs")
     notes = [
         f"{len(kept)} worker shapes, {len(made)} worker types after dropping dominated batches",
         f"{len(priced) - len(made)} more that {instance.backend} cannot run are left out",
-        f"prefill workers run at a load of {LOADS[0]:.0%} to {LOADS[-1]:.0%}, decode workers at"
+        f"prefill workers run at a load of {LEAST_LOAD}% to {MOST_LOAD}%, decode workers at"
         f" {DECODE_UTILISATION:.0%} of their rate",
     ]
     if any(one.redundant_experts for one in made):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from formulations.outcome import Budget
+from formulations.parallelism.margins import RELAXED
 from formulations.parallelism.plans import plan_of, worth
 from formulations.parallelism.problem import PREFILL, IntArray, ParallelProblem
 from formulations.parallelism.solving import Choice, quick
@@ -15,8 +16,6 @@ from planner.parallel_plan import Alternative, Relief, Tradeoff
 
 #: Plans that are told beside the best.
 RUNNERS_UP = 2
-#: Latency limits are relaxed, and a rate lowered, by this share.
-RELAXED = 0.1
 #: Limits on TPOT that the frontier of plans is looked for at.
 POINTS = 8
 #: Relative difference of two objectives that are the same.

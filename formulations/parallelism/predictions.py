@@ -20,7 +20,7 @@ from planner.parallel_plan import WorkerType
 Shape = tuple[str | int, ...]
 SIZES = (
     "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "context_parallel_size",
-    "expert_parallel_size", "redundant_experts", "draft_tokens",
+    "expert_parallel_size", "redundant_experts", "draft_tokens", "two_batch_overlap",
 )  # fmt: skip
 
 

@@ -6,13 +6,16 @@
              model, the queue from `planner.cost.queueing.batch_service`, and behind it the cache's way to the decode
              worker
 
-Arrays over [splits, batches] and [splits, step sizes, loads]; then, of each split and role, those that another one of
+Batches are half octaves, loads coarse; between them, of each split the largest batch and the highest load in whole
+percent at which memory and the limits are kept, by bisection: neither latency falls with either. Arrays over [splits,
+batches] and [splits, step sizes, loads]; then, of each split and role, those that another one of
 it beats in rate and latency are dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -34,6 +37,8 @@ MOST_STEP_TOKENS, MOST_PROMPTS = 32_768, 256
 COMMON_STEPS = np.array([8192.0, 16384.0, MOST_STEP_TOKENS])
 #: Shares of its highest rate that a prefill worker may be given.
 LOADS = np.array([0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95])
+#: Loads between which the highest that keeps a limit is looked for, percent.
+LEAST_LOAD, MOST_LOAD = 5, 95
 #: Of decode likewise. Source: AIConfigurator, 0.92; modelled.
 DECODE_UTILISATION = 0.92
 
@@ -43,11 +48,13 @@ def worker_types(
     load: ServingLoad,
     disaggregated: str,
     kv_bandwidth_bytes_per_s: Mapping[str, float],
+    limits: Sequence[FloatArray] = (),
     *,
     every_batch: bool = False,
 ) -> list[WorkerType]:
     """What each compiled split can be; none where it holds not even one sequence of this length.
 
+    limits : pairs of TTFT and TPOT, seconds [splits, 2] each, of which the largest batches and loads are looked for.
     every_batch : workers at all batches and loads, not only those that no other one beats, and prefill in the same
     steps whatever the size of a prompt: types that can be compared between sizes.
     """
@@ -55,44 +62,76 @@ def worker_types(
     sharing = np.array([one.context_parallel_size > 1 for one in model.workers])
     drafting = np.array([one.draft_tokens > 0 for one in model.workers])
     whole = np.flatnonzero(~sharing)
-    made += _decoding_and_mixed(model, load, disaggregated, whole, every_batch)
+    latencies = [one[whole] for one in limits]
+    if disaggregated != "only":
+        made += _decoding_or_mixed(model, load, "both", whole, latencies, every_batch)
+    if disaggregated != "never":
+        made += _decoding_or_mixed(model, load, "decode", whole, latencies, every_batch)
     if disaggregated != "never":
         steps = COMMON_STEPS if every_batch else _step_tokens(load.input_tokens)
-        made += _prefilling(model, load, np.flatnonzero(~drafting), kv_bandwidth_bytes_per_s, steps, every_batch)
+        plain = np.flatnonzero(~drafting)
+        latest = [one[plain, 0] for one in limits]
+        made += _prefilling(model, load, plain, kv_bandwidth_bytes_per_s, steps, latest, every_batch)
     return made
 
 
-def _decoding_and_mixed(
-    model: ServingModel, load: ServingLoad, disaggregated: str, of: IntArray, every_batch: bool
+def _decoding_or_mixed(
+    model: ServingModel, load: ServingLoad, role: Role, of: IntArray, limits: Sequence[FloatArray], every_batch: bool
 ) -> list[WorkerType]:
     workers = [model.workers[index] for index in of]
-    ranks = np.array([one.data_parallel_size for one in workers])
-    at_once = ranks[:, None] * BATCHES
-    plans = ServingPlans.of(of[:, None], at_once, load.input_tokens, load.output_tokens)
-    found = model.predict(plans)
+    ranks = np.array([one.data_parallel_size for one in workers], dtype=np.float64)[:, None]
+    tokens = np.array([one.tokens_per_step for one in workers])[:, None]
 
-    def table(values: FloatArray) -> FloatArray:
-        return values.reshape(at_once.shape)
+    def at(batch: FloatArray | IntArray) -> tuple[BoolArray, FloatArray, FloatArray, FloatArray]:
+        """Whether batches [splits, k] of a rank fit, their requests/s, TTFT and TPOT."""
+        plans = ServingPlans.of(of[:, None], ranks * batch, load.input_tokens, load.output_tokens)
+        found = model.predict(plans)
+        fit, rate, ttft, tpot, step = (
+            value.reshape(batch.shape)
+            for value in (
+                found.admitted_sequences, found.output_tokens_per_s, found.ttft_s, found.tpot_s, found.step_s
+            )
+        )  # fmt: skip
+        runs = fit >= ranks * batch
+        if role == "both":
+            return runs, rate / load.output_tokens, ttft, tpot
+        alone = step / tokens
+        return runs, DECODE_UTILISATION * ranks * batch / (alone * load.output_tokens), np.zeros_like(alone), alone
 
-    runs = table(found.admitted_sequences) >= at_once
-    made: list[WorkerType] = []
-    if disaggregated != "only":
-        rate, ttft, tpot = (
-            table(found.output_tokens_per_s) / load.output_tokens,
-            table(found.ttft_s),
-            table(found.tpot_s),
+    def keeps(limit: FloatArray, batch: IntArray) -> BoolArray:
+        runs, _, ttft, tpot = at(batch)
+        return runs & (ttft <= limit[:, :1]) & (tpot <= limit[:, 1:])
+
+    shape = (len(workers), 1)
+    most = int(BATCHES[-1])
+    exact = [largest(partial(keeps, limit), np.full(shape, 1), np.full(shape, most)) for limit in limits]
+    batches = np.concatenate([np.broadcast_to(BATCHES, (len(workers), BATCHES.size)), *exact], axis=1)
+    runs, rate, ttft, tpot = at(batches)
+    return [
+        _type(
+            workers[row],
+            role,
+            ranks[row, 0] * batches[row, b],
+            rate[row, b],
+            ttft[row, b] if role == "both" else None,
+            tpot[row, b],
         )
-        for row, best in _undominated(runs, rate, ttft, tpot, every_batch):
-            made += [
-                _type(workers[row], "both", at_once[row, b], rate[row, b], ttft[row, b], tpot[row, b]) for b in best
-            ]
-    if disaggregated != "never":
-        tokens = np.array([one.tokens_per_step for one in workers])
-        tpot = table(found.step_s) / tokens[:, None]
-        rate = DECODE_UTILISATION * at_once / (tpot * load.output_tokens)
-        for row, best in _undominated(runs, rate, np.zeros_like(rate), tpot, every_batch):
-            made += [_type(workers[row], "decode", at_once[row, b], rate[row, b], None, tpot[row, b]) for b in best]
-    return made
+        for row, best in _undominated(runs, rate, ttft, tpot, every_batch)
+        for b in best
+    ]
+
+
+def largest(holds: Callable[[IntArray], BoolArray], least: IntArray, most: IntArray) -> IntArray:
+    """Of each entry the largest integer from `least` to `most` that holds; `least` where none does.
+
+    holds : of each entry by itself, true up to some integer and not beyond.
+    """
+    low, high = least.copy(), most.copy()
+    while (low < high).any():
+        middle = (low + high + 1) // 2
+        good = holds(middle)
+        low, high = np.where(good, middle, low), np.where(good, high, np.maximum(middle - 1, low))
+    return low
 
 
 def _prefilling(
@@ -101,6 +140,7 @@ def _prefilling(
     of: IntArray,
     kv_bandwidth_bytes_per_s: Mapping[str, float],
     steps: FloatArray,
+    limits: Sequence[FloatArray],
     every_batch: bool,
 ) -> list[WorkerType]:
     """Whole prompts together in a step where they fit, else one prompt in several; never cut among sharing ranks."""
@@ -132,21 +172,30 @@ def _prefilling(
         for name in ("pipeline_parallel_size", "data_parallel_size")
     )
     most = prompts / (together / stages)
-    rate = LOADS * most[..., None]
     first, more = (value[..., None] for value in (alone / stages, added / stages))
-    waiting = batch_sojourn_s(rate, first, more, prompts[..., None]) - first
     lone = model.predict(ServingPlans.of(of, ranks[:, 0], load.input_tokens, 1)).step_s
     own = model.first_token_s(index, alone.ravel(), np.repeat(lone, shape[1])).reshape(shape)
     # The cache goes to another worker, all GPUs of a rank sending at once.
     network = np.array([kv_bandwidth_bytes_per_s[one.device.name] for one in workers])[:, None]
-    ttft = (own + cache / network)[..., None] + waiting
-    rate = rate * ranks[..., None]
+
+    def first_token(loads: FloatArray | IntArray) -> FloatArray:
+        """TTFT at loads [splits, step sizes, k]."""
+        waiting = batch_sojourn_s(loads * most[..., None], first, more, prompts[..., None]) - first
+        return np.asarray((own + cache / network)[..., None] + waiting)
+
+    def keeps(limit: FloatArray, percent: IntArray) -> BoolArray:
+        return first_token(percent / 100) <= limit[:, None, None]
+
+    least, highest = (np.full((*shape, 1), load) for load in (LEAST_LOAD, MOST_LOAD))
+    exact = [largest(partial(keeps, limit), least, highest) / 100 for limit in limits]
+    loads = np.concatenate([np.broadcast_to(LOADS, (*shape, LOADS.size)), *exact], axis=2)
+    rate, ttft = loads * (most * ranks)[..., None], first_token(loads)
     kept = np.broadcast_to(runs[..., None], rate.shape).reshape(shape[0], -1)
     flat_rate, flat_ttft = (value.reshape(shape[0], -1) for value in (rate, ttft))
     made = []
     for row, best in _undominated(kept, flat_rate, flat_ttft, np.zeros_like(flat_rate), every_batch):
         for place in best:
-            which, at = divmod(place, len(LOADS))
+            which, at = divmod(place, loads.shape[2])
             made.append(
                 _type(
                     workers[row],
@@ -156,7 +205,7 @@ def _prefilling(
                     flat_ttft[row, place],
                     None,
                     step_tokens=int(step[row, which]),
-                    utilisation=float(LOADS[at]),
+                    utilisation=float(loads[row, which, at]),
                 )
             )
     return made
@@ -213,6 +262,7 @@ def _type(
         ("ep", worker.expert_parallel_size, 1),
         ("r", worker.redundant_experts, 0),
         ("mtp", worker.draft_tokens, 0),
+        ("tbo", 2 if worker.two_batch_overlap else 0, 0),
         ("b", int(batch) if role != "prefill" else 0, 0),
         ("s", step_tokens or 0, 0),
         ("u", 0 if utilisation is None else round(100 * utilisation), 0),
@@ -230,6 +280,7 @@ def _type(
         expert_parallel_size=worker.expert_parallel_size,
         redundant_experts=worker.redundant_experts,
         draft_tokens=worker.draft_tokens,
+        two_batch_overlap=worker.two_batch_overlap,
         max_batch_size=int(batch),
         max_num_batched_tokens=step_tokens,
         utilisation=utilisation,

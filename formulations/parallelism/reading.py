@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from statistics import NormalDist
 
 import numpy as np
 
 from formulations.parallelism.candidates import DoesNotFit, predicted_workers
 from formulations.parallelism.fitting import ways_to_fit
 from formulations.parallelism.floor import floors
+from formulations.parallelism.margins import margins
 from formulations.parallelism.plans import by_hour
 from formulations.parallelism.predictions import Predictions
 from formulations.parallelism.problem import BoolArray, FloatArray, Goal, ParallelProblem, counted_latencies
@@ -18,7 +18,6 @@ from formulations.parallelism.splits import drafting
 from formulations.reading import Reading
 from planner import catalog
 from planner.cluster import Cluster
-from planner.cost.serving.intervals import COVERAGE
 from planner.cost.serving.precision import WEIGHT_FORMATS, kv_element_bytes, served
 from planner.descriptions.efficiency import calibrated
 from planner.descriptions.parallel import ParallelInstance
@@ -74,11 +73,11 @@ class _Reading(Reading):
             self.unfit = (f"all workers are {kinds} ones, which disaggregated: {instance.disaggregated} rules out",)
             self.relaxations = ("let disaggregated be allow, or add workers of the other kind",)
         workers, device = tuple(workers[index] for index in kept), [device[index] for index in kept]
-        margins = self._margins(workers)
-        usable, dropped = self._limits(workers, margins)
+        counted = self._margins(workers)
+        usable, dropped = self._limits(workers, counted)
         sized = self.sized
-        if sized is not None and margins is not None:
-            sized = sized.only(kept).within(instance.slo.ttft_s, instance.slo.tpot_s, margins)
+        if sized is not None and counted is not None:
+            sized = sized.only(kept).within(instance.slo.ttft_s, instance.slo.tpot_s, counted)
             workers, usable = sized.types, np.asarray((sized.size_rate > 0).any(axis=0))
         current = self._current()
         target, hourly = instance.workload.most_per_s, instance.workload.hourly
@@ -104,7 +103,7 @@ class _Reading(Reading):
             output_tokens=instance.workload.output_tokens,
             ttft_s=instance.slo.ttft_s,
             tpot_s=instance.slo.tpot_s,
-            margins=margins,
+            margins=counted,
             max_workers=instance.max_workers,
             sizes=None if sized is None else sized.sizes,
             share=None if sized is None else sized.share,
@@ -132,7 +131,9 @@ class _Reading(Reading):
             self.instance = drafting(self.instance, spec)
         except OptionError as error:
             self.find(("speculation",), str(error))
-            self.stop_if_wrong()
+        if self.instance.two_batch_overlap and not spec.num_moe_layers:
+            self.find(("two_batch_overlap",), f"{spec.name} has no experts, so no exchange that could overlap")
+        self.stop_if_wrong()
         try:
             given = self.instance.calibration
             own = None if given is None else calibrated(self.base_dir / given)
@@ -240,20 +241,11 @@ class _Reading(Reading):
         return np.array([worker.watts or 0.0 for worker in workers], dtype=np.float64)
 
     def _margins(self, workers: tuple[WorkerType, ...]) -> FloatArray | None:
-        """Shares [W, 2] by which TTFT and TPOT count longer: given tables are taken at their word, predictions are off.
-
-        With a confidence c the share is f^(z(c) / z(0.9)) - 1 of the prediction's own factor f: 80 % of measurements
-        lie within 1/f .. f, so 90 % below f, and the logarithm of the error is taken as normal.
-        """
+        """Shares [W, 2] by which TTFT and TPOT count longer; None for given tables, which are taken at their word."""
         if self.instance.candidates is not None:
             return None
-        confidence = self.instance.slo_confidence
-        if confidence is None:
-            return np.full((len(workers), 2), self.instance.margin)
-        normal = NormalDist()
-        power = normal.inv_cdf(confidence) / normal.inv_cdf((1.0 + COVERAGE) / 2.0)
         spread = [(one.ttft_factor or 1.0, one.tpot_factor or 1.0) for one in workers]
-        return np.array(spread, dtype=np.float64).reshape(len(workers), 2) ** power - 1.0
+        return margins(self.instance, np.array(spread, dtype=np.float64).reshape(len(workers), 2))
 
     def _limits(self, workers: tuple[WorkerType, ...], margins: FloatArray | None) -> tuple[BoolArray, tuple[str, ...]]:
         """Workers that keep the SLO, and how many do not and why."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from math import ceil, floor, log10
@@ -39,15 +40,18 @@ def search(problem: ParallelProblem, options: SolveOptions, budget: Budget, meth
         return _none(problem, result, hours.build_s, _short(problem) if result.status is Status.INFEASIBLE else ())
     choice = _fewest_gpus(problem, hours.choices[hours.peak], budget)
     bound = None if result.bound is None else Bound(value=result.bound, name="branch and bound over all counts")
+    started_s = time.perf_counter()
+    plan = _plan(problem, hours, choice, budget)
     return SearchResult(
         status=result.status,
         stop=result.stop,
-        plan=_plan(problem, hours, choice, budget),
+        plan=plan,
         solver=result.solver,
         solver_version=result.solver_version,
         claimed=result.objective,
         bound=bound,
         build_s=hours.build_s,
+        aside_s=time.perf_counter() - started_s,
     )
 
 

@@ -3,7 +3,8 @@
 Tensor parallelism inside a scale-up domain; attention ranks and stages over whole nodes; experts over all GPUs of a
 stage or none. Beyond one node and 64 GPUs, for experts alone: one attention rank a GPU (wide expert parallelism), with
 the fewest redundant experts that give every GPU as many slots. For prompts from LONG_PROMPT on: ranks that share them,
-which then prefill only. With drafts asked for: each split without stages, with its MTP layer in use, which then does
+which then prefill only. With two-batch overlap asked for: each split without stages whose experts are on several nodes
+with it too. With drafts asked for: each split without stages, with its MTP layer in use, which then does
 not prefill only.
 """
 
@@ -57,6 +58,13 @@ def legal_workers(
         # Attention ranks share experts; without experts they are just replicas.
         if whole and (model.num_moe_layers or worker.data_parallel_size == 1) and not any(worker.problems()):
             found.append(worker)
+    if instance.two_batch_overlap:
+        between = [
+            replace(one, two_batch_overlap=True)
+            for one in found
+            if one.expert_parallel_size > nodes.gpus_per_node and one.context_parallel_size == 1
+        ]
+        found += [one for one in between if not any(one.problems())]
     asked = instance.speculation
     if asked is None or asked.acceptance is None:
         return found

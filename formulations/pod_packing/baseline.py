@@ -6,8 +6,8 @@ node wins, so that a run repeats itself. Preferences (soft affinity, soft spread
 priority, then by arrival. Nothing is evicted.
 
 fgd : the node and device that fragmentation grows least on, as points 0 .. 100 by a sigmoid; ties go to the first node
-by name. That is how the published artifact reaches its figures: the rounding makes many ties, and the tie rule fills
-node after node. Without rounding, or with random ties, the same rule packs worse than first-fit (measured on openb).
+and to its first device. That is how the published artifact reaches its figures, with nodes in the order of their names:
+the rounding makes many ties, and the tie rule fills node after node. Without rounding, or with random ties, the same rule packs worse than first-fit (measured on openb).
 
 A pod without room at its turn stays pending, and so does a gang that stays short of its least number.
 """
@@ -23,7 +23,7 @@ from formulations.pod_packing.problem import PodsProblem
 from formulations.pod_packing.state import State
 from planner.kubernetes.snapshot import CPU, MEMORY
 from planner.pods_plan import PodsPlan
-from planner.workload import IntArray
+from planner.workload import FloatArray, IntArray
 
 #: Points of a node for one more pod of class j: (state, j, nodes [n] with room) -> [n].
 Score = Callable[[State, int, IntArray], IntArray]
@@ -110,27 +110,33 @@ def _kube_score(problem: PodsProblem) -> Score:
     return score
 
 
+def _rounded(grown: FloatArray) -> IntArray:
+    """Whole points of 1 / (1 + exp(ΔF / 1000)), as the artifact quantises."""
+    points: IntArray = (100.0 / (1.0 + np.exp(np.clip(grown / 1000.0, -50, 50)))).astype(np.int64)
+    return points
+
+
 class _Fgd:
-    """ΔF of the best device on each node."""
+    """How little fragmentation grows, as points."""
 
     def __init__(self, problem: PodsProblem) -> None:
         self.measure = Fragmentation(problem)
 
-    def _gradients(self, state: State, j: int, nodes: IntArray) -> tuple[np.ndarray, np.ndarray]:
-        """Least ΔF on each node, and the first device of the choice that gives it."""
+    def _points(self, state: State, j: int, nodes: IntArray) -> tuple[IntArray, IntArray]:
+        """Points of each node, and the first device that gives them."""
         problem = state.problem
         before = self.measure.of(nodes, state.free[nodes], state.device[nodes])
         free = state.free[nodes] - problem.request[j]
         device = state.device[nodes]
+        best = np.full(nodes.size, -1, dtype=np.int64)
+        chosen = np.zeros(nodes.size, dtype=np.int64)
         if not problem.is_share[j]:
             gpus = int(problem.class_gpus[j])
             if gpus:
                 # Whole devices are alike: take the first ones.
                 whole = device >= problem.class_milli[j]
                 device = np.where(whole & (whole.cumsum(axis=1) <= gpus), 0, device)
-            return self.measure.of(nodes, free, device) - before, np.zeros(nodes.size, dtype=np.int64)
-        best = np.full(nodes.size, np.inf)
-        chosen = np.zeros(nodes.size, dtype=np.int64)
+            return _rounded(self.measure.of(nodes, free, device) - before), chosen
         for d in range(device.shape[1]):
             # Devices with the same room are alike.
             new = (device[:, d] >= problem.class_milli[j]) & ~(device[:, :d] == device[:, d : d + 1]).any(axis=1)
@@ -139,20 +145,18 @@ class _Fgd:
                 continue
             after = device[rows].copy()
             after[:, d] -= problem.class_milli[j]
-            grown = self.measure.of(nodes[rows], free[rows], after) - before[rows]
-            better = grown < best[rows] - 1e-9
-            best[rows[better]], chosen[rows[better]] = grown[better], d
+            points = _rounded(self.measure.of(nodes[rows], free[rows], after) - before[rows])
+            better = points > best[rows]
+            best[rows[better]], chosen[rows[better]] = points[better], d
         return best, chosen
 
     def score(self, state: State, j: int, nodes: IntArray) -> IntArray:
-        """Whole points of 1 / (1 + exp(ΔF / 1000)), as the artifact quantises."""
-        grown, _ = self._gradients(state, j, nodes)
-        points: IntArray = (100.0 / (1.0 + np.exp(np.clip(grown / 1000.0, -50, 50)))).astype(np.int64)
-        return points
+        """The points of the best device."""
+        return self._points(state, j, nodes)[0]
 
     def devices(self, state: State, j: int, node: int) -> tuple[int, ...]:
-        """The device whose use grows fragmentation least."""
+        """The first device of most points."""
         if not state.problem.is_share[j]:
             return state.devices(j, node)
-        _, chosen = self._gradients(state, j, np.array([node]))
+        _, chosen = self._points(state, j, np.array([node]))
         return (int(chosen[0]),)

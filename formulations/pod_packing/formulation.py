@@ -23,12 +23,15 @@ class PodPacking:
     summary = "pods onto nodes, to the device: most by priority, most GPU allocated, or fewest nodes"
     objective_unit = UNIT
     methods: Mapping[str, str] = {
-        "patterns": "column generation over node patterns, with a bound; work limit: rounds of patterns (default)",
+        "auto": "cp-sat, patterns or repair, by size and by what may move (default)",
+        "patterns": "column generation over node patterns, with a bound; work limit: rounds of patterns",
         "repair": "columns of pods removed from and added to a node, within `moves`, with a bound; work limit: rounds",
+        "cp-sat": "an exact model, whole where it is small, then part by part; work limit: parts",
+        "priority-matters": "the published model of that name, pod by pod, cores and memory alone; no bound",
         "kube-default": "the default scheduler's scoring, pod by pod; no bound",
         "fgd": "fragmentation gradient descent, pod by pod; no bound",
     }
-    one_thread: ClassVar[frozenset[str]] = frozenset({"patterns", "repair", "kube-default", "fgd"})
+    one_thread: ClassVar[frozenset[str]] = frozenset(methods)
 
     def search(
         self, problem: PodsProblem, options: SolveOptions, budget: Budget, hint: PodsPlan | None
@@ -38,7 +41,12 @@ class PodPacking:
             raise OptionError("pods methods take no start plan; running pods are part of the instance")
         if options.num_threads > 1:
             raise OptionError(f"pods methods run on one thread, got {options.num_threads}")
-        method = options.method or ("repair" if problem.leave is not None else next(iter(self.methods)))
+        method = options.method or next(iter(self.methods))
+        if method in ("auto", "cp-sat", "priority-matters"):
+            from formulations.pod_packing import cp_sat
+
+            exact = {"auto": cp_sat.auto, "cp-sat": cp_sat.search, "priority-matters": cp_sat.published}
+            return exact[method](problem, options, budget)
         if method == "repair":
             from formulations.pod_packing.repair.search import search as repair
 

@@ -25,18 +25,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from formulations.outcome import Bound, Budget, PartBudget, SearchResult, SolveOptions, Status, Stop
+from formulations.outcome import Budget, PartBudget, SearchResult, SolveOptions, Status, Stop
 from formulations.pod_packing.columns import Columns, Goal, Program
 from formulations.pod_packing.dive import Chosen, dive
 from formulations.pod_packing.explain import no_room_for_all, reasons
 from formulations.pod_packing.master import solve_master
 from formulations.pod_packing.objective import total
 from formulations.pod_packing.problem import GPU_MILLI, Aim, PodsProblem
+from formulations.pod_packing.proof import concluded, in_units
 from formulations.pod_packing.realise import contents, fill, realise
 from formulations.pod_packing.shapes import counts, shapes_of
 from formulations.pod_packing.state import State
 from planner.kubernetes.snapshot import WHOLE_MILLI
-from planner.pods_plan import PodsPlan, Tier
+from planner.pods_plan import PodsPlan
 from planner.version import gpuplan_version
 from planner.workload import FloatArray, IntArray
 
@@ -125,10 +126,7 @@ class PatternSearch:
         return True
 
     def _floats(self, values: list[int]) -> list[float]:
-        return [
-            value * aim.scale if aim.sense == "most" else value / 1e6
-            for value, aim in zip(values, self.problem.aims, strict=True)
-        ]
+        return [in_units(aim, value) for aim, value in zip(self.problem.aims, values, strict=True)]
 
     def _trivial(self, aim: Aim) -> int:
         """What nobody can pass: all pods, all devices; for costs, nodes that run pods already."""
@@ -263,37 +261,12 @@ class PatternSearch:
         problem = self.problem
         if self.best is None:
             return self._no_plan()
-        values, proven = self._floats(self.best.values), []
-        tiers, known = [], []
-        for aim, reached, best in zip(problem.aims, values, bounds, strict=True):
-            bound = self._float(aim, best)
-            known.append(bound)
-            proven.append(abs(bound - reached) <= 1e-9 * max(1.0, abs(reached)))
-            gap = abs(bound - reached) / max(abs(bound), abs(reached), 1e-12)
-            tiers.append(
-                Tier(
-                    name=aim.name, unit=aim.unit, sense=aim.sense, value=reached, bound=bound,
-                    gap=0.0 if proven[-1] else gap, proven=proven[-1],
-                )
-            )  # fmt: skip
-        plan = self.best.state.plan(reasons(problem, self.best.state)).model_copy(update={"tiers": tuple(tiers)})
-        done = all(proven)
-        # Tiers after one that is not proven may do better when it does: they count as if nothing were left out.
-        first = proven.index(False) + 1 if not done else len(proven)
-        hopes = [*known[:first], *(problem.offered(aim) * aim.scale for aim in problem.aims[first:])]
-        return SearchResult(
-            status=Status.OPTIMAL if done else Status.FEASIBLE,
-            stop=Stop.PROOF if done else self.budget.stop() or Stop.HEURISTIC,
-            plan=plan,
-            solver="glop+highs",
-            solver_version=self.solver_version,
-            claimed=total(problem, values),
-            bound=Bound(value=total(problem, hopes), name="patterns of single nodes (Lagrange)"),
+        state = self.best.state
+        return concluded(
+            problem, state.plan(reasons(problem, state)), self.best.values, bounds, self.budget,
+            argument="patterns of single nodes (Lagrange)", solver="glop+highs", version=self.solver_version,
             build_s=self.build_s,
-        )
-
-    def _float(self, aim: Aim, value: int) -> float:
-        return value * aim.scale if aim.sense == "most" else value / 1e6
+        )  # fmt: skip
 
     def _no_plan(self) -> SearchResult[PodsPlan]:
         """All pods must run, and no plan was found in which they do: proven impossible, or not."""

@@ -11,6 +11,9 @@ from formulations.expert_placement.baseline import eplb
 from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.gpu_fleet.problem import FleetProblem
 from formulations.parallelism.problem import ParallelProblem
+from formulations.parallelism.training.search.explain import PART_WORDS
+from formulations.parallelism.training.search.problem import TrainProblem
+from formulations.parallelism.training.search.refine import timeline_of
 from formulations.pod_packing.problem import PodsProblem
 from planner.cost.expert_parallel import gpu_load
 from planner.fleet_plan import FleetPlan, Period
@@ -20,10 +23,13 @@ from planner.plan import ExpertPlacement, PlanDocument
 from planner.pods_plan import PodsPlan
 from planner.reporting import charts
 from planner.reporting.page import Figure
+from planner.training_plan import TrainingPlan
 from planner.workload import FloatArray, IntArray
 
 #: Nodes that a packing picture shows: wider ones are columns of less than a pixel.
 MOST_NODES = 1500
+#: Stages whose memory is drawn.
+MOST_STAGES = 32
 
 
 def figures(document: PlanDocument, problem: Any) -> Iterator[Figure]:
@@ -152,11 +158,39 @@ def _pods(plan: PodsPlan, problem: PodsProblem) -> Iterator[Figure]:
     yield Figure(charts.slots(rows[:, order], kinds, "node", "GPU"), caption)
 
 
+def _training(plan: TrainingPlan, problem: TrainProblem) -> Iterator[Figure]:
+    shown = timeline_of(problem, plan)
+    if shown is not None:
+        asked, times = shown
+        kinds = {}
+        for name, kind in (("forward", 0), ("backward", 1), ("weight gradient", 2)):
+            start_s, length_s = times.start_s[kind], asked.pass_s[kind][:, None]
+            rows = np.broadcast_to(asked.device[:, None], start_s.shape)
+            lengths = np.broadcast_to(length_s, start_s.shape)
+            kinds[name] = (rows.ravel(), start_s.ravel(), lengths.ravel())
+        part = "" if asked.micro_batches == plan.num_micro_batches else f" of {plan.num_micro_batches}"
+        caption = f"Passes of {asked.micro_batches}{part} micro-batches under {plan.schedule}, stage by stage."
+        names = [f"stage {stage}" for stage in range(plan.pipeline_parallel_size)]
+        yield Figure(charts.timeline(names, kinds, "s"), caption)
+    stages = plan.stages[:MOST_STAGES]
+    parts = {PART_WORDS[name]: np.array([one.memory[name] for one in stages]) / 2.0**30 for name in PART_WORDS}
+    parts["free"] = problem.capacity_bytes / 2.0**30 - np.array([one.peak_memory_bytes for one in stages]) / 2.0**30
+    names = [f"stage {place}: {one.num_layers} layers" for place, one in enumerate(stages)]
+    yield Figure(charts.bars(names, parts, "GiB of a GPU"), "Where the memory of each stage's GPUs goes.")
+    if len(plan.pareto) > 1:
+        hours = np.array([one.gpu_s for one in plan.pareto]) / 3600.0
+        group = {"plans": (np.array([one.step_s for one in plan.pareto]), hours)}
+        marked = {"this plan": (plan.step_s, plan.step_s * plan.num_gpus / 3600.0)}
+        svg = charts.points(group, marked, "seconds of a step", "GPU hours of a step", log=True)
+        yield Figure(svg, "Plans that none beats in step time, free memory, cost and energy together.")
+
+
 FIGURES: Mapping[str, Callable[[Any, Any], Iterator[Figure]]] = {
     "experts": _experts,
     "fleet": _fleet,
     "parallel": _parallel,
     "layers": _layers,
     "windows": _windows,
+    "training": _training,
     "pods": _pods,
 }

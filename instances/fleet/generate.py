@@ -175,10 +175,80 @@ def week() -> None:
     )
 
 
+def zones() -> None:
+    mix = {(250, 100): 0.4, (1000, 250): 0.35, (4000, 250): 0.2, (8000, 500): 0.05}
+    offers = []
+    for zone in "abc":
+        for line in aws_offers(("g6.xlarge", "g6e.xlarge", "p5.4xlarge")):
+            name = line.split("name: ")[1].split(",")[0]
+            offers.append(
+                line.replace(f"name: {name}", f"name: {name} {zone}").replace("}", f", zone: us-east-1{zone}}}")
+            )
+    write(
+        "zones",
+        [
+            "# The loss of any one of three zones is survived by re-routing, and small pools are not filled. Prices of",
+            "# AWS us-east-1 on 2026-07-20 (aws/karpenter-provider-aws). Written by generate.py.",
+            "problem: fleet",
+            "name: zones",
+            "models: [{name: chat, model: meta-llama/Llama-3.1-8B-Instruct}]",
+            "slo: {ttft_s: 2, tpot_s: 0.08, percentile: 90}",
+            "spare_zones: 1",
+            "pool_slack: {window_s: 10, quantile: 0.95}",
+            "offers:",
+            *offers,
+            "demand:",
+            *demand("chat", mix, 40),
+        ],
+    )
+
+
+def day() -> None:
+    mix = {(250, 100): 0.4, (1000, 250): 0.35, (4000, 250): 0.25}
+
+    def hourly(share: float) -> str:
+        # From 30 to 70 requests/s, the peak at 14:00.
+        rates = [share * (50 + 20 * math.cos((hour - 14) * math.pi / 12)) for hour in range(24)]
+        return ", ".join(f"{round(rate, 3):g}" for rate in rates)
+
+    write(
+        "day",
+        [
+            "# A day that repeats: an instance pays 20 minutes of itself when it starts, and at most three start in an",
+            "# hour. Prices of Google us-central1 on 2026-08-03 (cloudpilot-ai/karpenter-provider-gcp); the reserved",
+            "# price (0.63 of on demand) and the start are assumed. Written by generate.py.",
+            "problem: fleet",
+            "name: day",
+            "models: [{name: chat, model: meta-llama/Llama-3.1-8B-Instruct}]",
+            "slo: {ttft_s: 2, tpot_s: 0.08, percentile: 90}",
+            "headroom: 0.2",
+            "cyclic: true",
+            "max_starts: 3",
+            "offers:",
+            *(
+                f"  - {{name: {name}, device: {device}, price_usd_per_hour: {price}, start_cost_usd: {price / 3:.4g}}}"
+                for name, (device, price, _) in GOOGLE.items()
+            ),
+            *(
+                f"  - {{name: {name}-reserved, device: {device}, market: reserved, "
+                f"price_usd_per_hour: {RESERVED_PRICE_SHARE * price:.4f}}}"
+                for name, (device, price, _) in GOOGLE.items()
+            ),
+            "demand:",
+            *(
+                f"  - {{model: chat, input_tokens: {i}, output_tokens: {o}, hourly: [{hourly(share)}]}}"
+                for (i, o), share in mix.items()
+            ),
+        ],
+    )
+
+
 def main() -> None:
     chat()
     shared()
     week()
+    zones()
+    day()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat, JsonValue
+from pydantic import Field, FiniteFloat, JsonValue, ValidationError
 
 from planner.descriptions.base import Description, Problem
 
@@ -48,9 +48,9 @@ class JobEntry(Description):
     """
 
     instance: Annotated[Path, Field(description="file or pattern such as night/*.yaml, relative to this file")]
-    sweep: dict[str, Annotated[tuple[JsonValue, ...], Field(min_length=1, max_length=MAX_POINTS)] | ValueRange] = Field(
-        default_factory=dict
-    )
+    sweep: Annotated[
+        dict[str, JsonValue], Field(description="by key a list of values, or first, last, points and scale")
+    ] = Field(default_factory=dict)
     current: Annotated[Path | None, Field(description="plan in force, to replan from")] = None
     move_price: Annotated[
         FiniteFloat | None,
@@ -60,12 +60,27 @@ class JobEntry(Description):
 
     def problems(self) -> Iterator[Problem]:
         """Ranges that are none; replanning is asked for as a whole."""
-        for key, values in self.sweep.items():
-            if isinstance(values, ValueRange):
-                yield from ((("sweep", key, *loc), message) for loc, message in values.problems())
+        for key in self.sweep:
+            try:
+                self.values(key)
+            except ValidationError as error:
+                for item in error.errors(include_url=False):
+                    message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
+                    yield ("sweep", key, *item["loc"]), message
+            except ValueError as error:
+                yield ("sweep", key), str(error)
         given = [key for key in ("current", "move_price", "horizon_hours") if getattr(self, key) is not None]
         if given and len(given) < 3:
             yield (given[0],), "replanning needs current, move_price and horizon_hours"
+
+    def values(self, key: str) -> tuple[JsonValue, ...]:
+        """The values of a swept key. Raises ValueError for what is neither a list nor a range."""
+        given = self.sweep[key]
+        if isinstance(given, dict):
+            return ValueRange.model_validate(given).values()
+        if not isinstance(given, list) or not 1 <= len(given) <= MAX_POINTS:
+            raise ValueError(f"is neither a list of 1 to {MAX_POINTS} values nor first, last and points")
+        return tuple(given)
 
 
 class JobList(Description):

@@ -27,6 +27,11 @@ Gpus = Annotated[int, Field(ge=1, le=65_536)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 24)]
 
 
+#: What a replica does of a request.
+Role = Literal["both", "prefill", "decode", "attention", "experts"]
+BytesPerS = Annotated[FiniteFloat, Field(gt=0, le=1e18)]
+
+
 class Offer(Description):
     """One thing to rent: an instance of some GPUs at a price. GPUs of an instance are joined; instances are not."""
 
@@ -46,6 +51,9 @@ class Offer(Description):
         NonNegative, Field(le=1e9, description="of each instance that is started from one hour to the next")
     ] = 0.0
     watts: Annotated[Watts | None, Field(le=1e9, description="of one instance; default: the GPUs' board power")] = None
+    network_bytes_per_s: Annotated[
+        BytesPerS | None, Field(description="of one instance to others, each way; absent: not limited")
+    ] = None
 
     def problems(self) -> Iterator[Problem]:
         """Counts in order."""
@@ -56,7 +64,10 @@ class Offer(Description):
 
 
 class ServedModel(Description):
-    """A model that is served. Without profiles, `model` says what the cost model computes its throughput from."""
+    """A model that is served. Without profiles, `model` says what the cost model computes its throughput from.
+
+    roles : of the replicas that are computed; attention and experts apart need profiles.
+    """
 
     name: Name
     model: Annotated[Name | None, Field(description="catalogue name, or config.json")] = None
@@ -66,9 +77,16 @@ class ServedModel(Description):
         tuple[Gpus, ...] | None,
         Field(min_length=1, description="replica sizes to choose from; default: 1, 2, 4, 8, or those of its profiles"),
     ] = None
+    roles: Annotated[tuple[Literal["both", "prefill", "decode"], ...], Field(min_length=1)] = ("both",)
     min_replicas: Count = 0
     slo: Annotated[Slo | None, Field(description="default: the instance's")] = None
     regions: Annotated[tuple[Name, ...] | None, Field(description="where it may run; default: anywhere")] = None
+    kv_bytes_per_token: Annotated[
+        Positive | None, Field(description="of a prompt's cache, prefill to decode; default: that of `model`")
+    ] = None
+    activation_bytes_per_token: Annotated[
+        Positive | None, Field(description="of an output token over all layers, attention to experts")
+    ] = None
     priority: Annotated[Priority, Field(description="higher is served first where not all can be")] = 0
 
 
@@ -107,12 +125,21 @@ class Profile(Description):
     output_tokens: Tokens
     max_rate_per_s: Rate
     gpus: Annotated[Gpus | None, Field(description="GPUs of the replica; default: all of the offer's")] = None
+    role: Annotated[Role, Field(description="what the replica does of a request; both: all of it")] = "both"
 
     def problems(self) -> Iterator[Problem]:
         """Zero is an answer, almost zero is a mistake."""
         if 0 < self.max_rate_per_s < LEAST_RATE_PER_S:
             message = f"{self.max_rate_per_s:g} is below {LEAST_RATE_PER_S:g}; 0 says: not within the SLO"
             yield ("max_rate_per_s",), message
+
+
+class Link(Description):
+    """Bandwidth from one region to another; regions without a link hand nothing to one another."""
+
+    from_region: Name
+    to_region: Name
+    bytes_per_s: BytesPerS
 
 
 class Quota(Description):
@@ -150,6 +177,9 @@ class FleetInstance(Description):
     slo: Slo | None = None
     demand: Annotated[tuple[Demand, ...], Field(min_length=1)]
     profiles: tuple[Profile, ...] = ()
+    workers: Annotated[
+        Name | None, Field(description="table of workers by model and size (CSV), in place of profiles")
+    ] = None
     unprofiled: Annotated[
         Literal["refuse", "round_up"],
         Field(description="a demand of a size that was not profiled: an error, or the next larger profiled size"),
@@ -174,6 +204,7 @@ class FleetInstance(Description):
     power: Power | None = None
     max_spot_share: Annotated[Share | None, Field(description="of each model's requests, on spot instances")] = None
     quotas: tuple[Quota, ...] = ()
+    links: Annotated[tuple[Link, ...], Field(description="between regions; inside one nothing limits")] = ()
     max_starts: Annotated[Count | None, Field(description="most instances started from one hour to the next")] = None
     max_stops: Annotated[Count | None, Field(description="most instances stopped from one hour to the next")] = None
     cyclic: Annotated[bool, Field(description="the first hour follows the last one, as in a day that repeats")] = False
@@ -204,8 +235,11 @@ class FleetInstance(Description):
             yield ("demand",), "all rates are zero: there is nothing to serve"
         if self.power is not None and self.max_watts is None:
             yield ("power",), "says how max_watts is filled, which is not given"
-        if self.power is not None and self.power.draw == "phases" and self.profiles:
+        given = self.profiles or self.workers is not None
+        if self.power is not None and self.power.draw == "phases" and given:
             yield ("power", "draw"), "phases come from the cost model, and profiles are given: give a share"
+        if self.profiles and self.workers is not None:
+            yield ("workers",), "profiles are given too: one of the two"
         yield from self._zone_problems()
         switching = self.max_starts is not None or self.max_stops is not None
         if not hours and (switching or any(offer.start_cost_usd for offer in self.offers)):
@@ -219,11 +253,25 @@ class FleetInstance(Description):
             for name in quota.offers:
                 if name not in offers:
                     yield ("quotas", index, "offers"), f"no offer is named {name!r}"
+        yield from self._link_problems()
         for name in self.current or {}:
             if name not in offers:
                 yield ("current",), f"no offer is named {name!r}"
         if self.current is None and (self.max_changes is not None or self.change_cost_usd_per_hour):
             yield ("current",), "max_changes and change_cost_usd_per_hour need a current fleet"
+
+    def _link_problems(self) -> Iterator[Problem]:
+        regions = {offer.region for offer in self.offers}
+        seen: set[tuple[str, str]] = set()
+        for index, link in enumerate(self.links):
+            for key in ("from_region", "to_region"):
+                if getattr(link, key) not in regions:
+                    yield ("links", index, key), f"no offer is in {getattr(link, key)!r}"
+            if link.from_region == link.to_region:
+                yield ("links", index), "offers of one region are joined; limit them by network_bytes_per_s"
+            if (link.from_region, link.to_region) in seen:
+                yield ("links", index), "is given twice"
+            seen.add((link.from_region, link.to_region))
 
     def _zone_problems(self) -> Iterator[Problem]:
         if not self.spare_zones:
@@ -242,12 +290,16 @@ class FleetInstance(Description):
             for name in model.regions or ():
                 if name not in regions:
                     yield ("models", index, "regions"), f"no offer is in {name!r}"
+            if (self.profiles or self.workers is not None) and model.roles != ("both",):
+                yield ("models", index, "roles"), "changes nothing: profiles say their roles"
+            if set(model.roles) & {"prefill", "decode"} and not {"prefill", "decode"} <= set(model.roles):
+                yield ("models", index, "roles"), "prefill and decode need one another"
             if model.min_replicas and model.name not in asked:
                 message = "needs a demand, of rate 0 if need be: it says for which sizes the replicas must do"
                 yield ("models", index, "min_replicas"), message
 
     def _profile_problems(self, offers: dict[str, Offer], models: set[str]) -> Iterator[Problem]:
-        seen: set[tuple[str, str, int, int, int]] = set()
+        seen: set[tuple[str, str, int, int, int, str]] = set()
         for index, profile in enumerate(self.profiles):
             offer = offers.get(profile.offer)
             if offer is None:
@@ -258,11 +310,11 @@ class FleetInstance(Description):
             gpus = profile.gpus or offer.gpus
             if gpus > offer.gpus:
                 yield ("profiles", index, "gpus"), f"a replica of {gpus} GPUs is larger than {profile.offer}"
-            key = profile.offer, profile.model, profile.input_tokens, profile.output_tokens, gpus
+            key = profile.offer, profile.model, profile.input_tokens, profile.output_tokens, gpus, profile.role
             if key in seen:
                 yield ("profiles", index), "is given twice"
             seen.add(key)
-        if not self.profiles:
+        if not self.profiles and self.workers is None:
             for index, model in enumerate(self.models):
                 if model.model is None:
                     yield ("models", index), f"{model.name} has neither profiles nor a `model` to compute them from"

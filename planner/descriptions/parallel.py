@@ -112,6 +112,9 @@ class ParallelInstance(Description):
         ),
     ] = 0.0
     speculation: Speculation | None = None
+    two_batch_overlap: Annotated[
+        bool, Field(description="experts over several nodes may compute on half of a step while the other is exchanged")
+    ] = False
     expert_imbalance: Annotated[
         FiniteFloat | None,
         Field(ge=1, description="busiest GPU over the mean where there are redundant experts; default: 1.15"),
@@ -138,7 +141,11 @@ class ParallelInstance(Description):
             yield ("change_cost",), "needs a rate: its unit is that of gpus, cost or joules"
         if self.objective == "cost" and not self.prices_usd_per_gpu_hour:
             yield ("objective",), "cost needs prices_usd_per_gpu_hour"
+        if self.two_batch_overlap and self.backend == "trtllm":
+            yield ("two_batch_overlap",), "TensorRT-LLM has no such option; choose vllm or sglang"
         if self.candidates is not None:
+            if self.two_batch_overlap:
+                yield ("two_batch_overlap",), "is for predictions of the cost model, which candidates replace"
             for name in ("speculation", "expert_imbalance", "calibration", "kv_bandwidth_bytes_per_s"):
                 if getattr(self, name) is not None:
                     yield (name,), "is for predictions of the cost model, which candidates replace"

@@ -126,7 +126,8 @@ def _check_header(path: str | Path, header: tuple[str, ...], required: Sequence[
         findings.append(f"has no column {', '.join(missing)}{hint}")
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
-        findings.append(f"has two columns {', '.join(map(quoted, twice))}")
+        told = ", ".join(map(quoted, twice))
+        findings.append(f"has two columns {told}; the first line has the names of columns, each once (not transposed)")
     if findings:
         raise DescriptionError([Finding(str(path), told, line) for told in findings])
 

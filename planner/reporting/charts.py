@@ -158,6 +158,23 @@ def slots(rows: IntArray, names: Sequence[str], across: str, down: str) -> str:
     return canvas.svg
 
 
+def timeline(names: Sequence[str], kinds: Mapping[str, tuple[IntArray, FloatArray, FloatArray]], across: str) -> str:
+    """A row for each name, and on it bars by kind: rows, starts and lengths, arrays of one length."""
+    with drawing(height_in=max(1.4, min(6.0, 0.6 + 0.22 * len(names)))) as canvas:
+        axes: Axes = canvas.axes[0]
+        for index, (kind, (rows, starts, lengths)) in enumerate(kinds.items()):
+            colour = COLOURS[index % len(COLOURS)]
+            axes.barh(
+                rows, lengths, left=starts, height=0.8, label=_plain(kind), color=colour, edgecolor="white",
+                linewidth=0.2,
+            )  # fmt: skip
+        axes.set_yticks(np.arange(len(names)), [_plain(name) for name in names])
+        axes.invert_yaxis()
+        axes.set(xlabel=across)
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return canvas.svg
+
+
 def _largest(names: Sequence[str], values: Sequence[FloatArray]) -> Iterator[tuple[str, FloatArray]]:
     """The largest few, and the sum of the others."""
     order = sorted(range(len(names)), key=lambda place: -float(np.sum(values[place])))

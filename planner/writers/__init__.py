@@ -32,6 +32,7 @@ def _module(name: str, function: str = "write") -> Callable[[Any, str], None]:
 
 #: Writers by format, and in it by the kind whose plans they hold.
 WRITERS: Mapping[str, Mapping[str, Writer]] = {
+    "deepspeed": {"training": Writer("DeepSpeed JSON", _module("deepspeed"))},
     "disaggregatedset": {
         "parallel": Writer(
             "Kubernetes DisaggregatedSet of prefill and decode workers", _module("lws", "write_disaggregated")
@@ -47,11 +48,13 @@ WRITERS: Mapping[str, Mapping[str, Writer]] = {
     },
     "lws": {"parallel": Writer("Kubernetes LeaderWorkerSet, one a kind of worker", _module("lws"))},
     "k8s": {"pods": Writer("Binding objects for pending pods, a JSON list for kubectl create", _module("bindings"))},
+    "megatron": {"training": Writer("Megatron-LM arguments, a shell array", _module("megatron"))},
     "moves": {"experts": Writer("ordered expert moves from the current placement, CSV or JSON", _module("moves"))},
     "sglang": {
         "experts": Writer("SGLang --init-expert-location JSON and its launch flags", _module("sglang")),
         "parallel": Writer("sglang.launch_server commands, a shell script", _module("sglang_serve")),
     },
+    "torchtitan": {"training": Writer("torchtitan overrides, a shell array", _module("torchtitan"))},
     "trtllm": {
         "experts": Writer("TensorRT-LLM moe_load_balancer.yaml", _module("trtllm")),
         "parallel": Writer("trtllm-serve commands and their YAML, a shell script", _module("trtllm_serve")),

@@ -59,6 +59,8 @@ def _experts(launch: Launch) -> list[list[str]]:
     worker = launch.worker
     between = launch.nodes > 1 and worker.expert_parallel_size > 1 and worker.data_parallel_size > 1
     flags = [["--moe-a2a-backend", "deepep"]] if between else []
+    if worker.two_batch_overlap:
+        flags += [["--enable-two-batch-overlap"]]
     if worker.redundant_experts:
         flags += [["--enable-eplb"], ["--ep-num-redundant-experts", str(worker.redundant_experts)]]
     return flags

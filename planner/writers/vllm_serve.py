@@ -71,6 +71,8 @@ def _experts(launch: Launch) -> list[list[str]]:
     if launch.nodes > 1 and worker.data_parallel_size > 1:
         way = "deepep_high_throughput" if worker.role == "prefill" else "deepep_low_latency"
         flags += [["--all2all-backend", way]]
+    if worker.two_batch_overlap:
+        flags += [["--enable-dbo"]]
     if worker.redundant_experts:
         flags += [["--enable-eplb"], ["--eplb-config", json.dumps({"num_redundant_experts": worker.redundant_experts})]]
     return flags

@@ -75,8 +75,8 @@ def test_the_contract_of_the_document(document: ExpertsDocument) -> None:
     } <= set(value)
     assert {"name", "sha256"} <= set(value["instance"])
     assert {
-        "status", "stop", "objective", "objective_unit", "terms", "bound", "gap", "build_s", "solve_s", "solver",
-        "solver_version", "method", "seed", "num_threads",
+        "status", "stop", "objective", "objective_unit", "terms", "bound", "gap", "build_s", "solve_s", "aside_s",
+        "solver", "solver_version", "method", "seed", "num_threads",
     } <= set(value["outcome"])  # fmt: skip
     assert {"balancedness_mean", "balancedness_worst"} <= set(value["outcome"]["terms"])
     assert {"name", "objective", "terms"} <= set(value["baseline"])

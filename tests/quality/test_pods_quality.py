@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import pods
-from formulations.pod_packing.baseline import kube_default
+from formulations.pod_packing.baseline import fgd, kube_default
 from formulations.pod_packing.objective import price
 
 
@@ -22,3 +22,12 @@ def test_openb_on_32_nodes(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -
     assert tier.bound is not None
     assert tier.value >= 0.99 * tier.bound
     assert 1000 * tier.value >= price(problem, kube_default(problem)).terms["gpu_milli_allocated"]
+
+
+@pytest.mark.slow
+def test_fgd_is_as_good_as_published(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """95.39 % of GPUs at 130 % demand as published (mean of ten samples, deviation up to 0.6); a yardstick that is too
+    weak would flatter us."""
+    monkeypatch.setenv("GPUPLAN_SHARED_DATA", str(shared_data))
+    problem = pods.openb("default", demand=1.3)
+    assert 0.951 <= price(problem, fgd(problem)).terms["gpu_allocated_fraction"] <= 0.958

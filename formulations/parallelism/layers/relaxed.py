@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from formulations.gpu_fleet.relaxation import relax
+from formulations.backends.relaxation import relax
 from formulations.outcome import Budget
 from formulations.parallelism.layers.milp import build, link_list, path_price
 from formulations.parallelism.layers.pricing import (

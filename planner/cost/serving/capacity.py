@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 
+from planner.cost.disaggregated import decode_only, prefill_scheduler
 from planner.cost.queueing.open_loop import OpenLoop, highest_rate, open_loop
 from planner.cost.queueing.step_times import BoolArray, StepTimes
 from planner.cost.serving.predict import ServingModel, ServingPlans
@@ -21,28 +24,45 @@ SETTLED, ROUNDS = 0.02, 24
 SLOWEST, FLOOD = 1e-12, 1e12
 
 
-def max_rates(model: ServingModel, plans: ServingPlans, slo: Slo, *, margin: float = 0.0) -> FloatArray:
+#: Share of the limit on TTFT for a prompt that is prefilled apart, and for its first decoded token: assumed, no side is
+#: favoured.
+PART_OF_TTFT = 0.5
+#: All of a request, its prompt alone, or its output alone from a cache that arrives whole.
+Part = Literal["both", "prefill", "decode"]
+
+
+def max_rates(
+    model: ServingModel,
+    plans: ServingPlans,
+    slo: Slo,
+    *,
+    margin: float = 0.0,
+    part: Part = "both",
+) -> FloatArray:
     """Highest rate of each plan's requests to its whole worker that keeps the limits, requests/s, [plans].
 
     Poisson arrivals, spread evenly over the worker's attention ranks; plans.concurrency is not used. 0 where one
     sequence does not fit or no rate keeps the limits. margin : predictions count so much larger, as a share.
+    part : prefill and decode may each take PART_OF_TTFT of the limit on TTFT: percentiles of parts add up to no less
+    than the whole's. A cache is taken to move at once.
     Looser limits never give less: what requests meet depends on the rate alone, and the limits only choose it.
     """
     w = plans.worker
     ranks = np.array([worker.data_parallel_size for worker in model.workers], dtype=np.float64)[w]
     fits = model.predict(plans).admitted_sequences >= 1
     first_token = np.array([model.coefficients.of_ttft("first_token", worker) for worker in model.workers])[w]
-    ttft = np.inf if slo.ttft_s is None else slo.ttft_s / (1 + margin) - first_token
+    share = 1.0 if part == "both" else PART_OF_TTFT
+    ttft = np.inf if slo.ttft_s is None else share * slo.ttft_s / (1 + margin) - first_token
     tpot = np.inf if slo.tpot_s is None else slo.tpot_s / (1 + margin)
     possible = fits & (np.broadcast_to(ttft, fits.shape) > 0)
-    ranks_at = Settling(model, plans)
+    ranks_at = Settling(model, plans, part)
 
     def holds(rate: FloatArray) -> BoolArray:
         loop = ranks_at.at(np.maximum(rate, SLOWEST))
         if slo.percentile is None:
             return np.asarray((loop.ttft_mean_s <= ttft) & (loop.tpot_mean_s <= tpot))
-        share = slo.percentile / 100
-        return np.asarray((loop.ttft_s(share) <= ttft) & (loop.tpot_s(share) <= tpot))
+        of_all = slo.percentile / 100
+        return np.asarray((loop.ttft_s(of_all) <= ttft) & (loop.tpot_s(of_all) <= tpot))
 
     rate = highest_rate(holds, ranks_at.top, fits.shape)
     return np.where(possible, rate * ranks, 0.0)
@@ -54,9 +74,11 @@ class Settling:
     rules : of its scheduler; top : a rate that none is above, [plans].
     """
 
-    def __init__(self, model: ServingModel, plans: ServingPlans) -> None:
-        self._model, self._plans = model, plans
-        self.rules = scheduler(model, plans)
+    def __init__(self, model: ServingModel, plans: ServingPlans, part: Part = "both") -> None:
+        self._model, self._plans, self._part = model, plans, part
+        self._outputs = np.ones(len(plans)) if part == "prefill" else plans.output_tokens
+        rules = scheduler(model, plans)
+        self.rules = prefill_scheduler(rules) if part == "prefill" else rules
         self._batch = np.full(len(plans), FIRST_BATCH)
         self._prompt_tokens = plans.input_tokens * np.ones(len(plans))
         flood = self._loop(np.full(len(plans), FLOOD))
@@ -89,10 +111,9 @@ class Settling:
         return step_times(self._model, self._plans, self._batch, self._prompt_tokens)
 
     def _loop(self, rate: FloatArray) -> OpenLoop:
+        times, rules = self.times, self.rules
+        if self._part == "decode":
+            times, rules = decode_only(times, rules)
         return open_loop(
-            self.times,
-            self.rules,
-            input_tokens=self._plans.input_tokens,
-            output_tokens=self._plans.output_tokens,
-            rate_per_s=rate,
+            times, rules, input_tokens=self._plans.input_tokens, output_tokens=self._outputs, rate_per_s=rate
         )

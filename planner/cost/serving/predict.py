@@ -13,7 +13,8 @@ D, P, K, A : fitted sums of the worker's curves; q : PROMPT_SHARE; s : 1 without
 sequence T tokens a step (`ServingWorker.tokens_per_step`), s is 1 / T and q is T x PROMPT_SHARE. `mixed` is what
 prefills of the other sequences cost a token under continuous batching: in the time of one output each of them runs one
 prompt, so r prompts fall on a token. They run in n chunks of c = min(I x max(r, 1), batched tokens), prompts together
-where there is room, and the first chunk together with the decode step. `burst` stands for all clients of a closed loop
+where there is room, and the first chunk together with the decode step. With two_batch_overlap `step` and P are less
+what `planner.cost.serving.overlap` hides. `burst` stands for all clients of a closed loop
 starting at once. Closed loop: the number of sequences is given. For arrivals at a rate see `planner.cost.queueing`.
 
 What holds over the catalogue (tests): more sequences never lower step, tpot or ttft; a longer prompt lowers one of them
@@ -31,9 +32,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from planner.cost.serving.coefficients import Coefficients, fitted
-from planner.cost.serving.curves import CONTEXT_PARTS, TOKEN_PARTS, compile_curves, place
+from planner.cost.serving.coefficients import DECODE_PARTS, Coefficients, fitted
+from planner.cost.serving.curves import CONTEXT_PARTS, TOKEN_PARTS, WorkerCurves, compile_curves, place
 from planner.cost.serving.memory import DEFAULT_MAX_NUM_BATCHED_TOKENS, WorkerMemory, worker_memory
+from planner.cost.serving.overlap import halved, hidden_s
 from planner.cost.serving.worker import ServingWorker
 from planner.cost.serving.worker_tables import collapse, interpolated
 
@@ -126,7 +128,7 @@ class ServingModel:
         if memory is None:
             memory = [worker_memory(worker, max_num_batched_tokens=max_num_batched_tokens) for worker in workers]
         self.memory = tuple(memory)
-        self.curves = tuple(compile_curves(worker) for worker in workers)
+        self.curves = tuple(_curves(worker) for worker in workers)
         self.max_num_batched_tokens = float(max_num_batched_tokens)
         self._tables = collapse(self.workers, self.curves, self.memory, self.coefficients)
 
@@ -179,6 +181,15 @@ class ServingModel:
         own = t.prompt[worker] * alone_s * (1.0 + t.burst[worker])
         return t.first_token[worker] + own + t.wait_steps[worker] * step_s
 
+    def hidden_s(self, worker: IntArray, sequences: FloatArray, step_s: FloatArray) -> FloatArray:
+        """Seconds of a decode step's exchange that its computing hides, [plans]; step_s : with all of the exchange."""
+        t, found = self._tables, np.zeros(len(worker))
+        some = np.flatnonzero(t.with_experts[worker])
+        if some.size:
+            exchange = t.at("exchange", worker[some], place(sequences[some]))
+            found[some] = hidden_s(step_s[some] - exchange, exchange, t.with_experts[worker[some]])
+        return found
+
     @property
     def sequence_s(self) -> FloatArray:
         """Seconds that a sequence adds to a step whatever its context, [workers]."""
@@ -209,6 +220,7 @@ class ServingModel:
         micro = np.maximum(sequences / stages, 1.0)
         here = place(micro)
         step = t.at("decode", w, here) + micro * (t.at("context", w, place(prompt + 0.5 * output)) + t.sequence[w])
+        step -= self.hidden_s(w, micro, step)
         attention = t.at("prompt_attention", w, place(prompt))
         others = t.prompt_share[w] * np.maximum(sequences - 1.0, 0.0) / output
         chunk, chunks = self._chunks(prompt, others)
@@ -263,7 +275,14 @@ class ServingModel:
         """Seconds of each of coefficients.PARTS within `tpot_s` before speculation, coefficients applied, [plans]."""
         raw = self.unit_parts(plans)
         local = [self.coefficients.of_parts(worker) for worker in self.workers]
-        return {name: values * np.array([one[name] for one in local])[plans.worker] for name, values in raw.items()}
+        made = {name: values * np.array([one[name] for one in local])[plans.worker] for name, values in raw.items()}
+        if self._tables.with_experts[plans.worker].any():
+            found, speculation = self.predict(plans), self._tables.speculation[plans.worker]
+            seen = made["dispatch"] + found.step_s - sum(made[name] for name in DECODE_PARTS)
+            made["dispatch"] = np.maximum(seen, 0.0)
+            # May be below zero: prompts in a step hide some of its own exchange.
+            made["prefill_communication"] += found.tpot_s / speculation - sum(made.values())
+        return made
 
     def unit_parts(self, plans: ServingPlans) -> dict[str, FloatArray]:
         """Each part of `tpot_s` at a coefficient of one, [plans]: what a fit sees. Overheads are counts."""
@@ -310,3 +329,8 @@ class ServingModel:
             "prefill_communication": prompt_part("all_reduce") + prompt_part("dispatch"),
             "prefill_attention": others * context_part("prompt_attention", prompt) / stages,
         }
+
+
+def _curves(worker: ServingWorker) -> WorkerCurves:
+    curves = compile_curves(worker)
+    return halved(curves) if worker.two_batch_overlap else curves

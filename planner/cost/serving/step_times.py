@@ -51,6 +51,8 @@ def step_times(
     context = plans.input_tokens + 0.5 * plans.output_tokens
     micro = np.maximum(batch / stages, 1.0)
     one, many = (model.table("decode", w, at) for at in (np.ones_like(micro), micro))
+    cached = micro * (model.table("context", w, context) + model.sequence_s[w])
+    many = many - model.hidden_s(w, micro, many + cached)
     per_sequence = np.maximum(many - one, 0.0) / (batch - 1.0)
     added = model.table("prefill", w, micro + chunk) - model.table("prefill", w, micro)
     return StepTimes(

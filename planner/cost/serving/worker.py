@@ -43,6 +43,7 @@ class ServingWorker:
     workers that prefill: decoding gains nothing from it here.
     redundant_experts : second copies of busy experts, placed by load (EPLB); the busiest of the expert ranks then has
     expert_imbalance times the mean. Without them, tokens fall as the routing of the operator tables has them.
+    two_batch_overlap : each step runs as two halves, and one computes while the other's tokens are exchanged.
     draft_tokens : that the model's own MTP layer proposes in each step; draft_acceptance : chance that one is right
     whose predecessors are.
     """
@@ -62,6 +63,7 @@ class ServingWorker:
     expert_imbalance: float = EXPERT_IMBALANCE
     draft_tokens: int = 0
     draft_acceptance: float = 0.0
+    two_batch_overlap: bool = False
 
     @property
     def num_gpus(self) -> int:
@@ -107,6 +109,7 @@ class ServingWorker:
             yield from wrong
             return
         yield from self._draft_problems()
+        yield from self._overlap_problems()
         if pp > model.num_hidden_layers:
             yield f"pipeline_parallel_size {pp} is more than the {model.num_hidden_layers} layers of {model.name}"
         heads = {layer.attention.num_attention_heads for layer, _ in model.layer_groups()} - {0}
@@ -131,6 +134,14 @@ class ServingWorker:
             yield f"draft_tokens is {self.draft_tokens}, but {self.model.name} has no MTP layer to propose them"
         if self.pipeline_parallel_size > 1:
             yield "draft_tokens and pipeline stages do not go together: the MTP layer is on the last stage alone"
+
+    def _overlap_problems(self) -> Iterator[str]:
+        if not self.two_batch_overlap:
+            return
+        if not self.model.num_moe_layers or self.token_ranks == 1:
+            yield "two_batch_overlap needs experts that several ranks share: there is no exchange to hide"
+        if self.pipeline_parallel_size > 1:
+            yield "two_batch_overlap and pipeline stages do not go together: stages have their own halves under way"
 
     def _expert_problems(self) -> Iterator[str]:
         moe_tp, ep = self.moe_tensor_parallel_size, self.expert_parallel_size

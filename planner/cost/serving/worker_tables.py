@@ -11,6 +11,7 @@ import numpy.typing as npt
 from planner.cost.serving.coefficients import Coefficients
 from planner.cost.serving.curves import CONTEXT_PARTS, NODES, TOKEN_PARTS, WorkerCurves
 from planner.cost.serving.memory import WorkerMemory, held_tokens
+from planner.cost.serving.overlap import PROMPT_EXCHANGE_SHARE, cut, hidden_s, share_with_experts
 from planner.cost.serving.sharding import cache_bytes
 from planner.cost.serving.worker import Backend, ServingWorker
 
@@ -25,10 +26,14 @@ PROMPT_SHARE: dict[Backend, float] = {"trtllm": 1.0, "vllm": 1.0, "sglang": 0.75
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WorkerTables:
-    """Curves with their coefficients applied and summed, [workers, nodes]; facts of each worker, [workers]."""
+    """Curves with their coefficients applied and summed, [workers, nodes]; facts of each worker, [workers].
+
+    decode holds the whole exchange, of which `exchange` may be hidden behind computing; prefill what is left of it.
+    """
 
     decode: FloatArray
     prefill: FloatArray
+    exchange: FloatArray
     context: FloatArray
     prompt_attention: FloatArray
     cache_bytes: FloatArray
@@ -46,6 +51,7 @@ class WorkerTables:
     data_parallel_size: FloatArray
     pipeline_parallel_size: FloatArray
     num_gpus: FloatArray
+    with_experts: FloatArray
 
     def at(self, name: str, worker: IntArray, place: tuple[IntArray, FloatArray]) -> FloatArray:
         """Linear interpolation of one table."""
@@ -58,7 +64,7 @@ def collapse(
     memory: Sequence[WorkerMemory],
     coefficients: Coefficients,
 ) -> WorkerTables:
-    rows = []
+    rows: list[dict[str, FloatArray | float]] = []
     for worker, curve, room in zip(workers, curves, memory, strict=True):
         c, values = coefficients.of_parts(worker), coefficients.values
         tokens, step = (dict(zip(TOKEN_PARTS, part, strict=True)) for part in (curve.tokens, curve.step))
@@ -66,6 +72,10 @@ def collapse(
         overhead = (
             c["kernel_overhead"] * curve.num_products + c["moe_overhead"] * curve.num_moe_layers + c["step_overhead"]
         )
+        computing = c["prefill_dense"] * tokens["dense"] + c["prefill_moe"] * tokens["moe"]
+        computing = computing + c["prefill_communication"] * tokens["all_reduce"]
+        exchange = c["prefill_communication"] * tokens["dispatch"]
+        with_experts = share_with_experts(worker)
         rows.append(
             {
                 "decode": overhead
@@ -73,9 +83,10 @@ def collapse(
                 + c["moe"] * step["moe"]
                 + c["all_reduce"] * step["all_reduce"]
                 + c["dispatch"] * step["dispatch"],
-                "prefill": c["prefill_dense"] * tokens["dense"]
-                + c["prefill_moe"] * tokens["moe"]
-                + c["prefill_communication"] * (tokens["all_reduce"] + tokens["dispatch"]),
+                "prefill": computing
+                + exchange
+                - hidden_s(computing, (1.0 - PROMPT_EXCHANGE_SHARE) * cut(exchange), with_experts),
+                "exchange": cut(c["dispatch"] * step["dispatch"]) * (with_experts > 0),
                 "context": c["cache"] * context["cache"] + c["latent"] * context["latent"],
                 "prompt_attention": c["prefill_attention"] * context["prompt_attention"],
                 "cache_bytes": np.maximum(cache_bytes(worker, NODES), 1.0),
@@ -94,6 +105,7 @@ def collapse(
                 "data_parallel_size": float(worker.data_parallel_size),
                 "pipeline_parallel_size": float(worker.pipeline_parallel_size),
                 "num_gpus": float(worker.num_gpus),
+                "with_experts": with_experts,
             }
         )
     return WorkerTables(**{one.name: np.array([row[one.name] for row in rows]) for one in fields(WorkerTables)})

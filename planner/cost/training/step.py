@@ -88,7 +88,7 @@ def _step(
 ) -> TrainingTimes:
     sizes = plan_sizes(plans)
     stages = stage_classes(plans, model)
-    kinds = [_layer_work(kind, model, sizes, rates, links) for kind in model.kinds]
+    kinds = [layer_work(kind, model, sizes, rates, links) for kind in model.kinds]
     head_s = head_compute_s(model, sizes, rates)
     by_stage = stages.last * head_s
     for layers, work in zip(stages.layers, kinds, strict=True):
@@ -131,7 +131,7 @@ def _step(
 
 
 @dataclass(frozen=True)
-class _LayerWork:
+class LayerWork:
     """Seconds of one layer for one micro-batch, forward and backward, [n]."""
 
     compute_s: FloatArray
@@ -141,7 +141,7 @@ class _LayerWork:
     expert_s: FloatArray
 
 
-def _layer_work(kind: LayerKind, model: TrainingModel, sizes: PlanSizes, rates: Rates, links: Links) -> _LayerWork:
+def layer_work(kind: LayerKind, model: TrainingModel, sizes: PlanSizes, rates: Rates, links: Links) -> LayerWork:
     """Compute and collectives. Full recomputation repeats the collectives of the forward pass.
 
     Tensor parallel: two all-reduces (or reduce-scatter and all-gather) of the hidden state forward, two backward.
@@ -164,7 +164,7 @@ def _layer_work(kind: LayerKind, model: TrainingModel, sizes: PlanSizes, rates: 
         ranks = group(network, sizes.expert, t)
         sent_bytes = kind.experts_per_token * hidden_bytes / sizes.split_hidden
         expert = (4.0 + 2.0 * again) * links.all_to_all_s(sent_bytes, ranks)
-    return _LayerWork(compute.total_s, compute.weight_gradient_s, tensor, context, expert)
+    return LayerWork(compute.total_s, compute.weight_gradient_s, tensor, context, expert)
 
 
 def _data_parallel(

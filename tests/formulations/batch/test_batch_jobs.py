@@ -75,7 +75,7 @@ def test_all_mistakes_of_a_list_are_told_with_their_lines(night: Path) -> None:
     ("entry", "message"),
     [
         ({"instance": "a.json", "sweeps": {}}, "unknown key"),
-        ({"instance": "a.json", "sweep": {"headroom": []}}, "at least 1"),
+        ({"instance": "a.json", "sweep": {"headroom": []}}, "is neither a list of 1 to 100000 values"),
         (
             {"instance": "a.json", "sweep": {"headroom": {"first": 0, "last": 1, "points": 3, "scale": "log"}}},
             "above 0",

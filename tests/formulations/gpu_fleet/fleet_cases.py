@@ -41,6 +41,11 @@ def profile(offer: str, rate: float, model: str = "m", gpus: int | None = None, 
     return {"offer": offer, "model": model, **SIZE, **size, "max_rate_per_s": rate, "gpus": gpus}
 
 
+def does(offer: str, role: str, rate: float, **more: Any) -> dict[str, Any]:
+    """Throughput of a role."""
+    return {**profile(offer, rate, **more), "role": role}
+
+
 def fleet(
     found: list[dict[str, Any]],
     asked: float | list[float] | list[dict[str, Any]],

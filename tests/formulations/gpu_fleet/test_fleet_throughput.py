@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,32 @@ def test_the_shared_pool_is_packed_by_shape() -> None:
     plan = run(read_problem(much.model_copy(update={"demand": tuple(rows)})), "scip").plan
     assert plan is not None
     assert counts(plan)["eight"] >= 1
+
+
+def test_roles_from_the_cost_model_never_cost_more() -> None:
+    """Prefill on one GPU kind, decode on another, or whole replicas: whichever is cheapest, and all stages are done."""
+    found = {
+        "h100": {"device": "h100_sxm", "price_usd_per_hour": 4.0},
+        "l40s": {"device": "l40s", "price_usd_per_hour": 0.9, "network_bytes_per_s": 5e9},
+    }
+    slo = {"ttft_s": 2, "tpot_s": 0.08, "percentile": 90}
+    served = {"name": "m", "model": EIGHT}
+    whole = made(found, [served], slo=slo)
+    split = made(found, [{**served, "roles": ["both", "prefill", "decode"]}], slo=slo)
+    assert sorted(set(split.config_role.tolist())) == [0, 1, 2]
+    # 32 layers x 2 x 8 heads x 128 x 2 bytes a token.
+    np.testing.assert_array_equal(split.handed_bytes[0], 131072 * split.input_tokens)
+    rates = whole.rate * 8
+    assert best(replace(split, rate=rates)) <= best(replace(whole, rate=rates)) + 1e-6
+    assert any("prefill apart" in text for text in split.assumptions)
+
+
+def test_roles_that_say_nothing_are_told() -> None:
+    with pytest.raises(ValueError, match="prefill and decode need one another"):
+        made(NODE, [{"name": "m", "model": EIGHT, "roles": ["both", "prefill"]}])
+    given = {"offer": "node", "model": "m", "input_tokens": 250, "output_tokens": 250, "max_rate_per_s": 1}
+    with pytest.raises(ValueError, match="profiles say their roles"):
+        made(NODE, [{"name": "m", "model": EIGHT, "roles": ["prefill", "decode"]}], profiles=[given])
 
 
 def written(folder: Path, value: Mapping[str, Any]) -> Path:

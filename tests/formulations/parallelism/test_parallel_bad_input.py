@@ -100,6 +100,8 @@ class TestUnknownDevices:
         ({"candidates": "w.csv", "calibration": "e.yaml"}, "is for predictions of the cost model"),
         ({"candidates": "w.csv", "expert_imbalance": 1.2}, "is for predictions of the cost model"),
         ({"expert_imbalance": 0.9}, "greater than or equal to 1"),
+        ({"two_batch_overlap": True, "backend": "trtllm"}, "TensorRT-LLM has no such option"),
+        ({"two_batch_overlap": True, "candidates": "w.csv"}, "is for predictions of the cost model"),
     ],
 )
 def test_nothing_to_spend_and_contradictions(said: dict[str, Any], expected: str) -> None:

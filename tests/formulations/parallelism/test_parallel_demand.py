@@ -14,7 +14,6 @@ from parallel_cases import METHODS, counts, problem, run, solved, worker
 from formulations.parallelism.baseline import best_uniform
 from formulations.parallelism.check import check
 from formulations.parallelism.kind import judge
-from formulations.parallelism.milp import candidates
 from formulations.parallelism.predictions import Predictions
 from formulations.parallelism.problem import ParallelProblem
 from formulations.parallelism.sizes import blended
@@ -294,9 +293,11 @@ def test_predicted_workers_of_two_sizes_have_the_rates_of_each_alone() -> None:
     for m, load in enumerate((LOAD, long)):
         alone = read(workload=load)
         # Prefill runs in other steps where several sizes share a worker.
-        best = [w for w in candidates(alone).tolist() if alone.usable[w] and alone.workers[w].role != "prefill"]
-        assert best
-        for w in best:
+        # The largest batch within the limits is another one for each size.
+        common = [w for w, one in enumerate(alone.workers) if one.role != "prefill" and one.name in names]
+        kept = [w for w in common if alone.usable[w]]
+        assert len(kept) > 20
+        for w in kept:
             assert asked.rates[m, names[alone.workers[w].name]] == pytest.approx(alone.rate[w])
     shared = [w for w, one in enumerate(asked.workers) if one.role == "prefill" and (asked.rates[:, w] > 0).all()]
     assert shared, "a prefill worker serves both"

@@ -204,6 +204,13 @@ def test_fragmentation_of_a_free_node() -> None:
     assert Fragmentation(one).of(np.array([0]), state.free, state.device)[0] == pytest.approx(600 / 4)
 
 
+def test_pods_without_gpus_can_use_none() -> None:
+    """One free GPU; of two typical pods one asks for all of it, one for none: F = 1/2 × 0 + 1/2 × 1000."""
+    one = problem([{"name": "n", "gpus": 1}], [{"name": "gpu", "gpus": 1}, {"name": "bare"}], objective="allocation")
+    state = State(one)
+    assert Fragmentation(one).of(np.array([0]), state.free, state.device)[0] == pytest.approx(500)
+
+
 def test_options_that_cannot_be_honoured() -> None:
     one = problem([{"name": "n"}], [{"name": "p"}])
     with pytest.raises(OptionError, match="one thread"):

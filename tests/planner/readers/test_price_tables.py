@@ -201,6 +201,7 @@ def test_bad_rows(read: Read, changes: dict[str, str], told: str) -> None:
         ("gpu,gpus,price,spot_price\nh100,8,,\n", ":2: has no price"),
         ("gpu,gpus,price\nh100,8\n", "has 2 fields"),
         ("gpu,h100,l4\ngpus,8,1\nprice,50,1\n", ":1: looks transposed"),
+        ("provider,aws,aws\ngpu,h100,l4\ngpus,8,1\nprice,50,1\n", "each once .not transposed"),
     ],
 )
 def test_bad_tables(read: Read, text: str, told: str) -> None:

@@ -56,7 +56,9 @@ def test_standard_output_gets_one_file(to: str, capsys: pytest.CaptureFixture[st
 
 
 def test_unknown_format_names_the_known_ones() -> None:
-    with pytest.raises(OptionError, match="unknown export format 'sgl'; known: disaggregatedset, exflow-csv, k8s,"):
+    with pytest.raises(
+        OptionError, match="unknown export format 'sgl'; known: deepspeed, disaggregatedset, exflow-csv, k8s,"
+    ):
         export(PLAN, "sgl", "map.json")
 
 

@@ -32,6 +32,7 @@ def worker(role: str = "both", *, count: int = 1, name: str | None = None, **siz
     short = {"tp": "tensor_parallel_size", "pp": "pipeline_parallel_size", "dp": "data_parallel_size"}
     short |= {"ep": "expert_parallel_size", "batch": "max_batch_size", "cp": "context_parallel_size"}
     short |= {"redundant": "redundant_experts", "drafts": "draft_tokens", "step": "max_num_batched_tokens"}
+    short |= {"overlap": "two_batch_overlap"}
     gpus = sizes.get("tp", 1) * sizes.get("pp", 1) * sizes.get("dp", 1) * sizes.get("cp", 1)
     return Workers.model_validate(
         {
@@ -154,6 +155,14 @@ def test_wide_experts_over_nodes(tmp_path: Path, shared_data: Path) -> None:
     assert (found["--tp-size"], found["--attn-dp-size"], found["--ep-size"]) == ("144", "144", "144")
     assert (found["--moe-a2a-backend"], found["--ep-num-redundant-experts"]) == ("deepep", "32")
     assert "--enable-eplb" in found
+
+
+@pytest.mark.parametrize(("to", "flag"), [("vllm", "--enable-dbo"), ("sglang", "--enable-two-batch-overlap")])
+def test_two_batches_overlap(tmp_path: Path, shared_data: Path, to: str, flag: str) -> None:
+    for overlap in (True, False):
+        one = worker("decode", dp=16, ep=16, batch=1024, overlap=overlap)
+        found = flags(Started(tmp_path, document(one), to, one.name, **NODE), to, shared_data / TABLES[to])
+        assert (flag in found) == overlap
 
 
 def test_shared_prompts(tmp_path: Path, shared_data: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from planner import catalog
 from planner.cost.queueing.simulation import poisson_arrivals, simulate_open_loop
 from planner.cost.queueing.step_times import Scheduler, StepTimes
-from planner.cost.serving.capacity import max_rates
+from planner.cost.serving.capacity import Part, max_rates
 from planner.cost.serving.predict import ServingModel, ServingPlans
 from planner.cost.serving.step_times import scheduler, step_times
 from planner.cost.serving.worker import ServingWorker
@@ -71,10 +71,11 @@ SECONDS = st.floats(-3, 2).map(lambda power: 10.0**power)
 @given(
     ttft=SECONDS, tpot=SECONDS, percentile=st.floats(1, 99.9), looser=st.tuples(*[st.floats(1, 4)] * 3),
     device=st.sampled_from(["l4", "h100_sxm"]), backend=st.sampled_from(["vllm", "sglang", "trtllm"]),
+    part=st.sampled_from(["both", "both", "prefill", "decode"]),
 )  # fmt: skip
 def test_any_looser_limit_never_serves_less(
     serve: Serve, ttft: float, tpot: float, percentile: float, looser: tuple[float, float, float], device: str,
-    backend: str,
+    backend: str, part: Part,
 ) -> None:  # fmt: skip
     """By however little each limit is loosened, and all of them together."""
     worker = serve("Llama-3.1-8B-Instruct", device, backend)
@@ -82,7 +83,19 @@ def test_any_looser_limit_never_serves_less(
     loose = Slo(ttft_s=ttft * looser[0], tpot_s=tpot * looser[1], percentile=percentile / looser[2])
     series = [strict, strict.model_copy(update={"tpot_s": loose.tpot_s}), loose, Slo(percentile=loose.percentile)]
     model, plans = ServingModel([worker]), ServingPlans.of(0, 1, PROMPTS, OUTPUTS)
-    assert grows([max_rates(model, plans, slo) for slo in series])
+    assert grows([max_rates(model, plans, slo, part=part) for slo in series])
+
+
+@pytest.mark.parametrize("device", ["l40s", "h100_sxm"])
+def test_a_part_is_done_more_often_than_the_whole(serve: Serve, device: str) -> None:
+    """With time for TTFT to spare; and nothing is done where half of it is less than the first token takes."""
+    model, plans = ServingModel([serve("Llama-3.1-8B-Instruct", device)]), ServingPlans.of(0, 1, PROMPTS, OUTPUTS)
+    slo = Slo(ttft_s=4.0, tpot_s=0.08, percentile=90)
+    whole, prefill, decode = (max_rates(model, plans, slo, part=part) for part in ("both", "prefill", "decode"))
+    assert (prefill > whole).all()
+    assert (decode >= 0.95 * whole).all()
+    for part in ("prefill", "decode"):
+        assert not max_rates(model, plans, Slo(ttft_s=0.001, tpot_s=0.08), part=part).any()
 
 
 def test_longer_requests_are_served_less_often(serve: Serve) -> None:

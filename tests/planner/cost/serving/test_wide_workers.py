@@ -10,6 +10,7 @@ import pytest
 
 from planner.cost.collectives import InterNodeLink
 from planner.cost.operators.moe import moe_rank_seconds
+from planner.cost.serving.coefficients import DECODE_PARTS
 from planner.cost.serving.curves import (
     CONTEXT_PARTS,
     NETWORK_BYTES_PER_S,
@@ -19,8 +20,10 @@ from planner.cost.serving.curves import (
     compile_curves,
 )
 from planner.cost.serving.memory import activation_bytes
+from planner.cost.serving.overlap import hidden_s
 from planner.cost.serving.predict import ServingModel, ServingPlans
 from planner.cost.serving.sharding import cache_bytes, weight_bytes
+from planner.cost.serving.step_times import step_times
 from planner.cost.serving.worker import ServingWorker
 
 Serve = Callable[..., ServingWorker]
@@ -159,9 +162,75 @@ class TestDrafts:
         assert sums / np.array([1, 1, 1.5, 1.85, 2]) == pytest.approx(found.tpot_s)
 
 
+class TestTwoBatchOverlap:
+    def workers(self, serve: Serve) -> tuple[ServingWorker, ServingWorker]:
+        plain = replace(serve(V3, "h100_sxm", "sglang", dp=32, ep=32, moe_tp=1), redundant_experts=32)
+        return plain, replace(plain, two_batch_overlap=True)
+
+    def test_halves_take_turns(self, serve: Serve) -> None:
+        """A step of 128 sequences is two of 64; of the exchange of both, computing beside it hides what it can.
+
+        Experts are in 58 of 61 layers, so that 58 / 61 of the computing has an exchange beside it.
+        """
+        plain, overlapped = ServingModel([self.workers(serve)[0]]), ServingModel([self.workers(serve)[1]])
+        c = plain.coefficients.of_parts(plain.workers[0])
+        half = dict(zip(TOKEN_PARTS, plain.curves[0].tokens[:, at(64)], strict=True))
+        launches = c["kernel_overhead"] * plain.curves[0].num_products + c["moe_overhead"] * 58
+        context = float(plain.table("context", np.zeros(1, dtype=int), np.array([2050.0]))[0])
+        computing = 2 * (launches + c["dense"] * (half["dense"] + half["head"]) + c["moe"] * half["moe"])
+        computing += c["step_overhead"] + 128 * (context + float(plain.sequence_s[0]))
+        exchange = 2 * c["dispatch"] * half["dispatch"]
+        load = ServingPlans.of(0, 128 * 32, 2000, 100)
+        expected = computing + exchange - min(58 / 61 * computing, exchange)
+        assert overlapped.predict(load).step_s[0] == pytest.approx(expected)
+        assert overlapped.predict(load).step_s[0] < plain.predict(load).step_s[0]
+
+    def test_an_exchange_that_is_longer_hides_the_computing(self) -> None:
+        """10 s of computing in 4 of 5 layers beside an exchange of 30 s: 8 s of it are hidden; of 6 s, all."""
+        found = hidden_s(np.array([10.0, 10.0]), np.array([30.0, 6.0]), 0.8)
+        assert found.tolist() == [8.0, 6.0]
+
+    def test_a_prompts_exchange_takes_part_of_the_gpu(self, serve: Serve) -> None:
+        """Both halves of 8,192 tokens compute longer than they exchange: what is left is the computing, and the 20 of
+        132 SMs that the exchange takes meanwhile."""
+        plain, overlapped = (ServingModel([worker]) for worker in self.workers(serve))
+        c = plain.coefficients.of_parts(plain.workers[0])
+        half = dict(zip(TOKEN_PARTS, plain.curves[0].tokens[:, at(4096)], strict=True))
+        computing = 2 * (c["prefill_dense"] * half["dense"] + c["prefill_moe"] * half["moe"])
+        exchange = 2 * c["prefill_communication"] * half["dispatch"]
+        found = overlapped.table("prefill", np.zeros(1, dtype=int), np.array([8192.0]))[0]
+        assert found == pytest.approx(computing + 20 / 132 * exchange)
+
+    def test_one_sequence_has_nothing_to_take_turns_with(self, serve: Serve) -> None:
+        plain, overlapped = (ServingModel([worker]) for worker in self.workers(serve))
+        one = ServingPlans.of(0, 32, 2000, 100)
+        assert overlapped.predict(one).step_s[0] >= plain.predict(one).step_s[0]
+
+    def test_parts_add_up(self, serve: Serve) -> None:
+        plain, overlapped = self.workers(serve)
+        model = ServingModel([plain, overlapped])
+        plans = ServingPlans.of([0, 1, 1, 1], [4096, 64, 4096, 16384], 2000, 100)
+        parts = model.parts(plans)
+        assert sum(parts.values()) == pytest.approx(model.predict(plans).tpot_s)
+        # Other prompts may hide more of a step's exchange than they add to it.
+        assert all((values >= 0).all() for name, values in parts.items() if name != "prefill_communication")
+        alone = sum(parts[name] for name in DECODE_PARTS)
+        assert alone == pytest.approx(model.predict(plans).step_s)
+
+    def test_arrivals_see_the_same_step(self, serve: Serve) -> None:
+        """The linear step model is exact at its batch, overlapped or not."""
+        for worker in self.workers(serve):
+            model = ServingModel([worker])
+            plans = ServingPlans.of(0, 128 * 32, 2000, 100)
+            times = step_times(model, plans)
+            step = times.decode_base_s + 128 * (times.decode_per_sequence_s + 2050 * times.decode_per_kv_token_s)
+            assert step == pytest.approx(model.predict(plans).step_s)
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        ({"two_batch_overlap": True}, "two_batch_overlap needs experts that several ranks share"),
         ({"draft_tokens": 1, "draft_acceptance": 0.8}, "has no MTP layer"),
         ({"draft_acceptance": 1.5}, "draft_acceptance is 1.5, but must be from 0 to 1"),
         ({"draft_tokens": -1}, "draft_tokens is -1, but must not be negative"),
@@ -181,6 +250,8 @@ def test_impossible_mixtures_say_why(serve: Serve) -> None:
     ]
     staged = replace(serve(V3, tp=8, pp=2), draft_tokens=1, draft_acceptance=0.8)
     assert any("pipeline stages do not go together" in problem for problem in staged.problems())
+    overlapped = replace(serve(V3, tp=8, dp=2, pp=2), two_batch_overlap=True)
+    assert any("two_batch_overlap and pipeline stages" in problem for problem in overlapped.problems())
     shared = replace(serve(V3, tp=8), context_parallel_size=2)
     assert any(
         "must be the 16 GPUs" in problem and "context_parallel_size 2" in problem for problem in shared.problems()

@@ -1,4 +1,4 @@
-"""The linear relaxation of a fleet model: a bound, and the prices that it gives to what periods share."""
+"""The linear relaxation of a model: a bound, and the prices of its rows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from formulations.backends.linear import LinearModel
-from formulations.gpu_fleet.problem import FloatArray
+from formulations.backends.linear import FloatArray, LinearModel
 
 #: Statuses of scipy.optimize.linprog.
 _SOLVED, _INFEASIBLE = 0, 2

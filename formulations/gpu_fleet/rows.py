@@ -1,0 +1,72 @@
+"""What the rows of a plan stand for: offers, buckets and configurations by their numbers; and sums of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
+from formulations.gpu_fleet.stages import ROLES, STAGES
+from planner.fleet_plan import Assignment, FleetPlan, Flow, Replicas, Unserved
+
+
+class Rows:
+    """Numbers of what rows name."""
+
+    def __init__(self, problem: FleetProblem) -> None:
+        self.problem = problem
+        self.offers = {name: k for k, name in enumerate(problem.offer_names)}
+        self.models = {name: m for m, name in enumerate(problem.model_names)}
+        sizes = zip(problem.bucket_model, problem.input_tokens, problem.output_tokens, strict=True)
+        self._buckets = {(problem.model_names[m], int(i), int(o)): d for d, (m, i, o) in enumerate(sizes)}
+        self._configs = {
+            (int(pool), int(problem.config_model[c]), int(problem.config_gpus[c]), ROLES[role], problem.worker(c)): c
+            for c, (pool, role) in enumerate(zip(problem.config_pool, problem.config_role, strict=True))
+        }
+
+    def bucket(self, row: Assignment | Flow | Unserved) -> int:
+        """The bucket of a model's size. KeyError for one that the problem does not have."""
+        return self._buckets[row.model, row.input_tokens, row.output_tokens]
+
+    def config(self, row: Assignment | Replicas) -> int:
+        """The configuration of replicas. KeyError for one that the problem does not have."""
+        pool = int(self.problem.pool_of_offer[self.offers[row.offer]])
+        return self._configs[pool, self.models[row.model], row.gpus, row.role, row.worker]
+
+    def has_bucket(self, row: Assignment | Flow | Unserved) -> bool:
+        """Whether there is such a bucket."""
+        return (row.model, row.input_tokens, row.output_tokens) in self._buckets
+
+    def has_config(self, row: Assignment | Replicas) -> bool:
+        """Whether there is such a configuration, of an offer and a model that there are."""
+        pool = int(self.problem.pool_of_offer[self.offers[row.offer]])
+        return (pool, self.models[row.model], row.gpus, row.role, row.worker) in self._configs
+
+
+def instance_counts(problem: FleetProblem, plan: FleetPlan) -> FloatArray:
+    """Instances of each offer in each of the plan's periods, [periods, K]; offers that are unknown are left out."""
+    offers = Rows(problem).offers
+    counts = np.zeros((len(plan.periods), problem.num_offers))
+    for place, period in enumerate(plan.periods):
+        for row in period.allocation:
+            if row.offer in offers:
+                counts[place, offers[row.offer]] += row.count
+    return counts
+
+
+def in_order(problem: FleetProblem, plan: FleetPlan) -> IntArray:
+    """Places of the plan's periods in the order of the problem's."""
+    return np.argsort([problem.hours.index(period.hours) for period in plan.periods])
+
+
+def on_spot(problem: FleetProblem, index: int, rows: Iterable[Assignment]) -> FloatArray:
+    """Requests a second of each model on spot instances in the stage that has most of them there, [M]."""
+    known = Rows(problem)
+    found = np.zeros((len(STAGES), len(problem.model_names)))
+    for row in rows:
+        if problem.spot[problem.pool_of_offer[known.offers[row.offer]]]:
+            bucket = known.bucket(row)
+            stages = [row.role in roles for roles in STAGES.values()]
+            found[stages, problem.bucket_model[bucket]] += problem.rate[index, bucket] * row.fraction
+    return np.asarray(found.max(axis=0))

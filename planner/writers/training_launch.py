@@ -1,0 +1,71 @@
+"""What the exports of training plans share: sizes that multiply, nodes, and the layers of each pipeline chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.errors import ExportError
+from planner.plan import TrainingDocument
+from planner.training_plan import TrainingPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Layers first .. first + num_layers - 1 of one virtual stage."""
+
+    first: int
+    num_layers: int
+
+
+def sound_plan(document: TrainingDocument, to: str) -> TrainingPlan:
+    """The plan, whose sizes multiply to its GPUs and batch; ExportError otherwise."""
+    plan = document.plan
+    if plan is None:
+        raise ExportError(f"the document holds no plan (status {document.outcome.status})")
+    gpus = sum(stage.num_gpus for stage in plan.stages)
+    if gpus != plan.num_gpus:
+        raise ExportError(f"stages have {gpus} GPUs, tensor x context x data x pipeline are {plan.num_gpus}")
+    batch = plan.num_micro_batches * plan.micro_batch_size * plan.data_parallel_size
+    if batch != plan.global_batch_size:
+        raise ExportError(f"micro-batches x micro-batch x data are {batch} sequences, not {plan.global_batch_size}")
+    if (plan.data_parallel_size * plan.context_parallel_size) % plan.expert_parallel_size:
+        raise ExportError("expert_parallel_size does not divide data x context parallel ranks")
+    if plan.framework != to:
+        raise ExportError(f"the plan was made for {plan.framework}; plan again with framework: {to}")
+    return plan
+
+
+def nodes(plan: TrainingPlan) -> tuple[int, int]:
+    """Nodes and GPUs on each; ExportError for GPUs that fill no whole nodes."""
+    if plan.num_gpus <= plan.gpus_per_node:
+        return 1, plan.num_gpus
+    count, left = divmod(plan.num_gpus, plan.gpus_per_node)
+    if left:
+        raise ExportError(f"{plan.num_gpus} GPUs do not fill nodes of {plan.gpus_per_node}; give fixed sizes that do")
+    return count, plan.gpus_per_node
+
+
+def chunks(plan: TrainingPlan) -> list[Chunk]:
+    """Chunks in the order of depth, virtual_pipeline_size x pipeline_parallel_size of them.
+
+    A stage shares its layers out evenly to its chunks; the first stage's first chunk, beside the embedding, and every
+    other stage's last ones get what is fewer.
+    """
+    counts: list[int] = []
+    for turn in range(plan.virtual_pipeline_size):
+        back = plan.schedule == "zb-v" and turn == 1
+        order = reversed(range(len(plan.stages))) if back else range(len(plan.stages))
+        for place in order:
+            each, left = divmod(plan.stages[place].num_layers, plan.virtual_pipeline_size)
+            longer = turn >= plan.virtual_pipeline_size - left if place == 0 else turn < left
+            counts.append(each + longer)
+    found, first = [], 0
+    for count in counts:
+        found.append(Chunk(first, count))
+        first += count
+    return found
+
+
+def even(plan: TrainingPlan) -> bool:
+    """Whether all chunks have the same layers."""
+    return len({chunk.num_layers for chunk in chunks(plan)}) == 1

@@ -1,0 +1,61 @@
+"""Training plans on the command line: `plan`, `parallel`, `check`, `export`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+Invoke = Callable[..., Result]
+
+SMALL = """\
+problem: parallel
+task: train
+name: small
+model:
+  num_hidden_layers: 6
+  hidden_size: 4096
+  num_attention_heads: 32
+  intermediate_size: 14336
+  vocab_size: 32000
+cluster:
+  nodes: [{device: a100_sxm, count: 2, gpus_per_node: 4}]
+global_batch_size: 16
+sequence_length: 4096
+"""
+
+
+@pytest.fixture
+def files(folder: Path) -> Path:
+    (folder / "small.yaml").write_text(SMALL)
+    (folder / "large.yaml").write_text(SMALL.replace("num_hidden_layers: 6", "num_hidden_layers: 400"))
+    return folder
+
+
+@pytest.mark.parametrize("command", ["plan", "parallel"])
+def test_a_plan_in_lines(gpuplan: Invoke, files: Path, command: str) -> None:
+    result = gpuplan(command, "small.yaml", "-o", "plan.json")
+    assert result.exit_code == 0, result.output
+    for words in ("optimal plan (proven)", "80 % within", "tokens/s, MFU", "fullest GPU", "next best", "frontier"):
+        assert words in result.stdout
+    assert gpuplan("check", "plan.json", "--instance", "small.yaml").exit_code == 0
+    assert json.loads((files / "plan.json").read_text())["kind"] == "training"
+
+
+def test_what_does_not_fit_says_why_and_what_would(gpuplan: Invoke, files: Path) -> None:
+    result = gpuplan("plan", "large.yaml")
+    assert result.exit_code == 3
+    assert "the least memory of all" in result.output
+    assert "nodes instead of 2" in result.output
+
+
+def test_mistakes_are_told_with_their_lines(gpuplan: Invoke, files: Path) -> None:
+    (files / "wrong.yaml").write_text(SMALL + "recompute: selective\nfixed: {data_parallel_size: 3}\n")
+    result = gpuplan("plan", "wrong.yaml")
+    assert result.exit_code == 7
+    assert "wrong.yaml:12" in result.output
+    assert "16 is not a multiple" in result.output
+    assert "selective recomputes" in result.output
