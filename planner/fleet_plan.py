@@ -138,10 +138,21 @@ class Insight(Description):
     without: Substitute
 
 
+class RentedOffer(Description):
+    """What an instance of an offer is, as the instance file says it."""
+
+    device: str
+    gpus: Annotated[int, Field(ge=1)]
+    region: str | None = None
+    zone: str | None = None
+    market: Literal["on_demand", "spot", "reserved"] = "on_demand"
+
+
 class FleetPlan(Description):
     """The fleet of every period. `allocation` and `assignment` are those of the most expensive one.
 
     cost_usd_per_hour : mean over the hours; changes : instances added (+) or dropped (-) from the current fleet.
+    offers : what the rented instances are, by the name of the offer.
     tiers : goals in order, where demand may stay unserved.
     """
 
@@ -150,5 +161,6 @@ class FleetPlan(Description):
     cost_usd_per_hour: FiniteFloat
     periods: tuple[Period, ...]
     changes: dict[str, int] | None = None
+    offers: dict[str, RentedOffer] = Field(default_factory=dict)
     tiers: tuple[Tier, ...] = ()
     insight: Insight | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
 from formulations.gpu_fleet.stages import HANDOVERS, ROLES, STAGES, has_role
 from formulations.gpu_fleet.unserved import unserved_rows
-from planner.fleet_plan import Allocation, Assignment, FleetPlan, Flow, Period, Replicas, Survival
+from planner.fleet_plan import Allocation, Assignment, FleetPlan, Flow, Period, RentedOffer, Replicas, Survival
 
 #: Flows below this are rounding of a solver.
 NOTHING = 1e-9
@@ -85,7 +86,17 @@ def plan_of(problem: FleetProblem, counts: dict[int, Counts]) -> FleetPlan:
         cost_usd_per_hour=float(cost),
         periods=tuple(periods),
         changes=changes,
+        offers=dict(_rented(problem, instances)),
     )
+
+
+def _rented(problem: FleetProblem, instances: IntArray) -> Iterator[tuple[str, RentedOffer]]:
+    """What the offers are of which any period rents an instance; instances : [T, K]."""
+    for name, described, most in zip(
+        problem.offer_names, problem.described_offers, instances.max(axis=0).tolist(), strict=True
+    ):
+        if most:
+            yield name, described
 
 
 def _period(problem: FleetProblem, period: int, counts: Counts, fleets: IntArray) -> Period:

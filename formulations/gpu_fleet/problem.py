@@ -23,6 +23,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from planner.fleet_plan import RentedOffer
 from planner.workload import read_only
 
 FloatArray = npt.NDArray[np.float64]
@@ -49,6 +50,7 @@ class FleetProblem:
     [P], inf if unknown. handed_bytes : of a request, [handovers, D]; NaN if unknown, which no limit then needs.
     burst : [T, D], or None where headroom counts everywhere. slack : beta of `pools`, [C]; None: pools keep none.
     draw, watt_margin : see `power`; None: max_watts is kept by the watts of all instances.
+    described_offers : what their instances are, for plans to say [K].
     start_cost : USD of each instance of an offer that is started from one hour to the next, [K]; with it, or with a
         limit on starts or stops, every period is one hour, and they are in order (in a circle where `cyclic`).
     zone_of_pool : index into zone_names, [P]; None where no loss of a zone is asked to be survived.
@@ -59,6 +61,7 @@ class FleetProblem:
     name: str
     sha256: str
     offer_names: tuple[str, ...]
+    described_offers: tuple[RentedOffer, ...]
     pool_of_offer: IntArray
     gpus: IntArray
     price: FloatArray

@@ -25,6 +25,7 @@ from planner.descriptions.efficiency import calibrated
 from planner.descriptions.fleet import FleetInstance, Offer
 from planner.errors import DescriptionError, OptionError
 from planner.files import Loc, SourceText, canonical_json
+from planner.fleet_plan import RentedOffer
 from planner.hardware import DeviceKind
 from planner.readers.service_workers import read_service_workers
 
@@ -99,6 +100,10 @@ class _Reading(Reading):
             name=instance.name,
             sha256=self._sha256(),
             offer_names=tuple(offer.name for offer in instance.offers),
+            described_offers=tuple(
+                RentedOffer(device=one.device, gpus=one.gpus, region=one.region, zone=one.zone, market=one.market)
+                for one in instance.offers
+            ),
             pool_of_offer=np.array([keys.index(pool) for pool in pools]),
             gpus=np.array([offer.gpus for offer in instance.offers]),
             price=np.array([offer.price_usd_per_hour for offer in instance.offers], dtype=np.float64),
