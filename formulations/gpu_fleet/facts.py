@@ -36,7 +36,9 @@ def route_throughput(problem: FleetProblem, plan: FleetPlan) -> dict[Route, floa
     """Requests/s that one replica serves of a size, of every route of the plan."""
     rows = Rows(problem)
     return {
-        (rows.bucket(one), one.offer, one.gpus, one.role): float(problem.throughput[rows.bucket(one), rows.config(one)])
+        (rows.bucket(one), one.offer, one.gpus, one.role, one.worker): float(
+            problem.throughput[rows.bucket(one), rows.config(one)]
+        )
         for period in plan.periods
         for one in period.assignment
     }
@@ -81,7 +83,7 @@ def margins(instance: FleetInstance, problem: FleetProblem, plan: FleetPlan, sou
     A replica that serves several sizes has the latency that it would have if its load were all of the size. Empty
     where throughput was given: then nothing is known of memory, and latency is what the profiles were measured for.
     """
-    return () if instance.profiles else tuple(_margins(instance, problem, plan, source))
+    return () if instance.profiles or instance.workers is not None else tuple(_margins(instance, problem, plan, source))
 
 
 def _margins(instance: FleetInstance, problem: FleetProblem, plan: FleetPlan, source: SourceText) -> Iterator[Margin]:
@@ -96,18 +98,18 @@ def _margins(instance: FleetInstance, problem: FleetProblem, plan: FleetPlan, so
         rate = problem.rate[problem.hours.index(period.hours)]
         for one in period.assignment:
             bucket, config = rows.bucket(one), rows.config(one)
-            key: ReplicaKind = one.offer, one.model, one.gpus, one.role
+            key: ReplicaKind = one.offer, one.model, one.gpus, one.role, one.worker
             throughput = float(problem.throughput[bucket, config])
             busy[key] += float(rate[bucket]) * one.fraction / throughput
             sizes[key][one.input_tokens, one.output_tokens] = throughput
         for group in period.replicas:
-            kind: ReplicaKind = group.offer, group.model, group.gpus, group.role
+            kind: ReplicaKind = group.offer, group.model, group.gpus, group.role, group.worker
             pool = problem.pool_of_offer[problem.offer_names.index(group.offer)]
             there = group.count * float(problem.availability[pool])
             if there:
                 fullest[kind] = max(fullest[kind], busy[kind] / there)
     for kind, used in fullest.items():
-        offer, name, gpus, role = kind
+        offer, name, gpus, role, _ = kind
         model = described[name]
         path = str(model.model)
         spec = catalog.model(source.base_dir / path if path.endswith(".json") else path)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-#: Position of the demand, offer, GPUs and role of a replica.
-Route = tuple[int, str, int, str]
+#: Position of the demand, offer, GPUs and role of a replica, and its worker of a table.
+Route = tuple[int, str, int, str, str | None]
 
 
 @dataclass(frozen=True, slots=True)

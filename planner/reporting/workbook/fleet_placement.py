@@ -31,8 +31,8 @@ from planner.reporting.workbook.layout import DEMAND, FIRST_ROW, OFFERS, PROFILE
 PLAN_PERIODS = 7
 #: Load of replicas that are not there, of capacity.
 NEVER = 1_000_000_000
-#: Offer, model, GPUs and role of replicas.
-ReplicaKind = tuple[str, str, int, str]
+#: Offer, model, GPUs and role of replicas, and their worker of a table.
+ReplicaKind = tuple[str, str, int, str, str | None]
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ def add_replicas(book: Book, places: Places, instance: FleetInstance, plan: Flee
     row = FIRST_ROW
     for number, period in enumerate(plan.periods, 1):
         for one in period.replicas:
-            kind = one.offer, one.model, one.gpus, one.role
+            kind = one.offer, one.model, one.gpus, one.role, one.worker
             if kind not in places.kinds:
                 places.kinds.append(kind)
             sheet.row(row, [row - FIRST_ROW + 1, number, places.kinds.index(kind) + 1], "whole", GROUP)
@@ -112,12 +112,15 @@ def add_routes(book: Book, places: Places, instance: FleetInstance, plan: FleetP
     row, before = FIRST_ROW, 0
     for number, period in enumerate(plan.periods, 1):
         groups = {
-            (one.offer, one.model, one.gpus, one.role): before + place for place, one in enumerate(period.replicas, 1)
+            (one.offer, one.model, one.gpus, one.role, one.worker): before + place
+            for place, one in enumerate(period.replicas, 1)
         }
         before += len(period.replicas)
         for one in period.assignment:
             demand = sizes[one.model, one.input_tokens, one.output_tokens]
-            sheet.row(row, [number, groups[one.offer, one.model, one.gpus, one.role]], "whole", ROUTE_PERIOD)
+            sheet.row(
+                row, [number, groups[one.offer, one.model, one.gpus, one.role, one.worker]], "whole", ROUTE_PERIOD
+            )
             sheet.put(row, ROUTE_MODEL, one.model)
             sheet.row(row, [one.input_tokens, one.output_tokens], "whole", ROUTE_INPUT)
             sheet.put(row, ROUTE_OFFER, one.offer)
@@ -125,11 +128,11 @@ def add_routes(book: Book, places: Places, instance: FleetInstance, plan: FleetP
             sheet.put(row, ROUTE_ROLE, one.role)
             sheet.put(row, ROUTE_SHARE, one.fraction, "percent")
             sheet.put(row, ROUTE_RATE, Formula(_rate(book, instance, demand, number)), "number")
-            throughput = facts.throughput[demand, one.offer, one.gpus, one.role]
+            throughput = facts.throughput[demand, one.offer, one.gpus, one.role, one.worker]
             profile = _profile(instance, demand, one, throughput)
             if profile is None:
                 sheet.put(row, ROUTE_THROUGHPUT, throughput, "number")
-                sheet.put(row, ROUTE_FROM, "cost model")
+                sheet.put(row, ROUTE_FROM, "cost model" if instance.workers is None else one.worker)
             else:
                 cell = book.sheet(PROFILES.sheet).ref(FIRST_ROW + profile, columns_of(PROFILES)["highest rate"])
                 sheet.put(row, ROUTE_THROUGHPUT, Formula(f"={cell}"), "number")

@@ -78,6 +78,7 @@ SCALARS: tuple[Field, ...] = (
         "sizes without a profile", ("unprofiled",), "text", "", "refuse, or count as the next larger profiled size",
         ("refuse", "round_up"),
     ),
+    Field("table of workers", ("workers",), "text", "file", "CSV, in place of profiles; empty: none"),
     Field("calibration", ("calibration",), "text", "file", "efficiency.yaml of your own measurements; empty: none"),
     Field("most starts", ("max_starts",), "whole", "instances", "from one hour to the next"),
     Field("most stops", ("max_stops",), "whole", "instances", "from one hour to the next"),
