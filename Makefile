@@ -33,6 +33,6 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[dask,parquet,report]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[dask,parquet,report,xlsx]'
 	mkdir -p out
 	touch $@

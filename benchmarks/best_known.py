@@ -25,7 +25,7 @@ METHODS = {
     "layers": ("highs", "scip"),
     "windows": ("highs", "scip"),
     "training": ("enumeration",),
-    "pods": ("patterns",),
+    "pods": ("auto", "repair"),
 }
 
 

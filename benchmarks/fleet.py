@@ -12,12 +12,14 @@ import os
 import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from benchmarks import fleet_instances as instances
 from benchmarks.common import Row, main
 from benchmarks.fleet_replay import replayed
+from formulations import load_problem
 from formulations.backends.linear import LinearModel, solve_linear_pulp
 from formulations.base import solve
 from formulations.gpu_fleet.formulation import GPU_FLEET
@@ -28,6 +30,7 @@ from planner.fleet_plan import FleetPlan
 
 #: Seconds for the sliced model as written, where it is compared by CPU.
 PEER_S = 60.0
+INSTANCES = Path(__file__).resolve().parents[1] / "instances" / "fleet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +222,38 @@ def spare(short: bool) -> Iterator[Row]:
         yield Row(case, "proven gap", survives.gap, 1e-3, "asked", "fraction", "lower")
 
 
+def zones(short: bool) -> Iterator[Row]:
+    """Surviving the loss of any one of three zones, against half of the demand in each for itself; shipped instance."""
+    problem = shipped("zones")
+    free = replace(problem, zone_names=(), zone_of_pool=None)
+    limit_s = 20.0 if short else 60.0
+    plan, survives = timed(free, limit_s, 1e-3), timed(problem, limit_s, 1e-3)
+    blanket = 3 * timed(replace(free, rate=free.rate / 2), limit_s, 1e-3).cost
+    yield Row("zones, 3 with slack", "cost over no spare", survives.cost / plan.cost - 1, blanket / plan.cost - 1,
+              "half of all in each zone", "fraction", "lower")  # fmt: skip
+    yield Row("zones, 3 with slack", "proven gap", survives.gap, 1e-3, "asked", "fraction", "lower")
+
+
+def starts(short: bool) -> Iterator[Row]:
+    """A day that repeats, with what starts cost, against each hour for itself at the same prices; shipped instance."""
+    problem = shipped("day")
+    limit_s = 20.0 if short else 60.0
+    plan = timed(problem, limit_s, 0.01)
+    apart = timed(replace(problem, start_cost=None, max_starts=None), limit_s, 0.01).outcome.plan
+    assert apart is not None
+    swinging = GPU_FLEET.objective(problem, apart).total
+    yield Row("starts, day", "cost", plan.cost, swinging, "hours apart, their starts paid", "USD/h", "lower")
+    yield Row("starts, day", "proven gap", plan.gap, 0.01, "asked", "fraction", "lower")
+    yield Row("starts, day", "CPU", plan.cpu_s, 60.0, "asked", "s", "lower")
+
+
+def shipped(name: str) -> FleetProblem:
+    """An instance of the folder `instances/fleet`."""
+    problem = load_problem(INSTANCES / f"{name}.yaml")
+    assert isinstance(problem, FleetProblem)
+    return problem
+
+
 CASES = {
     "melange": melange,
     "scaling": scaling,
@@ -227,6 +262,8 @@ CASES = {
     "hours": hours,
     "paper": paper,
     "spare": spare,
+    "zones": zones,
+    "starts": starts,
     "replay": replayed,
 }
 

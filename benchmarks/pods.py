@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from benchmarks.common import Row, data_folder, main
+from benchmarks.pods_running import moves, rooms
 from benchmarks.priority_matters import rows
 from formulations.base import solve
 from formulations.outcome import Outcome, SolveOptions
@@ -141,7 +142,15 @@ def consolidate(short: bool) -> Iterator[Row]:
         yield Row(case, "CPU", cpu_s, 10.0, "asked", "s", "lower")
 
 
-CASES = {"traces": traces, "sizes": sizes, "tiers": tiers, "consolidate": consolidate, "priority_matters": rows}
+CASES = {
+    "traces": traces,
+    "sizes": sizes,
+    "tiers": tiers,
+    "consolidate": consolidate,
+    "priority_matters": rows,
+    "moves": moves,
+    "headroom": rooms,
+}
 
 if __name__ == "__main__":
     main("pods", CASES)

@@ -83,7 +83,9 @@ def deployments(short: bool) -> Iterator[Row]:
 def _deployment(one: Deployment) -> Iterator[Row]:
     die = one.device == DIE["name"]
     speculation = {"draft_tokens": 1, "acceptance": CLOUD_ACCEPTANCE} if die and one.role == "decode" else None
-    problem = _problem(V3, one.device, one.nodes, 16 if die else 8, one.prompt, one.output, speculation, die)
+    problem = _problem(
+        V3, one.device, one.nodes, 16 if die else 8, one.prompt, one.output, speculation, die, one.tpot_s
+    )
     own = [
         worker
         for worker in problem.workers
@@ -144,7 +146,15 @@ def _whole_plan() -> Iterator[Row]:
 
 
 def _problem(
-    model: str, device: str, nodes: int, per_node: int, prompt: int, output: int, speculation: Any, die: bool
+    model: str,
+    device: str,
+    nodes: int,
+    per_node: int,
+    prompt: int,
+    output: int,
+    speculation: Any,
+    die: bool,
+    tpot_s: float | None = None,
 ) -> Any:
     group: dict[str, Any] = {"device": device, "count": nodes, "gpus_per_node": per_node}
     cluster: dict[str, Any] = {"nodes": [group]}
@@ -159,6 +169,8 @@ def _problem(
         "backend": "sglang",
         "speculation": speculation,
         "two_batch_overlap": True,
+        "slo": {"tpot_s": tpot_s},
+        "margin": 0.0,
         "precision": "int8" if die else None,
     }
     return load_problem(ParallelInstance.model_validate(said))

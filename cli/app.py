@@ -22,6 +22,7 @@ from cli.parallel import parallel
 from cli.plan import plan
 from cli.pods import pods
 from cli.report import report
+from cli.workbook import workbook
 
 # Help is plain text: it starts faster than rich's panels and reads the same in a pipe.
 app = typer.Typer(
@@ -44,6 +45,7 @@ app.command(cls=Command)(report)
 app.command(cls=Command)(estimate)
 app.command(cls=Command)(calibrate)
 app.command(cls=ExportCommand)(export)
+app.command(cls=SolveCommand)(workbook)
 app.add_typer(imports, name="import")
 app.add_typer(catalog, name="catalog")
 app.command(cls=Command)(schema)

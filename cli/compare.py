@@ -9,47 +9,92 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.command import ExitCode, tell
-from cli.options import JsonOption
+from cli.options import (
+    GapOption,
+    JsonOption,
+    MethodOption,
+    QuietOption,
+    SeedOption,
+    ThreadsOption,
+    WorkLimitOption,
+)
 
 if TYPE_CHECKING:
     from planner.plan import PlanDocument
 
 
+WHAT_IF = "What if"
 #: Plans that are counts: what is counted, the plan's rows of it, and what names a row.
 COUNTED = {"fleet": ("instances", "allocation", "offer"), "parallel": ("workers", "workers", "name")}
 
 
 def compare(
-    plans: Annotated[list[str], typer.Argument(metavar="PLAN.json", help="two or more plan documents")],
+    plans: Annotated[
+        list[str], typer.Argument(metavar="PLAN.json...", help="two or more plan documents; or one instance with --set")
+    ],
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE[;...]",
+            help="solve the instance with this changed, too: cluster.nodes.0.count=12; several keys of one variation "
+            "are joined by ; and each --set is a variation",
+            rich_help_panel=WHAT_IF,
+        ),
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(metavar="S", help="seconds of search, each; default: 30", rich_help_panel=WHAT_IF)
+    ] = None,
+    work_limit: WorkLimitOption = None,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    gap: GapOption = None,
+    method: MethodOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> int:
-    """Put plans side by side, and count the moves between them.
+    """Put plans side by side, or an instance and what-if variations of it, and count the moves between them.
 
     Objective, bound, gap, terms and metrics of each plan, and what changes from each to the next: replicas of
-    experts that move, instances of a fleet or serving workers that are added or dropped, pods on other nodes.
+    experts that move, instances of a fleet or serving workers that are added or dropped, pods on other nodes. With
+    --set the instance and each variation are solved, and every variation is held against the instance as it is.
+
+    Exit codes: 0, 2 usage, 3 or 5 where neither the instance nor a variation has a plan, 7 bad files.
     """
     from cli.solving import print_json
     from planner.errors import OptionError
     from planner.plan import read_document
 
-    if len(plans) < 2:
-        raise OptionError("give at least two plans to compare")
-    documents = [read_document(path) for path in plans]
-    if len({document.instance.sha256 for document in documents}) > 1:
-        tell("warning: the plans answer different instances; their objectives are not comparable")
-    moves = [
-        {"from": one, "to": two, **_changes(before, after)}
-        for (one, before), (two, after) in pairwise(zip(plans, documents, strict=True))
-    ]
+    if change:
+        from cli.what_if import Search, labels, solved
+
+        if len(plans) != 1:
+            raise OptionError(f"--set varies one instance, and {len(plans)} files are given")
+        search = Search(30.0 if time_limit is None else time_limit, work_limit, seed, threads, gap, method)
+        names = labels(change)
+        documents = solved(plans[0], change, search, quiet)
+        pairs = [((names[0], documents[0]), one) for one in zip(names[1:], documents[1:], strict=True)]
+    else:
+        if any(one is not None for one in (time_limit, work_limit, threads, gap, method)) or seed:
+            raise OptionError("options of a search are for --set: plans are compared as they are")
+        if len(plans) < 2:
+            raise OptionError("give at least two plans to compare, or an instance with --set KEY=VALUE")
+        names, documents = plans, [read_document(path) for path in plans]
+        if len({document.instance.sha256 for document in documents}) > 1:
+            tell("warning: the plans answer different instances; their objectives are not comparable")
+        pairs = list(pairwise(zip(names, documents, strict=True)))
+    moves = [{"from": one, "to": two, **_changes(before, after)} for (one, before), (two, after) in pairs]
     if as_json:
         summaries = [
-            {"path": path, **document.model_dump(mode="json", exclude={"plan"})}
-            for path, document in zip(plans, documents, strict=True)
+            {"path": name, **document.model_dump(mode="json", exclude={"plan"})}
+            for name, document in zip(names, documents, strict=True)
         ]
         print_json({"plans": summaries, "moves": moves})
     else:
-        _print(plans, documents, moves)
-    return ExitCode.OK
+        _print(names, documents, moves)
+    if not change or any(document.plan is not None for document in documents):
+        return ExitCode.OK
+    return ExitCode.INFEASIBLE if documents[0].outcome.status == "infeasible" else ExitCode.NO_PLAN
 
 
 def _changes(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:

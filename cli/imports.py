@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from cli.command import Command, ExitCode
+from cli.imports_measured import bench, hf, sglang_recorder, trtllm_statistics, vllm_eplb
+from cli.imports_nodes import kubectl, openb, topo
 from cli.options import JsonOption
 
 imports = typer.Typer(
-    help="Turn outside files into parts of instances: request traces into demand, price lists into offers.",
+    help="Turn outside files into instances and their parts: traces, prices, kubectl output, benchmarks, configs.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -142,3 +144,7 @@ def prices(
     only = PriceFilter(provider, tuple(region or ()), None if market is None else market.value, tuple(gpu or ()))
     write(import_prices(file, only, skip_bad), output, as_json)
     return ExitCode.OK
+
+
+for command in (kubectl, openb, topo, hf, bench, sglang_recorder, vllm_eplb, trtllm_statistics):
+    imports.command(cls=Command)(command)

@@ -81,4 +81,4 @@ def with_slots(source: SourceText, redundant: int | None) -> SourceText:
 def _with_num_slots(source: SourceText, num_slots: int) -> SourceText:
     flags = {**(source.flags if isinstance(source, MergedSource) else {}), ("num_slots",): Flag("--redundant")}
     value = {**source.value, "num_slots": num_slots}
-    return MergedSource(source.path, source.text, value, source.base_dir, flags)
+    return MergedSource(source.path, source.text, value, source.base_dir, flags, source)

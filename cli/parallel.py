@@ -137,7 +137,7 @@ def parallel(
     """Choose the workers that serve a model: role, GPU kind, parallel sizes, batch, and how many of each.
 
     The instance comes from flags, or from a file that the flags override. Exact over all counts of every worker that
-    the cost model, or the table of --candidates, has.
+    the cost model, or the table of --candidates, has. A file with `task: train` asks how to split training instead.
 
     Exit codes: 0 a plan, 2 usage, 3 proven infeasible, 4 short of the asked gap, 5 no plan found, 7 bad files.
     """

@@ -69,6 +69,10 @@ def pods(
         bool | None,
         _flag("with --moves: pods of lower priority may be left without a place", GOAL, None, "--evict"),
     ] = None,
+    headroom: Annotated[
+        str | None,
+        _flag("how many more pods like this pending one fit, now and after --moves; no plan is made", GOAL, "POD"),
+    ] = None,
     time_slice: Annotated[float | None, _flag("most seconds for one tier of the goal", GOAL, "S")] = None,
     output: OutputOption = None,
     time_limit: TimeLimitOption = 30.0,
@@ -118,4 +122,8 @@ def pods(
     source = merge(instance, flags, problem="pods")
     if kind_name(source) != "pods":
         raise OptionError("this is an instance of another problem; `gpuplan plan` takes any")
+    if headroom is not None:
+        from cli.pods_headroom import tell_headroom
+
+        return tell_headroom(problem_of(source), headroom, options, delivery)
     return run_plan(problem_of(source), options, delivery)

@@ -34,6 +34,8 @@ MAX_LOCATED_CHARS = 16 * 2**20
 MAX_EXPANDED_NODES = 2_000_000
 #: Characters of a text that count as one node.
 TEXT_PER_NODE = 32
+#: Names of files that are workbooks; macros in them are never looked at.
+WORKBOOK_SUFFIXES = (".xlsx", ".xlsm")
 #: How many problems of one file are shown before the rest is counted.
 MAX_FINDINGS = 100
 
@@ -101,7 +103,14 @@ def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
 
 
 def read_source(path: str | Path) -> SourceText:
-    """Read and parse a YAML or JSON file ('-' is standard input). JSON is recognised by its first character."""
+    """Read and parse a YAML or JSON file ('-' is standard input). JSON is recognised by its first character.
+
+    A workbook, by its suffix, is read as the instance that is filled in there.
+    """
+    if Path(path).suffix.lower() in WORKBOOK_SUFFIXES:
+        from planner.readers.workbook import read_workbook
+
+        return read_workbook(path)
     name = "<stdin>" if str(path) == "-" else str(path)
     text = read_text(path)
     base_dir = Path.cwd() if str(path) == "-" else Path(path).resolve().parent
@@ -248,6 +257,20 @@ def validate(source: SourceText, model: type[ModelT]) -> ModelT:
     return result
 
 
+def _in_file(value: Any, loc: Loc) -> Loc:
+    """The place without the tags of unions, which pydantic names on the way and the file does not have."""
+    kept: list[str | int] = []
+    for place, step in enumerate(loc):
+        inside = isinstance(value, dict) and step in value
+        inside |= isinstance(value, list) and isinstance(step, int) and step < len(value)
+        if inside:
+            value = value[step]
+        elif place + 1 < len(loc):
+            continue
+        kept.append(step)
+    return tuple(kept)
+
+
 def _findings(source: SourceText, error: ValidationError) -> list[Finding]:
     findings = []
     errors = error.errors(include_url=False, include_context=False, include_input=True)
@@ -264,7 +287,7 @@ def _findings(source: SourceText, error: ValidationError) -> list[Finding]:
             message = "is empty"
         elif isinstance(item.get("input"), int | float | str | bool):
             message = f"{message} (got {str(item['input'])[:80]!r})"
-        findings.append(source.finding(item["loc"], message))
+        findings.append(source.finding(_in_file(source.value, item["loc"]), message))
     if len(errors) > MAX_FINDINGS:
         findings.append(Finding(source.path, f"and {len(errors) - MAX_FINDINGS} more problems"))
     return findings

@@ -23,13 +23,14 @@ class Allocation(Description):
 
 
 class Replicas(Description):
-    """Replicas of one model and size on instances of one offer."""
+    """Replicas of one model and size on instances of one offer. worker : which, where a table of workers names them."""
 
     offer: str
     model: str
     gpus: Annotated[int, Field(ge=1)]
     count: Count
     role: Role = "both"
+    worker: str | None = None
 
 
 class Assignment(Description):
@@ -42,6 +43,7 @@ class Assignment(Description):
     gpus: Annotated[int, Field(ge=1)]
     fraction: Fraction
     role: Role = "both"
+    worker: str | None = None
 
 
 class Flow(Description):
@@ -136,10 +138,21 @@ class Insight(Description):
     without: Substitute
 
 
+class RentedOffer(Description):
+    """What an instance of an offer is, as the instance file says it."""
+
+    device: str
+    gpus: Annotated[int, Field(ge=1)]
+    region: str | None = None
+    zone: str | None = None
+    market: Literal["on_demand", "spot", "reserved"] = "on_demand"
+
+
 class FleetPlan(Description):
     """The fleet of every period. `allocation` and `assignment` are those of the most expensive one.
 
     cost_usd_per_hour : mean over the hours; changes : instances added (+) or dropped (-) from the current fleet.
+    offers : what the rented instances are, by the name of the offer.
     tiers : goals in order, where demand may stay unserved.
     """
 
@@ -148,5 +161,6 @@ class FleetPlan(Description):
     cost_usd_per_hour: FiniteFloat
     periods: tuple[Period, ...]
     changes: dict[str, int] | None = None
+    offers: dict[str, RentedOffer] = Field(default_factory=dict)
     tiers: tuple[Tier, ...] = ()
     insight: Insight | None = None

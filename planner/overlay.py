@@ -24,9 +24,13 @@ class Flag:
 
 @dataclass(frozen=True)
 class MergedSource(SourceText):
-    """A file's text with values of flags put over it; what is wrong with those is located at the flag."""
+    """A file's text with values of flags put over it; what is wrong with those is located at the flag.
+
+    below : the source without them, which locates everything else; None for the text itself.
+    """
 
     flags: Mapping[Loc, Flag] = field(default_factory=dict)
+    below: SourceText | None = None
 
     def finding(self, loc: Loc, message: str) -> Finding:
         """A Finding at the flag that gave the value, or in the file that the flag named, else in the instance."""
@@ -38,7 +42,7 @@ class MergedSource(SourceText):
                 return flag.source.finding(loc, message)
             rest = ".".join(str(step) for step in loc[length:])
             return Finding(flag.name, f"{rest}: {message}" if rest else message)
-        return super().finding(loc, message)
+        return super().finding(loc, message) if self.below is None else self.below.finding(loc, message)
 
 
 def over(source: SourceText, flags: Mapping[Loc, Flag], all_located: bool = False) -> SourceText:
@@ -59,7 +63,7 @@ def over(source: SourceText, flags: Mapping[Loc, Flag], all_located: bool = Fals
             lost.append(Finding(flag.name, f"leads nowhere in {source.path}: {error.args[0]}"))
     if lost:
         raise DescriptionError(lost)
-    return MergedSource(source.path, source.text, value, source.base_dir, flags if all_located else placed)
+    return MergedSource(source.path, source.text, value, source.base_dir, flags if all_located else placed, source)
 
 
 def _with(parent: Any, loc: Loc, value: Any) -> tuple[Any, Loc]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,9 @@ from pydantic import Field
 
 from planner.descriptions.base import Description
 from planner.units import Seconds
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -30,6 +33,14 @@ class Slo(Description):
 def read_only(array: npt.NDArray[np.generic]) -> None:
     """Freeze an array that a frozen dataclass holds."""
     array.setflags(write=False)
+
+
+def read_only_fields(holder: DataclassInstance) -> None:
+    """Freeze every array that a frozen dataclass holds."""
+    for one in fields(holder):
+        value = getattr(holder, one.name)
+        if isinstance(value, np.ndarray):
+            read_only(value)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -146,7 +146,9 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-HEAVY = {"ortools", "pulp", "numba", "scipy", "highspy", "pandas", "matplotlib"}
+HEAVY = {
+    "ortools", "pulp", "numba", "scipy", "highspy", "pandas", "matplotlib", "xlsxwriter", "openpyxl", "formualizer",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from formulations.backends.linear import LinearBuilder, LinearModel, solve_linea
 from formulations.backends.relaxation import Relaxation, relax
 from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
+from formulations.gpu_fleet.stages import STAGES, has_role
 from formulations.outcome import Budget, SolveOptions
 
 #: Rounds of rows, and the rise of the bound in one round below which they end.
@@ -31,8 +32,8 @@ LOOSE = 1e-6
 
 
 def tighten(problem: FleetProblem, builder: FleetBuilder, built: FleetModel, budget: Budget) -> FleetModel:
-    """The model of one period with rows for each of its models; as it is for one model, split roles or no time."""
-    if len(problem.model_names) < 2 or problem.config_role.any():
+    """The model of one period with rows for each of its models; as it is where there is one model or no time."""
+    if len(problem.model_names) < 2:
         return built
     limit = Budget(TIME_SHARE * budget.remaining_s)
     columns, packing = built.columns[0], built.packing[0]
@@ -66,7 +67,10 @@ def _alone(problem: FleetProblem, built: FleetModel, load: FloatArray, m: int) -
     z = builder.variables((configs.size,), upper=built.model.upper[built.columns[0].z[configs]], integer=True)
     bucket, config = np.nonzero(np.isfinite(own))
     x = builder.variables((bucket.size,))
-    builder.sparse_rows(np.ones(buckets.size), 1.0, (bucket, x, 1.0))
+    # What roles hand over is left out: a bound needs less than the whole.
+    for roles in STAGES.values() if problem.config_role.any() else [STAGES["prefill"]]:
+        does = has_role(problem, roles)[configs][config]
+        builder.sparse_rows(np.ones(buckets.size), 1.0, (bucket[does], x[does], 1.0))
     there = problem.availability[problem.config_pool[configs]]
     every = np.arange(configs.size)
     builder.sparse_rows(np.full(every.size, -np.inf), 0.0, (config, x, own[bucket, config]), (every, z, -there))

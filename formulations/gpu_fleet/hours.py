@@ -102,6 +102,7 @@ class HoursSearch:
         self.tried: dict[tuple[float, ...], float] = {}
         self.best: Best | None = None
         self.bound = 0.0
+        self.bound_name = "hours apart, reserved instances priced" if self.reserved.size else "hours apart"
         self.last: SolverResult | None = None
 
     def run(self) -> Status:
@@ -136,7 +137,7 @@ class HoursSearch:
             else:
                 for child in _split(box, middle, self._worth(middle)):
                     heapq.heappush(heap, (bound, next(tie), Node(child, node.rows)))
-            self.bound = min(closed, heap[0][0] if heap else np.inf, self._cost())
+            self.bound = min(closed, heap[0][0] if heap else np.inf, self.cost)
             self.budget.report(None if self.best is None else self.best.cost, self.bound)
             if relaxed is None:
                 break
@@ -167,13 +168,15 @@ class HoursSearch:
 
     def _enough(self) -> float:
         """A node with this bound need not be looked at."""
-        return self._cost() * (1 - self.gap)
+        return self.cost * (1 - self.gap)
 
     def _worth(self, counts: FloatArray) -> FloatArray:
         """USD/hour by which counts are off whole ones."""
         return np.asarray(self.price * np.abs(counts - np.round(counts)))
 
-    def _cost(self) -> float:
+    @property
+    def cost(self) -> float:
+        """Of the best plan; infinite before there is one."""
         return np.inf if self.best is None else self.best.cost
 
     def _try(self, counts: FloatArray, scale: float) -> float:
@@ -184,7 +187,7 @@ class HoursSearch:
         week = self._week(np.arange(self.problem.num_periods), free, (counts, counts), scale)
         fixed = float(self.price @ counts)
         self.tried[tuple(counts)] = np.inf if week is None else fixed + week.bound
-        if week is not None and np.isfinite(week.cost) and fixed + week.cost < self._cost():
+        if week is not None and np.isfinite(week.cost) and fixed + week.cost < self.cost:
             self.best = Best(fixed + week.cost, counts, week)
         return self.tried[tuple(counts)]
 

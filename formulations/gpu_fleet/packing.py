@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
 from formulations.gpu_fleet.stages import HANDOVERS, ROLES, STAGES, has_role
 from formulations.gpu_fleet.unserved import unserved_rows
-from planner.fleet_plan import Allocation, Assignment, FleetPlan, Flow, Period, Replicas, Survival
+from planner.fleet_plan import Allocation, Assignment, FleetPlan, Flow, Period, RentedOffer, Replicas, Survival
 
 #: Flows below this are rounding of a solver.
 NOTHING = 1e-9
@@ -85,7 +86,17 @@ def plan_of(problem: FleetProblem, counts: dict[int, Counts]) -> FleetPlan:
         cost_usd_per_hour=float(cost),
         periods=tuple(periods),
         changes=changes,
+        offers=dict(_rented(problem, instances)),
     )
+
+
+def _rented(problem: FleetProblem, instances: IntArray) -> Iterator[tuple[str, RentedOffer]]:
+    """What the offers are of which any period rents an instance; instances : [T, K]."""
+    for name, described, most in zip(
+        problem.offer_names, problem.described_offers, instances.max(axis=0).tolist(), strict=True
+    ):
+        if most:
+            yield name, described
 
 
 def _period(problem: FleetProblem, period: int, counts: Counts, fleets: IntArray) -> Period:
@@ -133,10 +144,11 @@ def _survival(
 
 def _replicas(problem: FleetProblem, where: IntArray) -> tuple[Replicas, ...]:
     """Counts by offer, model and size: configurations of one pool that differ in nothing else are one."""
-    found: dict[tuple[int, int, int, int], int] = defaultdict(int)
+    found: dict[tuple[int, int, int, int, str], int] = defaultdict(int)
     for config, offer in zip(*np.nonzero(where), strict=True):
         key = int(offer), int(problem.config_model[config]), int(problem.config_gpus[config])
-        found[*key, int(problem.config_role[config])] += int(where[config, offer])
+        role, worker = int(problem.config_role[config]), problem.worker(config) or ""
+        found[*key, role, worker] += int(where[config, offer])
     return tuple(
         Replicas(
             offer=problem.offer_names[offer],
@@ -144,8 +156,9 @@ def _replicas(problem: FleetProblem, where: IntArray) -> tuple[Replicas, ...]:
             gpus=gpus,
             count=count,
             role=ROLES[role],
+            worker=worker or None,
         )
-        for (offer, model, gpus, role), count in sorted(found.items())
+        for (offer, model, gpus, role, worker), count in sorted(found.items())
     )
 
 
@@ -165,6 +178,7 @@ def _assignment(problem: FleetProblem, period: int, shares: FloatArray, where: I
                         gpus=int(problem.config_gpus[config]),
                         fraction=min(1.0, float(shares[bucket, config] * where[config, offer] / total[config])),
                         role=ROLES[problem.config_role[config]],
+                        worker=problem.worker(int(config)),
                     )
                 )
     return tuple(made)

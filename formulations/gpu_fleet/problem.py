@@ -23,6 +23,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from planner.fleet_plan import RentedOffer
 from planner.workload import read_only
 
 FloatArray = npt.NDArray[np.float64]
@@ -49,6 +50,7 @@ class FleetProblem:
     [P], inf if unknown. handed_bytes : of a request, [handovers, D]; NaN if unknown, which no limit then needs.
     burst : [T, D], or None where headroom counts everywhere. slack : beta of `pools`, [C]; None: pools keep none.
     draw, watt_margin : see `power`; None: max_watts is kept by the watts of all instances.
+    described_offers : what their instances are, for plans to say [K].
     start_cost : USD of each instance of an offer that is started from one hour to the next, [K]; with it, or with a
         limit on starts or stops, every period is one hour, and they are in order (in a circle where `cyclic`).
     zone_of_pool : index into zone_names, [P]; None where no loss of a zone is asked to be survived.
@@ -59,6 +61,7 @@ class FleetProblem:
     name: str
     sha256: str
     offer_names: tuple[str, ...]
+    described_offers: tuple[RentedOffer, ...]
     pool_of_offer: IntArray
     gpus: IntArray
     price: FloatArray
@@ -82,6 +85,7 @@ class FleetProblem:
     config_model: IntArray
     config_gpus: IntArray
     config_role: IntArray
+    config_worker: tuple[str, ...] = ()
     site_names: tuple[str | None, ...]
     site_of_pool: IntArray
     link_bytes_per_s: FloatArray
@@ -142,6 +146,10 @@ class FleetProblem:
         need = self.needed(period)[:, None]
         possible = self.throughput > 0
         return np.where(possible, need / np.where(possible, self.throughput, 1.0), np.inf)
+
+    def worker(self, config: int) -> str | None:
+        """Name of a configuration in a table of workers; None without one."""
+        return (self.config_worker[config] or None) if self.config_worker else None
 
     def sizes(self, pool: int) -> IntArray:
         """Replica sizes in a pool, ascending; each divides the next, so that packing is exact by counting."""

@@ -16,6 +16,7 @@ from formulations.gpu_fleet.power import by_phases, by_share, prefill_seconds
 from formulations.gpu_fleet.problem import Draw, FleetProblem, FloatArray, IntArray
 from formulations.gpu_fleet.profiles import profiled
 from formulations.gpu_fleet.stages import HANDOVERS, ROLES
+from formulations.gpu_fleet.tables import tabled
 from formulations.gpu_fleet.throughput import Bucket, Config, computed
 from formulations.reading import Reading
 from planner import catalog
@@ -24,7 +25,9 @@ from planner.descriptions.efficiency import calibrated
 from planner.descriptions.fleet import FleetInstance, Offer
 from planner.errors import DescriptionError, OptionError
 from planner.files import Loc, SourceText, canonical_json
+from planner.fleet_plan import RentedOffer
 from planner.hardware import DeviceKind
+from planner.readers.service_workers import read_service_workers
 
 #: Roles that need another one of the same model, and which.
 NEEDS = {
@@ -77,6 +80,8 @@ class _Reading(Reading):
             configs, throughput, places, notes = profiled(instance, buckets, pool_of_offer, self.find)
             self._refuse_uneven_sizes(configs, places)
             self.assumptions += notes
+        elif instance.workers is not None:
+            configs, throughput = self._tabled(buckets, pools, keys)
         else:
             configs, throughput = self._computed(devices, buckets, pools, keys)
         self.stop_if_wrong()
@@ -95,6 +100,10 @@ class _Reading(Reading):
             name=instance.name,
             sha256=self._sha256(),
             offer_names=tuple(offer.name for offer in instance.offers),
+            described_offers=tuple(
+                RentedOffer(device=one.device, gpus=one.gpus, region=one.region, zone=one.zone, market=one.market)
+                for one in instance.offers
+            ),
             pool_of_offer=np.array([keys.index(pool) for pool in pools]),
             gpus=np.array([offer.gpus for offer in instance.offers]),
             price=np.array([offer.price_usd_per_hour for offer in instance.offers], dtype=np.float64),
@@ -123,6 +132,7 @@ class _Reading(Reading):
             config_model=np.array([config.model for config in configs], dtype=np.int64),
             config_gpus=np.array([config.gpus for config in configs], dtype=np.int64),
             config_role=np.array([config.role for config in configs], dtype=np.int64),
+            config_worker=tuple(config.worker for config in configs),
             **self._joined(configs, buckets, first),
             throughput=throughput,
             headroom=instance.headroom,
@@ -214,7 +224,7 @@ class _Reading(Reading):
         try:
             return catalog.device(offer.device)
         except (OptionError, DescriptionError) as error:
-            if not self.instance.profiles:
+            if not self.instance.profiles and self.instance.workers is None:
                 self.find(("offers", index, "device"), str(error))
             return None
 
@@ -254,11 +264,12 @@ class _Reading(Reading):
 
     def _pool(self, index: int, offer: Offer, device: DeviceKind | None) -> PoolKey:
         """Profiled offers are pools of their own: what was measured on one need not hold on another."""
-        if self.instance.profiles or device is None:
+        if self.instance.profiles or (device is None and self.instance.workers is None):
             return (index,)
         network = None if offer.network_bytes_per_s is None else offer.network_bytes_per_s / offer.gpus
         zone = _zone(offer) if self.instance.spare_zones else None
-        return device.name, offer.region, zone, offer.market == "spot", offer.availability, network
+        name = offer.device if device is None else device.name
+        return name, offer.region, zone, offer.market == "spot", offer.availability, network
 
     def _zones(self, first: list[int]) -> dict[str, Any]:
         """The zone of each pool, where one is to be survived; first : an offer of each pool."""
@@ -279,6 +290,19 @@ class _Reading(Reading):
                     found[place] = f"replicas of {small} and {large} GPUs on one offer: sizes must divide one another"
         for place, message in found.items():
             self.find(place, message)
+
+    def _tabled(
+        self, buckets: list[Bucket], pools: list[PoolKey], keys: list[PoolKey]
+    ) -> tuple[list[Config], FloatArray]:
+        """Configurations and throughput from a table of workers."""
+        instance = self.instance
+        workers = read_service_workers(self.path(str(instance.workers)), instance.name)
+        gpus = [[offer.gpus for offer, pool in zip(instance.offers, pools, strict=True) if pool == key] for key in keys]
+        first = [pools.index(key) for key in keys]
+        configs, throughput, notes = tabled(instance, workers, buckets, first, [max(one) for one in gpus], self.find)
+        self._refuse_uneven_sizes(configs, dict.fromkeys(configs, ("workers",)))
+        self.assumptions += notes
+        return configs, throughput
 
     def _computed(
         self, devices: list[DeviceKind | None], buckets: list[Bucket], pools: list[PoolKey], keys: list[PoolKey]
@@ -359,8 +383,9 @@ class _Reading(Reading):
 
     def _files(self) -> Iterator[str]:
         """Contents of the files that are named."""
-        if self.instance.calibration is not None:
-            yield self.path(self.instance.calibration).read_text(encoding="utf-8")
+        for name in (self.instance.calibration, self.instance.workers):
+            if name is not None:
+                yield self.path(name).read_text(encoding="utf-8")
         for model in self.instance.models:
             if model.model is not None and model.model.endswith(".json") and self.source is not None:
                 yield (self.source.base_dir / model.model).read_text(encoding="utf-8")

@@ -21,8 +21,8 @@ class Rows:
         sizes = zip(problem.bucket_model, problem.input_tokens, problem.output_tokens, strict=True)
         self._buckets = {(problem.model_names[m], int(i), int(o)): d for d, (m, i, o) in enumerate(sizes)}
         self._configs = {
-            (int(problem.config_pool[c]), int(problem.config_model[c]), int(problem.config_gpus[c]), ROLES[role]): c
-            for c, role in enumerate(problem.config_role.tolist())
+            (int(pool), int(problem.config_model[c]), int(problem.config_gpus[c]), ROLES[role], problem.worker(c)): c
+            for c, (pool, role) in enumerate(zip(problem.config_pool, problem.config_role, strict=True))
         }
 
     def bucket(self, row: Assignment | Flow | Unserved) -> int:
@@ -32,7 +32,7 @@ class Rows:
     def config(self, row: Assignment | Replicas) -> int:
         """The configuration of replicas. KeyError for one that the problem does not have."""
         pool = int(self.problem.pool_of_offer[self.offers[row.offer]])
-        return self._configs[pool, self.models[row.model], row.gpus, row.role]
+        return self._configs[pool, self.models[row.model], row.gpus, row.role, row.worker]
 
     def has_bucket(self, row: Assignment | Flow | Unserved) -> bool:
         """Whether there is such a bucket."""
@@ -41,7 +41,7 @@ class Rows:
     def has_config(self, row: Assignment | Replicas) -> bool:
         """Whether there is such a configuration, of an offer and a model that there are."""
         pool = int(self.problem.pool_of_offer[self.offers[row.offer]])
-        return (pool, self.models[row.model], row.gpus, row.role) in self._configs
+        return (pool, self.models[row.model], row.gpus, row.role, row.worker) in self._configs
 
 
 def instance_counts(problem: FleetProblem, plan: FleetPlan) -> FloatArray:

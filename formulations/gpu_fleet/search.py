@@ -22,7 +22,7 @@ from planner.fleet_plan import FleetPlan
 def search(problem: FleetProblem, options: SolveOptions, budget: Budget, method: str) -> SearchResult[FleetPlan]:
     """The cheapest fleet, with the solver's bound; infeasible with reasons and the smallest ways out."""
     if problem.num_periods > MANY_PERIODS and problem.switching:
-        return _by_step(problem, options, budget, method)
+        return _apart(SwitchingSearch, problem, options, budget, method)
     if apart_by_hour(problem):
         return by_hour(problem, options, budget, method)
     every = tuple(range(problem.num_periods))
@@ -67,8 +67,19 @@ def apart_by_hour(problem: FleetProblem) -> bool:
 
 
 def by_hour(problem: FleetProblem, options: SolveOptions, budget: Budget, method: str) -> SearchResult[FleetPlan]:
+    """The fleet of many hours, each solved for itself at prices of the reserved instances."""
+    return _apart(HoursSearch, problem, options, budget, method)
+
+
+def _apart(
+    way: type[HoursSearch] | type[SwitchingSearch],
+    problem: FleetProblem,
+    options: SolveOptions,
+    budget: Budget,
+    method: str,
+) -> SearchResult[FleetPlan]:
     started = time.perf_counter()
-    hours = HoursSearch(problem, options, budget, method)
+    hours = way(problem, options, budget, method)
     build_s = time.perf_counter() - started
     status = hours.run()
     stop = Stop.PROOF if status in (Status.OPTIMAL, Status.INFEASIBLE) else budget.stop() or Stop.HEURISTIC
@@ -78,39 +89,15 @@ def by_hour(problem: FleetProblem, options: SolveOptions, budget: Budget, method
         every = range(problem.num_periods)
         groups = [(period,) for period in every] if problem.decoupled else [tuple(every)]
         reasons, relaxations = explain(problem, groups, budget)
-    name = "hours apart, reserved instances priced" if problem.reserved.any() else "hours apart"
+    found = np.isfinite(hours.cost)
     return SearchResult(
         status=status,
         stop=stop,
-        plan=None if hours.best is None else plan_of(problem, hours.counts()),
+        plan=plan_of(problem, hours.counts()) if found else None,
         solver=method if hours.last is None else hours.last.solver,
         solver_version="" if hours.last is None else hours.last.solver_version,
-        claimed=None if hours.best is None else hours.best.cost,
-        bound=None if status is Status.INFEASIBLE else Bound(value=hours.bound, name=name),
-        build_s=build_s,
-        reasons=reasons,
-        relaxations=relaxations,
-    )
-
-
-def _by_step(problem: FleetProblem, options: SolveOptions, budget: Budget, method: str) -> SearchResult[FleetPlan]:
-    started = time.perf_counter()
-    steps = SwitchingSearch(problem, options, budget, method)
-    build_s = time.perf_counter() - started
-    status = steps.run()
-    stop = Stop.PROOF if status in (Status.OPTIMAL, Status.INFEASIBLE) else budget.stop() or Stop.HEURISTIC
-    reasons: tuple[str, ...] = ()
-    relaxations: tuple[str, ...] = ()
-    if status is Status.INFEASIBLE:
-        reasons, relaxations = explain(problem, [tuple(range(problem.num_periods))], budget)
-    return SearchResult(
-        status=status,
-        stop=stop,
-        plan=plan_of(problem, steps.counts()) if steps.best else None,
-        solver=method if steps.last is None else steps.last.solver,
-        solver_version="" if steps.last is None else steps.last.solver_version,
-        claimed=steps.cost if steps.best else None,
-        bound=None if status is Status.INFEASIBLE else Bound(value=steps.bound, name=steps.bound_name),
+        claimed=hours.cost if found else None,
+        bound=None if status is Status.INFEASIBLE else Bound(value=hours.bound, name=hours.bound_name),
         build_s=build_s,
         reasons=reasons,
         relaxations=relaxations,

@@ -37,12 +37,13 @@ class Bucket(NamedTuple):
 
 
 class Config(NamedTuple):
-    """A model's replicas of some GPUs and one role in a pool."""
+    """A model's replicas of some GPUs and one role in a pool. worker : its name in a table of workers, or ''."""
 
     pool: int
     model: int
     gpus: int
     role: int = 0
+    worker: str = ""
 
 
 def computed(

@@ -13,7 +13,7 @@ Data    rate[w]     requests/s of one worker in its role
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from formulations.parallelism.predictions import Predictions
 from planner.parallel_plan import Served, Workers, WorkerType
-from planner.workload import read_only
+from planner.workload import read_only_fields
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -86,10 +86,7 @@ class ParallelProblem:
     predictions: Predictions | None = None
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if isinstance(value, np.ndarray):
-                read_only(value)
+        read_only_fields(self)
 
     @property
     def num_gpus(self) -> int:

@@ -52,6 +52,8 @@ class PodPacking:
 
             return repair(problem, options, budget)
         if method == "patterns":
+            if problem.leave is not None and problem.leave.most:
+                raise OptionError("patterns moves no running pod, and this instance allows moves; repair does")
             from formulations.pod_packing.patterns import search
 
             return search(problem, options, budget)

@@ -48,7 +48,29 @@ def instance(name: str, objective: str, num_nodes: int, demand: float, seed: int
     return "\n".join(lines) + "\n"
 
 
+def running(name: str, num_nodes: int, moves: int, seed: int) -> str:
+    """YAML of a cluster in use: pods of 1, 2 and 4 GPUs stand where they came to stand, larger ones wait."""
+    rng = random.Random(seed)
+    lines = ["# made by generate.py", "problem: pods", f"name: {name}", "objective: allocation"]
+    lines += [f"moves: {{allowed: true, max: {moves}}}", "nodes:"]
+    lines += [f"  - {{name: n{node}, cpu: 96, memory: 1152Gi, gpus: 8, gpu_model: A100}}" for node in range(num_nodes)]
+    lines.append("pods:")
+    for node in range(num_nodes):
+        left, index = rng.randint(3, 8), 0
+        while left:
+            devices = rng.choice([size for size in (1, 1, 1, 2, 4) if size <= left])
+            entry = f"name: r{node}-{index}, cpu: {11 * devices}, memory: {rng.choice([40, 90])}Gi, gpus: {devices}"
+            lines.append(f"  - {{{entry}, node: n{node}}}")
+            left, index = left - devices, index + 1
+    for devices, count in ((8, num_nodes // 6), (4, num_nodes // 6), (1, num_nodes // 4)):
+        entry = f"name: wait{devices}, count: {count}, cpu: {11 * devices}, memory: {60 * devices}Gi, gpus: {devices}"
+        lines.append(f"  - {{{entry}}}")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
+    text = running("running-40", num_nodes=40, moves=20, seed=7)
+    (HERE / "running_40.yaml").write_text(text, encoding="utf-8")
     for name, objective, num_nodes, demand in (
         ("mixed_20", "priority", 20, 1.2),
         ("mixed_100", "allocation", 100, 1.3),

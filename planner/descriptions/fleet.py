@@ -177,6 +177,9 @@ class FleetInstance(Description):
     slo: Slo | None = None
     demand: Annotated[tuple[Demand, ...], Field(min_length=1)]
     profiles: tuple[Profile, ...] = ()
+    workers: Annotated[
+        Name | None, Field(description="table of workers by model and size (CSV), in place of profiles")
+    ] = None
     unprofiled: Annotated[
         Literal["refuse", "round_up"],
         Field(description="a demand of a size that was not profiled: an error, or the next larger profiled size"),
@@ -232,8 +235,11 @@ class FleetInstance(Description):
             yield ("demand",), "all rates are zero: there is nothing to serve"
         if self.power is not None and self.max_watts is None:
             yield ("power",), "says how max_watts is filled, which is not given"
-        if self.power is not None and self.power.draw == "phases" and self.profiles:
+        given = self.profiles or self.workers is not None
+        if self.power is not None and self.power.draw == "phases" and given:
             yield ("power", "draw"), "phases come from the cost model, and profiles are given: give a share"
+        if self.profiles and self.workers is not None:
+            yield ("workers",), "profiles are given too: one of the two"
         yield from self._zone_problems()
         switching = self.max_starts is not None or self.max_stops is not None
         if not hours and (switching or any(offer.start_cost_usd for offer in self.offers)):
@@ -284,7 +290,7 @@ class FleetInstance(Description):
             for name in model.regions or ():
                 if name not in regions:
                     yield ("models", index, "regions"), f"no offer is in {name!r}"
-            if self.profiles and model.roles != ("both",):
+            if (self.profiles or self.workers is not None) and model.roles != ("both",):
                 yield ("models", index, "roles"), "changes nothing: profiles say their roles"
             if set(model.roles) & {"prefill", "decode"} and not {"prefill", "decode"} <= set(model.roles):
                 yield ("models", index, "roles"), "prefill and decode need one another"
@@ -308,7 +314,7 @@ class FleetInstance(Description):
             if key in seen:
                 yield ("profiles", index), "is given twice"
             seen.add(key)
-        if not self.profiles:
+        if not self.profiles and self.workers is None:
             for index, model in enumerate(self.models):
                 if model.model is None:
                     yield ("models", index), f"{model.name} has neither profiles nor a `model` to compute them from"

@@ -39,6 +39,7 @@ WRITERS: Mapping[str, Mapping[str, Writer]] = {
         )
     },
     "diff": {"pods": Writer("what changes, one line a pod", _module("pod_moves", "write_diff"))},
+    "dynamo": {"parallel": Writer("NVIDIA Dynamo DynamoGraphDeployment, v1alpha1 (1.3)", _module("dynamo"))},
     "exflow-csv": {"experts": Writer("ExFlow solution CSV (Expert,Node)", _module("exflow"))},
     "kubectl-sh": {
         "pods": Writer(
@@ -47,7 +48,11 @@ WRITERS: Mapping[str, Mapping[str, Writer]] = {
         )
     },
     "lws": {"parallel": Writer("Kubernetes LeaderWorkerSet, one a kind of worker", _module("lws"))},
-    "k8s": {"pods": Writer("Binding objects for pending pods, a JSON list for kubectl create", _module("bindings"))},
+    "k8s": {
+        "parallel": Writer("Kubernetes Deployments and Services, on nodes with that GPU", _module("deployment")),
+        "pods": Writer("Binding objects for pending pods, a JSON list for kubectl create", _module("bindings")),
+    },
+    "kueue": {"fleet": Writer("Kueue ResourceFlavors, Topology and ClusterQueues", _module("kueue"))},
     "megatron": {"training": Writer("Megatron-LM arguments, a shell array", _module("megatron"))},
     "moves": {"experts": Writer("ordered expert moves from the current placement, CSV or JSON", _module("moves"))},
     "sglang": {
@@ -63,6 +68,7 @@ WRITERS: Mapping[str, Mapping[str, Writer]] = {
         "experts": Writer("none: vLLM 0.33 reads no expert map; says what is possible", _module("vllm")),
         "parallel": Writer("vllm serve commands, a shell script", _module("vllm_serve")),
     },
+    "vllm-config": {"parallel": Writer("YAML for vllm serve --config, one a kind of worker", _module("vllm_config"))},
     "vllm-ascend": {"experts": Writer("vLLM Ascend expert map JSON and its launch flags", _module("vllm_ascend"))},
 }
 

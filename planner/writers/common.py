@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from planner.errors import ExportError
-from planner.files import write_atomically, write_text
+from planner.files import canonical_json, write_atomically, write_text
 from planner.plan import ExpertPlacement, ExpertsDocument, PlanDocument
 
 
@@ -42,14 +43,20 @@ def device_slots(plan: ExpertPlacement, row: Sequence[int]) -> list[list[int]]:
 
 
 def comments(document: PlanDocument, to: str, path: str, *more: str) -> str:
-    """Comment lines: version, instance, hash, command, and more. A line break in a name ends no comment."""
+    """Comment lines: version, hashes of plan and instance, command, and more. A line break in a name ends none."""
     lines = (
-        f"made by gpuplan {document.gpuplan_version}",
+        f"made by gpuplan {document.gpuplan_version}, plan sha256 {plan_sha256(document)}",
         f"instance {document.instance.name}, sha256 {document.instance.sha256}",
         f"command: gpuplan export PLAN --to {to} -o {shlex.quote(path)}",
         *more,
     )
     return "".join(f"# {_printable(line)}\n" for line in lines)
+
+
+def plan_sha256(document: PlanDocument) -> str:
+    """Hash of what is planned, without how it was found: equal for equal plans, also when versions add keys."""
+    plan = None if document.plan is None else document.plan.model_dump(mode="json", exclude_defaults=True)
+    return hashlib.sha256(canonical_json(plan).encode()).hexdigest()
 
 
 def _printable(text: str) -> str:

@@ -23,6 +23,7 @@ KINDS = {
     "parallel": "parallel/given_table.yaml",
     "layers": "parallel/layers_mixed_pool.yaml",
     "windows": "parallel/windows_home.yaml",
+    "training": "parallel/train_70b_rails.yaml",
     "pods": "pods/two_nodes.yaml",
 }
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

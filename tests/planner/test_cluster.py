@@ -126,7 +126,7 @@ def test_notes_tell_what_is_assumed_and_what_is_doubtful() -> None:
         ),
         (
             "nodes: [{device: {name: x, memory_bytes: 1GB}}]",
-            "nodes.0.device.inline.hbm_bandwidth_bytes_per_s: is required",
+            "nodes.0.device.hbm_bandwidth_bytes_per_s: is required",
         ),
         ("nodes: [{device: tpu_v5e, gpus_per_node: 8, scale_up_domain_gpus: 4}]", "nodes.0.node_link: is required"),
         ("nodes: [{device: h100}]\ndevices: [{base: h100}, {base: h100}]", "'h100_sxm' is there twice"),

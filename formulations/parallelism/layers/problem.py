@@ -10,7 +10,7 @@ Data    L layers; count[g]; layer_s[g], head_s[g] (embedding and head, on the la
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.cost.layers import Hops
-from planner.workload import read_only
+from planner.workload import read_only_fields
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -64,10 +64,7 @@ class LayersProblem:
     assumptions: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if isinstance(value, np.ndarray):
-                read_only(value)
+        read_only_fields(self)
 
     @property
     def num_classes(self) -> int:

@@ -9,7 +9,7 @@ Data    L layers of b bytes; k rounds, each device has the same window in each
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from planner.cost.layers import HomeTimes, home_times
 from planner.layers_plan import LayerWindow, WindowsPlan
-from planner.workload import read_only
+from planner.workload import read_only_fields
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -49,10 +49,7 @@ class WindowsProblem:
     reloads_all: BoolArray
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if isinstance(value, np.ndarray):
-                read_only(value)
+        read_only_fields(self)
 
     @property
     def window(self) -> int:

@@ -37,8 +37,9 @@ CLOSE, CLOSE_STILL = 5e-4, 0.01
 EPSILON = 1e-9
 #: Prices of a move that are tried first, in the largest value of a pod.
 FIRST_MOVES = (1.0, 0.25, 1 / 16, 1 / 64, 0.0)
-#: Rounds in a row that may bring neither value nor bound by this much, relatively.
+#: Rounds in a row that may narrow the gap by no more than this, relatively; and while the gap is wide.
 PATIENCE, LITTLE = 3, 1e-4
+PATIENCE_WIDE, WIDE = 16, 0.03
 #: What a pod that is moved off and finds no place counts while changes are sought, in the largest value of a pod of its
 #: size; pods without devices count their cores, so many to a GPU as the cluster has.
 DEAR = 3.0
@@ -59,6 +60,8 @@ class Program:
         limits = [np.ones(nodes), np.array([float(share.moves)]), share.allowed]
         upper = [np.full(classes, np.inf), *limits, np.full(len(least), np.inf)]
         self.lp = ColumnLp(np.concatenate(lower), np.concatenate(upper))
+        # More of a class than there is pods of it is worth nothing, whatever the program's prices are.
+        self._offered = (share.demand > 0) | (cluster.movable_on(share.nodes) > 0)
         dear = _dear(problem, goal.weight)
         tiers = [self._tiers + s for s in range(len(least))]
         for j in range(classes):
@@ -101,7 +104,7 @@ class Program:
         """The program's own, as it last had them."""
         duals = self.duals
         return Prices(
-            np.maximum(duals[: self.cluster.problem.num_classes], 0.0),
+            np.where(self._offered, np.maximum(duals[: self._offered.size], 0.0), 0.0),
             max(0.0, -float(duals[self._moves])),
             np.maximum(-duals[self._moves + 1 : self._tiers], 0.0),
             np.maximum(duals[self._tiers :], 0.0),
@@ -124,9 +127,11 @@ class Program:
                 return found
             self.value, values, self.duals = answer
             found = values[self._first :]
-            idle = 0 if self.value - self.bound < gap - LITTLE * abs(self.value) else idle + 1
+            narrower = self.value - self.bound < gap - LITTLE * abs(self.value)
+            idle = 0 if narrower else idle + 1
             gap = min(gap, self.value - self.bound)
-            if self.value - self.bound <= close * max(1.0, abs(self.value)) or idle > PATIENCE:
+            patience = PATIENCE if gap <= WIDE * abs(self.value) else PATIENCE_WIDE
+            if self.value - self.bound <= close * max(1.0, abs(self.value)) or idle > patience:
                 break
             own = self.prices
             if not still and self.best is None:

@@ -15,30 +15,26 @@ KEPT = 2
 
 
 @numba.njit(cache=True, nogil=True)
-def share_table(values, parts, allowed, size):
-    """f[m]: most value of share pods, any number of each, on m parts of a device; and the class that was put last."""
-    table = np.zeros(size + 1)
-    last = np.full(size + 1, -1, np.int64)
-    for m in range(1, size + 1):
-        table[m] = table[m - 1]
+def share_table(values, parts, allowed, table, last):
+    """table[m] : most value of share pods, any number of each, on m parts of a device; last[m] : the class put last."""
+    table[0], last[0] = 0.0, -1
+    for m in range(1, table.size):
+        table[m], last[m] = table[m - 1], -1
         for j in range(values.size):
             if allowed[j] and 0 < parts[j] <= m and values[j] > 0.0 and table[m - parts[j]] + values[j] > table[m]:
                 table[m], last[m] = table[m - parts[j]] + values[j], j
-    return table, last
 
 
 @numba.njit(cache=True, nogil=True)
-def whole_table(values, gpus, allowed, size, shared):
-    """W[g]: most value on g free devices, of pods that take whole ones and of shared devices worth `shared` each; and
-    the class put last, -1 for a shared device."""
-    table = np.zeros(size + 1)
-    last = np.full(size + 1, -1, np.int64)
-    for g in range(1, size + 1):
-        table[g] = table[g - 1] + shared
+def whole_table(values, gpus, allowed, shared, table, last):
+    """table[g] : most value on g free devices, of pods that take whole ones and of shared devices worth `shared` each;
+    last[g] : the class put last, -1 for a shared device."""
+    table[0], last[0] = 0.0, -1
+    for g in range(1, table.size):
+        table[g], last[g] = table[g - 1] + shared, -1
         for j in range(values.size):
             if allowed[j] and 0 < gpus[j] <= g and values[j] > 0.0 and table[g - gpus[j]] + values[j] > table[g]:
                 table[g], last[g] = table[g - gpus[j]] + values[j], j
-    return table, last
 
 
 @numba.njit(cache=True, nogil=True)
@@ -66,12 +62,13 @@ def _device(free, start, stop, pod, cost, freed, table, best, mask):
 
 @numba.njit(cache=True, nogil=True)
 def price_nodes(
-    nodes, prices, values, costs, request, milli, gpus, parts, part, share, group, allowed, free, device, fits, left,
-    order, device_start, device_free, device_open, device_index, device_pods, share_pod, share_parts,
+    nodes, prices, net, cost, values, costs, request, milli, gpus, parts, wholes, part, group, allowed, free, device,
+    fits, left, order, device_start, device_free, device_open, device_index, device_pods, share_pod, share_parts,
     whole_start, whole_pod, bare_start, bare_pod, pod_class, pod_devices, bare_classes, seek,
 ):  # fmt: skip
     """Bound and best candidates of every node of `nodes`; `prices` [L, R] are the prices of amounts that are tried.
 
+    net [L, J] and cost [L, M] : values of classes and costs of movable pods at these prices.
     Returns ub [n]; worth [n, KEPT] (-1 where there is none); pods removed, and classes added with devices as bits.
     """
     num, num_prices = nodes.size, prices.shape[0]
@@ -87,18 +84,11 @@ def price_nodes(
     share_last = np.zeros((groups, num_prices, size + 1), np.int64)
     whole_f = np.zeros((groups, num_prices, most_devices + 1))
     whole_last = np.zeros((groups, num_prices, most_devices + 1), np.int64)
-    cost = np.zeros((num_prices, costs.size))
-    net = np.zeros((num_prices, values.size))
     for at in range(num_prices):
-        for j in range(values.size):
-            net[at, j] = values[j] - (prices[at] * request[j]).sum()
-        for p in range(costs.size):
-            cost[at, p] = costs[p] - (prices[at] * request[pod_class[p]]).sum()
         for g in range(groups):
-            table, last = share_table(net[at], np.where(share, parts, 0), allowed[g], size)
-            share_f[g, at], share_last[g, at] = table, last
-            table, last = whole_table(net[at], np.where(share, 0, gpus), allowed[g], most_devices, table[size])
-            whole_f[g, at], whole_last[g, at] = table, last
+            share_table(net[at], parts, allowed[g], share_f[g, at], share_last[g, at])
+            shared = share_f[g, at, size]
+            whole_table(net[at], wholes, allowed[g], shared, whole_f[g, at], whole_last[g, at])
     best, mask = np.zeros(2 * size + 2), np.zeros(2 * size + 2, np.int64)
     gain, chain = np.zeros(most_devices + 1), np.zeros(most_devices + 1, np.int64)
     keeps, room = np.zeros(MOST_BITS, np.int64), np.zeros(MOST_BITS, np.int64)
@@ -229,8 +219,13 @@ def price_nodes(
             here[:] = 0
             new = 0
             value = 0.0
-            ranks = np.argsort(-values[want_class[:wanted]])
-            for rank in ranks:
+            for first in range(1, wanted):
+                j, bits, at_rank = want_class[first], want_bits[first], first
+                while at_rank > 0 and values[want_class[at_rank - 1]] < values[j]:
+                    want_class[at_rank], want_bits[at_rank] = want_class[at_rank - 1], want_bits[at_rank - 1]
+                    at_rank -= 1
+                want_class[at_rank], want_bits[at_rank] = j, bits
+            for rank in range(wanted):
                 j, bits = want_class[rank], want_bits[rank]
                 if here[j] < left[j] and new < MOST_ADDED and _takes(amounts, shelf, request[j], milli[j], bits):
                     _put(amounts, shelf, request[j], milli[j], bits)
@@ -269,17 +264,22 @@ def price_nodes(
                 if value > worth[place, rank] and new > 0:
                     for other in range(KEPT - 1, rank, -1):
                         worth[place, other] = worth[place, other - 1]
-                        removed[place, other] = removed[place, other - 1]
-                        added[place, other] = added[place, other - 1]
-                        placed[place, other] = placed[place, other - 1]
+                        _copy(removed[place, other], removed[place, other - 1], MOST_BITS)
+                        _copy(added[place, other], added[place, other - 1], MOST_ADDED)
+                        _copy(placed[place, other], placed[place, other - 1], MOST_ADDED)
                     worth[place, rank] = value
-                    removed[place, rank] = -1
-                    removed[place, rank, :stay] = out[:stay]
-                    added[place, rank] = -1
-                    added[place, rank, :new] = new_class[:new]
-                    placed[place, rank, :new] = new_bits[:new]
+                    _copy(removed[place, rank], out, stay)
+                    _copy(added[place, rank], new_class, new)
+                    _copy(placed[place, rank], new_bits, new)
                     break
     return ub, worth, removed, added, placed
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy(into, source, count):
+    """The first `count` entries; the rest is -1."""
+    for index in range(into.size):
+        into[index] = source[index] if index < count else -1
 
 
 @numba.njit(cache=True, nogil=True)

@@ -81,6 +81,11 @@ class Cluster:
         allowed = np.array([one.allowed for one in self.leave.budgets], dtype=np.int64)
         return Share(np.arange(self.problem.num_nodes), self.problem.demand, self.leave.most, allowed)
 
+    def movable_on(self, nodes: IntArray) -> IntArray:
+        """Pods of each class that may leave these nodes, [J]."""
+        there = np.isin(self.problem.pod_node[self.pricer.pods], nodes)
+        return np.bincount(self.pricer.pod_class[there], minlength=self.problem.num_classes).astype(np.int64)
+
     def amounts(self, change: Change) -> Counter[int]:
         """What a change adds less what it removes, by class."""
         found: Counter[int] = Counter(j for j, _ in change.added)
@@ -93,7 +98,7 @@ class Cluster:
     ) -> tuple[float, list[Change]]:
         """The bound at the prices, and changes that are worth something there; still : those that remove nothing."""
         costs = prices.pods[self.pricer.pod_class] + (np.inf if still else prices.move) + self.counts @ prices.budgets
-        most = share.demand + self.problem.running
+        most = share.demand + self.movable_on(share.nodes)
         worth, candidates = self.pricer.seek(share.nodes, prices.pods, costs, most, seek)
         net = prices.pods - goal.weight
         bound = -prices.move * share.moves - float(prices.budgets @ share.allowed) - float(worth.sum())

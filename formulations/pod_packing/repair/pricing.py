@@ -52,6 +52,7 @@ class Pricer:
         self.free, self.device = state.free, state.device
         self.part = math.gcd(WHOLE_MILLI, *problem.class_milli[problem.is_share].tolist(), *_some(self.device))
         self.parts = np.where(problem.is_share, problem.class_milli // self.part, 0)
+        self.wholes = np.where(problem.is_share, 0, problem.class_gpus)
         rows, self.group = np.unique(problem.allowed.T, axis=0, return_inverse=True)
         self.group, self.allowed = self.group.ravel().astype(np.int64), np.ascontiguousarray(rows)
         self.pods = np.flatnonzero(leave.movable)
@@ -126,10 +127,13 @@ class Pricer:
         """
         problem = self.problem
         order = np.argsort(-values, kind="stable")
+        prices = self._prices(values)
+        net = values - prices @ self.request.T
+        cost = costs - (prices @ self.request.T)[:, self.pod_class]
         ub, worth, removed, added, placed = kernel.price_nodes(
-            nodes, self._prices(values), values, costs, self.request, problem.class_milli, problem.class_gpus,
-            self.parts, self.part, problem.is_share, self.group, self.allowed, self.free, self.device, self.fits, left,
-            order, self.device_start, self.device_free, self.device_open, self.device_index, self.device_pods,
+            nodes, prices, net, cost, values, costs, self.request, problem.class_milli, problem.class_gpus, self.parts,
+            self.wholes, self.part, self.group, self.allowed, self.free, self.device, self.fits, left, order,
+            self.device_start, self.device_free, self.device_open, self.device_index, self.device_pods,
             self.share_pod, self.share_parts, self.whole_start, self.whole_pod, self.bare_start, self.bare_pod,
             self.pod_class, self.pod_bits, self.bare_classes, seek,
         )  # fmt: skip

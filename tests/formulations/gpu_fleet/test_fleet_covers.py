@@ -16,9 +16,13 @@ from formulations.gpu_fleet.reading import read_problem
 from formulations.outcome import Budget, SolveOptions, Status
 from planner.descriptions.fleet import FleetInstance
 
+#: How much faster a replica of each role is than one that does all.
+SPLIT = {"both": 1.0, "prefill": 3.0, "decode": 1.7}
 
-def shared(seed: int, **more: Any) -> FleetProblem:
+
+def shared(seed: int, roles: dict[str, float] | None = None, **more: Any) -> FleetProblem:
     """Three models of two sizes on nodes of 1, 4 and 8 GPUs, replicas of 1, 2 and 4."""
+    roles = roles or {"both": 1.0}
     rng = np.random.default_rng(seed)
     offers = [
         {"name": f"{device} x{gpus}", "device": device, "gpus": gpus,
@@ -29,8 +33,11 @@ def shared(seed: int, **more: Any) -> FleetProblem:
     models = [f"m{k}" for k in range(3)]
     speed = rng.uniform(0.5, 2.0, (3, 2, 2))
     profiles = [
-        {"offer": offer["name"], "model": model, "input_tokens": d + 1, "output_tokens": 1, "gpus": gpus,
-         "max_rate_per_s": float(speed[m, d, "ab".index(str(offer["device"]))] * gpus ** (1 + 0.1 * m) / (1 + m))}
+        {"offer": offer["name"], "model": model, "input_tokens": d + 1, "output_tokens": 1, "gpus": gpus, "role": role,
+         "max_rate_per_s": float(
+             faster * speed[m, d, "ab".index(str(offer["device"]))] * gpus ** (1 + 0.1 * m) / (1 + m)
+         )}
+        for role, faster in roles.items()
         for offer in offers
         for m, model in enumerate(models)
         for gpus in (1, 2, 4)
@@ -48,7 +55,7 @@ def shared(seed: int, **more: Any) -> FleetProblem:
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("more", [{}, {"headroom": 0.3}, {"spare_instances": 1}])
+@pytest.mark.parametrize("more", [{}, {"headroom": 0.3}, {"spare_instances": 1}, {"roles": SPLIT}])
 def test_the_optimum_stays_and_the_relaxation_rises(seed: int, more: dict[str, Any]) -> None:
     problem = shared(seed, **more)
     plain = FleetBuilder(problem, (0,)).build()

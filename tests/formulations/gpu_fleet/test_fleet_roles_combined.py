@@ -13,6 +13,7 @@ from formulations.gpu_fleet import search as search_module
 from formulations.gpu_fleet.check import check
 from formulations.gpu_fleet.insight import binding
 from formulations.gpu_fleet.problem import FleetProblem
+from planner.errors import OptionError
 from planner.fleet_plan import FleetPlan
 
 #: 100 tokens of a prompt, 1000 bytes each: 1e5 bytes a request.
@@ -164,3 +165,10 @@ def test_unserved_with_slack_and_zones(seed: int) -> None:
         assert outcome.objective.total == pytest.approx(without.objective.total, rel=1e-6)
     elif outcome.plan is not None:
         assert any(row.limits for period in outcome.plan.periods for row in period.unserved)
+
+
+@pytest.mark.parametrize("method", ["melange-1", "cp-sat"])
+def test_slices_refuse_a_cap_by_draw(method: str) -> None:
+    made = problem(offers(a={"price": 1.0, "watts": 100}), 2.0, {"a": 1.0}, max_watts=200, power={"draw": 0.5})
+    with pytest.raises(OptionError, match="cannot express power"):
+        run(made, method)

@@ -134,7 +134,7 @@ def truth(made: FleetProblem) -> float:
     return cheapest / made.num_periods
 
 
-SEEDS = [seed for seed in range(12) if seed % 3 == 1] + [0, 2, 3]
+SEEDS = [seed for seed in range(12) if seed % 3 == 1] + [0, 2]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -282,7 +282,7 @@ def test_every_backend_finds_what_trying_all_finds(seed: int, method: str) -> No
     assert found == pytest.approx([*left, price], abs=1e-4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 5000))
 def test_where_all_can_be_served_nothing_changes(seed: int) -> None:
     """The same cost as without the option; and where not all can be, something is unserved and has a reason."""

@@ -108,7 +108,7 @@ def test_bindings(tmp_path: Path) -> None:
         (("objective: allocation", "objective: most"), "objective"),
         (("objective: allocation", "objective: consolidate\npowered: price"), "has no price_usd_per_hour"),
         (("objective: allocation", "objective: allocation\npowered: gpus"), "counts no nodes"),
-        (("objective: allocation", "objective: consolidate\nmoves: {allowed: true}"), "running pods stay"),
+        (("objective: allocation", "objective: consolidate\nmoves: {allowed: true}"), "stay where they are"),
         (("gpus: 2}]", "gpus: 2, taints: [{effect: Never}]}]"), "effect"),
         (("{name: b, cpu: 1, gpus: 2}", "{name: b, cpu: 1, gpus: 2, node: x}"), "no node of the files"),
         (("{name: b, cpu: 1, gpus: 2}", "{name: b, cpu: 9, node: n-0}"), "asks for 9000|ask for 9000"),

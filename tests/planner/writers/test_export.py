@@ -56,9 +56,7 @@ def test_standard_output_gets_one_file(to: str, capsys: pytest.CaptureFixture[st
 
 
 def test_unknown_format_names_the_known_ones() -> None:
-    with pytest.raises(
-        OptionError, match="unknown export format 'sgl'; known: deepspeed, disaggregatedset, exflow-csv, k8s,"
-    ):
+    with pytest.raises(OptionError, match="unknown export format 'sgl'; known: deepspeed, diff, disaggregatedset,"):
         export(PLAN, "sgl", "map.json")
 
 

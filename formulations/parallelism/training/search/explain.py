@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
-
 from formulations.parallelism.training.search.plans import sizes_at
-from formulations.parallelism.training.search.pricing import Priced, pieces
+from formulations.parallelism.training.search.pricing import pieces
 from formulations.parallelism.training.search.problem import TrainProblem
 from formulations.parallelism.training.search.space import MIN_CONTEXT_TOKENS, MOST_MICRO_BATCH, space
 from planner.cost.training.judge import MEMORY_PARTS
 from planner.cost.training.memory import training_memory
+from planner.cost.training.plans import TrainingPlans
 from planner.units import format_bytes
 
 #: Parts of memory in the words of a report.
@@ -29,21 +28,19 @@ PART_WORDS = {
 MOST_TIMES = 64
 
 
-def reasons(problem: TrainProblem, every: Priced | None) -> tuple[str, ...]:
+def reasons(problem: TrainProblem, leanest: TrainingPlans | None) -> tuple[str, ...]:
     """The plan that needs the least memory, and the part that takes most of it; or that nothing is legal."""
-    if every is None:
+    if leanest is None:
         fixed = ", ".join(f"{name} {value}" for name, value in problem.fixed.items()) or "none"
         told = f"{problem.global_batch_size} sequences on {problem.num_gpus} GPUs, fixed sizes: {fixed}"
         return (f"no sizes divide heads, layers, experts and batch together ({told})",)
-    place = int(every.memory_bytes.argmin())
-    one = every.plans[np.array([place])]
-    memory = training_memory(problem.model, one, problem.margin)
+    memory = training_memory(problem.model, leanest, problem.margin)
     parts = {name: float(getattr(memory, name)[0]) for name in MEMORY_PARTS}
     worst = max(parts, key=lambda name: parts[name])
-    sizes = sizes_at(one, 0)
+    sizes = sizes_at(leanest, 0)
     told = ", ".join(f"{name.removesuffix('_size').removesuffix('_parallel')} {value}" for name, value in sizes.items())
     return (
-        f"the least memory of all {len(every.plans):,} plans is {format_bytes(float(memory.total[0]))} a GPU,"
+        f"the least memory of all plans is {format_bytes(float(memory.total[0]))} a GPU,"
         f" there are {format_bytes(problem.capacity_bytes)}: {PART_WORDS[worst]} take {format_bytes(parts[worst])}"
         f" of it ({told})",
     )

@@ -49,8 +49,10 @@ class Priced:
         )  # fmt: skip
 
 
-def price(problem: TrainProblem, plans: TrainingPlans) -> Priced:
-    """Time and memory of legal plans."""
+def price(problem: TrainProblem, plans: TrainingPlans, memory_bytes: FloatArray | None = None) -> Priced:
+    """Time of legal plans, and memory where that is not known yet."""
+    if memory_bytes is None:
+        memory_bytes = training_memory(problem.model, plans, problem.margin).total
     times = step_of(problem, plans)
     step_s, micro = times.step_s, plans.num_micro_batches
     slowest_s = (times.compute_s + times.tensor_s + times.context_s + times.expert_s) / micro
@@ -71,7 +73,7 @@ def price(problem: TrainProblem, plans: TrainingPlans) -> Priced:
     return Priced(
         plans=plans,
         step_s=step_s,
-        memory_bytes=training_memory(problem.model, plans, problem.margin).total,
+        memory_bytes=memory_bytes,
         busy_s=busy_s,
         goal=goal(problem, step_s, busy_s, gpus),
         balanced=goal(problem, balanced_s, np.minimum(busy_s, balanced_s), gpus),

@@ -14,6 +14,8 @@ from formulations.parallelism.training.search.pricing import Priced, joined, pie
 from formulations.parallelism.training.search.problem import TrainProblem
 from formulations.parallelism.training.search.refine import refined
 from formulations.parallelism.training.search.space import space
+from planner.cost.training.memory import training_memory
+from planner.cost.training.plans import TrainingPlans
 from planner.training_plan import TrainingPlan
 
 #: Splits are tried of plans whose even split takes at most so many times the memory there is.
@@ -30,22 +32,28 @@ def search(problem: TrainProblem, options: SolveOptions, budget: Budget) -> Sear
     if plans is None:
         return _infeasible(problem, None, build_s)
     parts: list[Priced] = []
+    seen, least = 0, np.inf
     for piece in pieces(plans):
-        parts.append(price(problem, piece))
+        memory = training_memory(problem.model, piece, problem.margin).total
+        if memory.min() < least:
+            least, leanest = float(memory.min()), piece[np.array([memory.argmin()])]
+        near = memory <= MOST_OVER * problem.capacity_bytes
+        if near.any():
+            parts.append(price(problem, piece[near], memory[near]))
+        seen += len(piece)
         if budget.stop() is not None:
             break
-    whole = sum(len(part.plans) for part in parts) == len(plans)
+    whole = seen == len(plans)
+    if not parts:
+        return _infeasible(problem, leanest, build_s) if whole else _unknown(budget)
     every = joined(parts)
     fits = every[every.memory_bytes <= problem.capacity_bytes]
     best = _best_of(fits)
     best, split, left = _split(problem, every, best, budget)
     if best is None:
         if not whole or left < np.inf:
-            stop = budget.stop() or Stop.TIME_LIMIT
-            return SearchResult(
-                status=Status.UNKNOWN, stop=stop, plan=None, solver="enumeration", solver_version=np.__version__
-            )
-        return _infeasible(problem, every, build_s)
+            return _unknown(budget)
+        return _infeasible(problem, leanest, build_s)
     value = float(best.goal[0])
     proven = whole and left >= value
     bound = None if not whole else Bound(value=min(value, left), name=_bound_name(len(plans) + split))
@@ -53,7 +61,7 @@ def search(problem: TrainProblem, options: SolveOptions, budget: Budget) -> Sear
     others, whys = next_best(fits, tuple(getattr(chosen, name) for name in SIZES[:5]))
     plan = refined(problem, chosen, options, budget).model_copy(
         update={
-            "plans_priced": len(every.plans) + split,
+            "plans_priced": seen + split,
             "pareto": points(problem, fits[frontier(problem, fits)]),
             "runners_up": points(problem, fits[others], whys),
         }
@@ -87,8 +95,7 @@ def _split(
 ) -> tuple[Priced | None, int, float]:
     """The best plan with any split, splits priced, and the least bound of what was left out (infinite: nothing)."""
     limit = np.inf if best is None else float(best.goal[0])
-    near = every.memory_bytes <= MOST_OVER * problem.capacity_bytes
-    asked = np.flatnonzero(near & (every.plans.pipeline_parallel_size > 1) & (every.balanced < limit))
+    asked = np.flatnonzero((every.plans.pipeline_parallel_size > 1) & (every.balanced < limit))
     asked = asked[np.argsort(every.balanced[asked], kind="stable")]
     count, place, size = 0, 0, FIRST_PLANS
     while place < asked.size:
@@ -109,7 +116,17 @@ def _split(
     return best, count, np.inf
 
 
-def _infeasible(problem: TrainProblem, every: Priced | None, build_s: float) -> SearchResult[TrainingPlan]:
+def _unknown(budget: Budget) -> SearchResult[TrainingPlan]:
+    return SearchResult(
+        status=Status.UNKNOWN,
+        stop=budget.stop() or Stop.TIME_LIMIT,
+        plan=None,
+        solver="enumeration",
+        solver_version=np.__version__,
+    )
+
+
+def _infeasible(problem: TrainProblem, leanest: TrainingPlans | None, build_s: float) -> SearchResult[TrainingPlan]:
     return SearchResult(
         status=Status.INFEASIBLE,
         stop=Stop.PROOF,
@@ -117,6 +134,6 @@ def _infeasible(problem: TrainProblem, every: Priced | None, build_s: float) -> 
         solver="enumeration",
         solver_version=np.__version__,
         build_s=build_s,
-        reasons=reasons(problem, every),
+        reasons=reasons(problem, leanest),
         relaxations=ways_out(problem),
     )

@@ -1,0 +1,102 @@
+"""`k8s` for serving plans: a Deployment and a Service for each kind of worker, on nodes that have its GPU.
+
+Nodes are chosen by required node affinity to the product label of the GPU (NVIDIA's GPU feature discovery); where the
+catalogue knows no label, by the GPU resource alone, and the file says so. A Deployment's pod is one node: workers of
+several nodes need `lws`. Source: k8s.io/api apps/v1 and core/v1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from planner.errors import ExportError
+from planner.plan import ParallelDocument
+from planner.writers.kube import (
+    PORT,
+    PRODUCT_LABEL,
+    Started,
+    container,
+    device_of,
+    label,
+    names,
+    products,
+    shared_memory,
+    started_workers,
+    write_manifests,
+)
+from planner.writers.serving_launch import Engine, Launch, told
+
+#: Seconds for the weights to load before a pod counts as failed; the default of 600 is short for hundreds of GB.
+PROGRESS_DEADLINE_S = 3600
+
+
+def write(document: ParallelDocument, path: str) -> None:
+    """Deployments and Services, one each a kind of worker; ExportError for workers of several nodes."""
+    engine, started, model = started_workers(document)
+    for launch, _ in started:
+        if launch.nodes > 1:
+            raise ExportError(
+                f"{launch.worker.name}: a pod of a Deployment is one node, and this worker has {launch.nodes};"
+                " export it to lws"
+            )
+    app = label(document.instance.name)
+    manifests = [
+        manifest
+        for (launch, body), name in zip(started, names(started), strict=True)
+        for manifest in _worker(launch, body, engine, model, name, app)
+    ]
+    write_manifests(document, path, "k8s", manifests, *_told(document, engine, started))
+
+
+def _worker(
+    launch: Launch, body: Sequence[str], engine: Engine, model: str, name: str, app: str
+) -> Iterator[dict[str, Any]]:
+    chosen = {"app.kubernetes.io/part-of": app, "app.kubernetes.io/name": name}
+    labels = {**chosen, "gpuplan/role": launch.worker.role}
+    yield {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {
+            "replicas": launch.worker.count,
+            "progressDeadlineSeconds": PROGRESS_DEADLINE_S,
+            # GPUs for one more replica are seldom there: the old pod makes room before the new one starts.
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
+            "selector": {"matchLabels": chosen},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    **_affinity(launch),
+                    "containers": [container(launch, body, engine, model)],
+                    "volumes": shared_memory(),
+                },
+            },
+        },
+    }
+    yield {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {"selector": chosen, "ports": [{"name": "http", "port": PORT, "targetPort": "http"}]},
+    }
+
+
+def _affinity(launch: Launch) -> dict[str, Any]:
+    """Only nodes whose GPUs are of the planned kind."""
+    found = products(device_of(launch.worker.device))
+    if not found:
+        return {}
+    match = {"matchExpressions": [{"key": PRODUCT_LABEL, "operator": "In", "values": found}]}
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [match]}}
+    return {"affinity": {"nodeAffinity": required}}
+
+
+def _told(document: ParallelDocument, engine: Engine, started: Started) -> Iterator[str]:
+    assert document.plan is not None
+    yield f"start: kubectl apply --dry-run=server -f FILE, then without; images of {engine.title}, port {PORT}"
+    yield "weights: pods download MODEL unless a volume with them is added"
+    for device in dict.fromkeys(launch.worker.device for launch, _ in started):
+        if not products(device_of(device)):
+            yield f"no node label is known of {device}: its pods go to any node with such a resource"
+    yield from told(document.plan, engine)
