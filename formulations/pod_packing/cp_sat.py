@@ -55,6 +55,7 @@ class Exact:
     bounds: list[int] = field(default_factory=list)
     infeasible: bool = False
     greedy: bool = True
+    stop: Stop | None = None
 
     def __post_init__(self) -> None:
         for start in self._starts() if self.greedy else ():
@@ -94,6 +95,7 @@ class Exact:
             self.best = search.run(PartBudget(budget, share * budget.remaining_s), self.options, rounds, self._goal())
         if SMALL < size <= LARGEST and not self.proven and budget.remaining_s > LEAST_S:
             self._whole(budget, work)
+        self.stop = budget.stop()
 
     @property
     def proven(self) -> bool:
@@ -245,6 +247,6 @@ def _result(exact: Exact, version: str, build_s: float, argument: str, solver: s
         order = ordered(problem, {pod: state.place_of.get(pod) for pod in sorted(state.gone)})
         plan = plan.model_copy(update={"moves": order.moves, "evictions": order.evictions})
     return concluded(
-        problem, plan, reached, exact.bounds, exact.budget,
+        problem, plan, reached, exact.bounds, exact.stop or exact.budget.stop(),
         argument=argument, solver=solver, version=version, build_s=build_s,
     )  # fmt: skip

@@ -263,7 +263,7 @@ class PatternSearch:
             return self._no_plan()
         state = self.best.state
         return concluded(
-            problem, state.plan(reasons(problem, state)), self.best.values, bounds, self.budget,
+            problem, state.plan(reasons(problem, state)), self.best.values, bounds, self.budget.stop(),
             argument="patterns of single nodes (Lagrange)", solver="glop+highs", version=self.solver_version,
             build_s=self.build_s,
         )  # fmt: skip

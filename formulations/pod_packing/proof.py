@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from formulations.outcome import Bound, Budget, SearchResult, Status, Stop
+from formulations.outcome import Bound, SearchResult, Status, Stop
 from formulations.pod_packing.objective import total
 from formulations.pod_packing.problem import Aim, PodsProblem
 from planner.pods_plan import PodsPlan, Tier
@@ -20,14 +20,17 @@ def concluded(
     plan: PodsPlan,
     reached: Sequence[int],
     bounds: Sequence[int],
-    budget: Budget,
+    stop: Stop | None,
     *,
     argument: str,
     solver: str,
     version: str,
     build_s: float,
 ) -> SearchResult[PodsPlan]:
-    """The result of a plan that reaches so much of each aim, where no plan can pass the bounds (see `Tier`)."""
+    """The result of a plan that reaches so much of each aim, where no plan can pass the bounds (see `Tier`).
+
+    stop : what cut the search off, None where it came to its own end.
+    """
     values = [in_units(aim, value) for aim, value in zip(problem.aims, reached, strict=True)]
     known = [in_units(aim, bound) for aim, bound in zip(problem.aims, bounds, strict=True)]
     tiers = []
@@ -45,7 +48,7 @@ def concluded(
     hopes = [*known[:first], *(problem.offered(aim) * aim.scale for aim in problem.aims[first:])]
     return SearchResult(
         status=Status.OPTIMAL if done else Status.FEASIBLE,
-        stop=Stop.PROOF if done else budget.stop() or Stop.HEURISTIC,
+        stop=Stop.PROOF if done else stop or Stop.HEURISTIC,
         plan=plan.model_copy(update={"tiers": tuple(tiers)}),
         solver=solver,
         solver_version=version,
