@@ -46,7 +46,9 @@ SweepOption = Annotated[
 ]
 TableOption = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="also write a .csv or .parquet table, a row a job", rich_help_panel=OUTPUT),
+    typer.Option(
+        metavar="FILE", help="also write a table, a row a job: .csv, .parquet or .xlsx", rich_help_panel=OUTPUT
+    ),
 ]
 TimeLimitOption = Annotated[float, typer.Option(metavar="S", help="seconds of search", rich_help_panel=LIMITS)]
 HardLimitOption = Annotated[
@@ -163,7 +165,7 @@ def batch(
 def results(
     files: Annotated[list[str], typer.Argument(metavar="RESULTS.jsonl ...", help="results of `gpuplan batch`")],
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="TABLE", help="a .csv or .parquet file, a row a job")
+        str | None, typer.Option("--output", "-o", metavar="TABLE", help="a .csv, .parquet or .xlsx file, a row a job")
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

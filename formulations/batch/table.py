@@ -19,6 +19,8 @@ COLUMNS = (
     "job", "instance", "end", "problem", "status", "stop", "objective", "objective_unit", "bound", "gap", "baseline",
     "feasible", "seconds", "pays_back", "gain_per_hour", "move_cost", "error",
 )  # fmt: skip
+#: Kinds of tables, by suffix.
+TABLES = (".csv", ".parquet", ".xlsx")
 #: What a spreadsheet takes for the start of a formula.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -64,14 +66,40 @@ def table_rows(paths: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def write_table(path: str, rows: Sequence[dict[str, Any]]) -> None:
-    """A .csv or .parquet file of the rows. Raises OptionError (another suffix), MissingExtraError, DescriptionError."""
+    """A file of the rows. Raises OptionError (a suffix not in TABLES), MissingExtraError, DescriptionError."""
     suffix = Path(path).suffix.lower()
-    if suffix not in (".csv", ".parquet"):
-        raise OptionError(f"a table is a .csv or a .parquet file, got {path!r}")
+    if suffix not in TABLES:
+        raise OptionError(f"a table is a {', '.join(TABLES[:-1])} or {TABLES[-1]} file, got {path!r}")
     columns = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
     if suffix == ".csv":
         write_text(path, _csv(columns, rows, escaped=True))
-        return
+    elif suffix == ".xlsx":
+        _write_xlsx(path, columns, rows)
+    else:
+        _write_parquet(path, columns, rows)
+
+
+def _write_xlsx(path: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """One sheet that can be sorted and filtered; text stays text."""
+    try:
+        from xlsxwriter import Workbook
+    except ImportError:
+        raise MissingExtraError("workbooks need the extra gpuplan[xlsx]") from None
+
+    def write(target: str) -> None:
+        plain = {"strings_to_formulas": False, "strings_to_urls": False, "nan_inf_to_errors": True}
+        with Workbook(target, plain) as book:
+            sheet = book.add_worksheet("Jobs")
+            sheet.freeze_panes(1, 1)
+            cells = [[row.get(name) for name in columns] for row in rows]
+            headings = [{"header": name} for name in columns]
+            sheet.add_table(0, 0, max(1, len(rows)), len(columns) - 1, {"data": cells, "columns": headings})
+            sheet.autofit()
+
+    write_atomically(path, write)
+
+
+def _write_parquet(path: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
     try:
         import duckdb
     except ImportError:

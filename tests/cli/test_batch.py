@@ -72,7 +72,7 @@ def test_mistakes_of_the_list_are_told_before_anything_runs(gpuplan: Invoke, fol
         (("f.json", "--shard", "3/2"), 2, "a shard is k/n"),
         (("f.json", "--memory-limit", "4GB of it"), 2, "--memory-limit"),
         (("f.json", "--hard-limit", "1"), 2, "must not be below the time limit"),
-        (("f.json", "--table", "t.xls"), 2, "a .csv or a .parquet file"),
+        (("f.json", "--table", "t.xls"), 2, "a .csv, .parquet or .xlsx file"),
         (("f.json", "--time-limit", "nan"), 2, "time limit must be positive and finite"),
     ):
         result = gpuplan("batch", *arguments, "-o", "r.jsonl")

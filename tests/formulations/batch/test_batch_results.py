@@ -169,6 +169,20 @@ def test_parquet_holds_the_same_rows(tmp_path: Path) -> None:
     assert found == [("a", 1.0, 0.5), ("=b", 1.0, None)]
 
 
+def test_a_workbook_holds_the_same_rows_and_no_formula(tmp_path: Path) -> None:
+    pytest.importorskip("xlsxwriter")
+    openpyxl = pytest.importorskip("openpyxl")
+    path = written(tmp_path / "r.jsonl", record("=cmd()", values={"headroom": 0.5}), record("b"))
+    write_table(str(tmp_path / "t.xlsx"), list(table_rows([str(path)])))
+    book = openpyxl.load_workbook(tmp_path / "t.xlsx")
+    cells = list(book["Jobs"].values)
+    book.close()
+    assert cells[0][0] == "job"
+    assert cells[0][-1] == "headroom"
+    assert [(row[0], row[-1]) for row in cells[1:]] == [("=cmd()", 0.5), ("b", None)]
+    assert book["Jobs"]["A2"].data_type == "s"
+
+
 def test_a_table_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"a \.csv or a \.parquet file"):
+    with pytest.raises(OptionError, match=r"a \.csv, \.parquet or \.xlsx file"):
         write_table(str(tmp_path / "t.xls"), [])
