@@ -54,7 +54,7 @@ def parallel_answer(document: PlanDocument, problem: ParallelProblem) -> Iterabl
             told = "" if limit is None else f", limit {format_seconds(limit)}"
             yield name.removesuffix("_s").upper(), f"{format_seconds(value)}{told}{_interval(found.get(name))}"
     if rate := _interval(found.get("requests_per_s"), lambda value: f"{value:.3g}"):
-        yield "", f"requests/s{rate}, where all predictions are off the same way"
+        yield "throughput", f"{rate.removeprefix('; ')} requests/s, where all predictions are off the same way"
     watts, joules = (document.outcome.terms.get(name) for name in ("watts", "joules_per_output_token"))
     if watts and joules:
         yield "energy", f"{watts / 1e3:.3g} kW at full load, {joules:.3g} J an output token"
