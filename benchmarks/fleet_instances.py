@@ -179,6 +179,7 @@ def only_offers(whole: FleetProblem, chosen: Sequence[int] | np.ndarray[Any, Any
     return replace(
         whole,
         offer_names=tuple(whole.offer_names[k] for k in chosen),
+        described_offers=tuple(whole.described_offers[k] for k in chosen),
         pool_of_offer=np.arange(chosen.size),
         gpus=whole.gpus[chosen],
         price=whole.price[chosen],
@@ -192,6 +193,7 @@ def only_offers(whole: FleetProblem, chosen: Sequence[int] | np.ndarray[Any, Any
         config_model=whole.config_model[configs],
         config_gpus=whole.config_gpus[configs],
         config_role=whole.config_role[configs],
+        config_worker=tuple(whole.config_worker[c] for c in configs.tolist()),
         site_of_pool=whole.site_of_pool[pools],
         network_bytes_per_s=whole.network_bytes_per_s[pools],
         start_cost=None if whole.start_cost is None else whole.start_cost[chosen],
