@@ -3,7 +3,8 @@
     python -m benchmarks.batch [--short] [--json] [--case NAME]
 
 The jobs are fleets of two offers at as many rates, some milliseconds each, so that what is around them shows. `solving`
-is the same plans one after another in this process, divided by the cores; it is measured in the same run.
+is the same plans one after another in this process, divided by the cores; `plain processes` solve them side by side, as
+the workers do, each its part and nothing else. Both are measured in the same run.
 """
 
 from __future__ import annotations
@@ -66,9 +67,45 @@ def overhead(short: bool) -> Iterator[Row]:
     case = f"{len(jobs)} plans"
     yield Row(case, "wall clock", wall_s, pure_s, f"solving on {cores()} cores", "s", "lower")
     yield Row(case, "wall clock over solving", wall_s / pure_s, 1.3, "asked", "ratio", "lower")
+    plain_s = side_by_side(len(jobs))
+    yield Row(case, "wall clock over plain processes", wall_s / plain_s, 1.3, "asked", "ratio", "lower")
     own_ms = (wall_s - first[0] - pure_s) * cores() / len(jobs) * 1e3
     yield Row(case, "of a core beside each job's solving", own_ms, 20.0, "asked", "ms", "lower")
     yield Row(case, "before the first answer", first[0], 2.0, "asked", "s", "lower")
+
+
+PLAIN = """
+import sys, time
+from benchmarks.batch import SETTINGS, sweep
+from formulations.batch.jobs import swept_source
+from formulations.planning import plan, problem_of
+num_jobs, first, step = map(int, sys.argv[1:])
+payloads = [job.payload(SETTINGS) for job in sweep(num_jobs)[first::step]]
+plan(problem_of(swept_source(payloads[0])), options=SETTINGS.options)
+sys.stdin.readline()
+started = time.perf_counter()
+for payload in payloads:
+    plan(problem_of(swept_source(payload)), options=SETTINGS.options)
+print(time.perf_counter() - started)
+"""
+
+
+def side_by_side(num_jobs: int) -> float:
+    """Seconds that as many processes as cores take for the plans, from when all are ready."""
+    command = [sys.executable, "-c", PLAIN, str(num_jobs)]
+    processes = [
+        subprocess.Popen(
+            [*command, str(first), str(cores())], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for first in range(cores())
+    ]
+    # Long enough for every one to have read its jobs.
+    time.sleep(10.0)
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return max(float(process.communicate()[0].split()[-1]) for process in processes)
 
 
 def memory(short: bool) -> Iterator[Row]:
