@@ -114,11 +114,12 @@ def _answer(document: PlanDocument, problem: Any) -> Iterator[Section]:
 def _told(document: PlanDocument, problem: Any) -> list[Block]:
     """What `gpuplan plan` prints of a plan, as blocks."""
     from cli.answers import answer
+    from cli.render import number
     from planner.reporting.page import Lines
 
     outcome = document.outcome
     if problem is None:
-        return [Lines([("objective", f"{_number(outcome.objective)} {outcome.objective_unit}")])]
+        return [Lines([("objective", f"{number(outcome.objective)} {outcome.objective_unit}")])]
     blocks: list[Block] = []
     for part in answer(document, problem):
         last = blocks[-1] if blocks else None
@@ -202,9 +203,3 @@ def _grid(table: Table) -> Block:
     numeric = frozenset(place for place, column in enumerate(table.columns) if column.justify == "right")
     rows = [tuple(str(cell) for cell in row) for row in zip(*columns, strict=True)]
     return Grid([str(column.header) for column in table.columns], rows, numeric)
-
-
-def _number(value: float | None) -> str:
-    from cli.render import number
-
-    return number(value)

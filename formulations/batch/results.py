@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -117,16 +117,7 @@ class ResultsFile:
             self._write_header(header)
 
     def _write_header(self, header: Header) -> None:
-        self.append(
-            {
-                "gpuplan_batch": FORMAT,
-                "gpuplan_version": header.gpuplan_version,
-                "jobs_sha256": header.jobs_sha256,
-                "num_jobs": header.num_jobs,
-                "shard": header.shard,
-                "settings": header.settings,
-            }
-        )
+        self.append({"gpuplan_batch": FORMAT, **asdict(header)})
 
     def has(self, key: str) -> bool:
         """A job of this key is finished, and what it read has not changed since."""

@@ -140,11 +140,11 @@ def points(
 
 def slots(rows: IntArray, names: Sequence[str], across: str, down: str) -> str:
     """A matrix [down, across] of what fills each place: positions in `names`, -1 for nothing, -2 for no place."""
-    from matplotlib.colors import ListedColormap
-
     shown = [*COLOURS[: len(names)], "#88888833", "#00000000"]
     values = np.where(rows == -1, len(names), np.where(rows == -2, len(names) + 1, rows))
     with drawing(height_in=max(1.6, min(5.0, 0.4 + 0.16 * rows.shape[0]))) as canvas:
+        from matplotlib.colors import ListedColormap
+
         axes: Axes = canvas.axes[0]
         axes.imshow(
             values, aspect="auto", interpolation="nearest", cmap=ListedColormap(shown), vmin=-0.5,

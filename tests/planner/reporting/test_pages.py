@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from planner.errors import MissingExtraError
 from planner.reporting import charts
 from planner.reporting.html import to_html
 from planner.reporting.markdown import to_markdown
@@ -115,3 +117,15 @@ def test_drawings_are_svg_in_the_pages_ink(seed: int) -> None:
 def test_the_same_drawing_is_the_same_text() -> None:
     one, two = (charts.bars(["a"], {"b": np.array([2.0])}, "c") for _ in range(2))
     assert one == two
+
+
+def test_without_the_extra_every_drawing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("matplotlib", "matplotlib.figure", "matplotlib.colors"):
+        monkeypatch.setitem(sys.modules, name, None)
+    one = np.ones(1)
+    for draw in (
+        lambda: charts.bars(["a"], {"b": one}, "c"),
+        lambda: charts.slots(np.zeros((1, 1), dtype=np.int64), ["a"], "node", "GPU"),
+    ):
+        with pytest.raises(MissingExtraError, match=r"gpuplan\[report\]"):
+            draw()
