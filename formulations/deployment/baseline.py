@@ -100,7 +100,7 @@ def _packed(problem: FleetProblem, replicas: IntArray) -> IntArray | None:
             left, used = _fill(left, int(problem.gpus[offer]), float(problem.most[offer]))
             instances[offer] = max(instances[offer], used)
         ways = []
-        for offer in inside.tolist():
+        for offer in inside[problem.price[inside] > 0].tolist():
             rest, used = _fill(left, int(problem.gpus[offer]), float(problem.most[offer]))
             if not rest:
                 ways.append((*_smaller_last(problem, inside, left, offer, used), offer, used))

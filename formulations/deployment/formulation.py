@@ -47,6 +47,7 @@ class Deployment:
         self, problem: DeployProblem, options: SolveOptions, budget: Budget, hint: DeployPlan | None
     ) -> SearchResult[DeployPlan]:
         """Solve the fleet of services, then place its workers. A hint is refused: `current` prices moves from one."""
+        from formulations.deployment.placing import near_running
         from formulations.deployment.plans import whole_plan
         from formulations.deployment.trim import trimmed
 
@@ -59,7 +60,8 @@ class Deployment:
         if found.plan is not None:
             # What is told beside the plan has its own time: the search may use all of its.
             beside = Budget(max(BESIDE_S, budget.remaining_s))
-            plan = whole_plan(problem, trimmed(problem.fleet, found.plan, options, beside), options, beside)
+            fleet = trimmed(problem.fleet, found.plan, options, beside, near_running(problem))
+            plan = whole_plan(problem, fleet, options, beside)
         return SearchResult(
             status=found.status,
             stop=found.stop,
@@ -87,7 +89,7 @@ class Deployment:
         from formulations.deployment.plans import bare_plan
 
         fleet = stage_by_stage(problem.fleet)
-        return "stage by stage", None if fleet is None else bare_plan(replace(problem, current=None), fleet)
+        return "stage by stage", None if fleet is None else bare_plan(problem, fleet)
 
 
 #: Seconds that what follows of a plan may take at least: trimming, expert maps, prices, steps.

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from formulations.deployment.current import offer_of_node
+import numpy as np
+
 from formulations.deployment.problem import DeployProblem
-from planner.deploy_plan import DeployedNodes, DeployedPod, DeployPlan
-from planner.fleet_plan import Period, Replicas
+from formulations.gpu_fleet.packing import Placer, place
+from formulations.gpu_fleet.problem import FleetProblem, IntArray
+from planner.deploy_plan import DeployedNodes, DeployedPod
+from planner.fleet_plan import Period
 
 #: What a worker is to its pods: its service, its name, and its GPUs.
 Key = tuple[str, str, int]
+#: A worker's nodes, and its devices on each.
+Places = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class Placed:
     name: str
     service: str
     worker: str
-    places: tuple[tuple[str, tuple[int, ...]], ...]
+    places: Places
 
     @property
     def num_gpus(self) -> int:
@@ -71,12 +76,10 @@ def workers_in(pods: Iterable[DeployedPod]) -> list[Placed]:
 
 def place_pods(problem: DeployProblem, period: Period) -> tuple[tuple[DeployedNodes, ...], tuple[DeployedPod, ...]]:
     """Nodes and pods of one period. Raises ValueError where workers have no room, which a right plan never makes."""
-    current = problem.current
-    running = workers_in(current.pods) if current is not None else []
-    home = {} if current is None else offer_of_node(problem.standing, current)
-    by_offer: dict[str, list[Replicas]] = defaultdict(list)
+    running = [] if problem.current is None else workers_in(problem.current.pods)
+    by_offer: dict[str, Counter[Key]] = defaultdict(Counter)
     for row in period.replicas:
-        by_offer[row.offer].append(row)
+        by_offer[row.offer][row.model, str(row.worker), row.gpus] += row.count
     counts: Counter[str] = Counter()
     for one in period.allocation:
         counts[one.offer] += one.count
@@ -85,12 +88,42 @@ def place_pods(problem: DeployProblem, period: Period) -> tuple[tuple[DeployedNo
     for index, offer in enumerate(problem.fleet.offer_names):
         if not counts[offer]:
             continue
-        there = _Nodes(problem, index, counts[offer], current)
-        mine = [one for one in running if all(home.get(node) == offer for node, _ in one.places)]
-        placed = there.place(by_offer[offer], mine, names)
+        there = _Nodes(problem, {index: counts[offer]})
+        placed = there.place(by_offer[offer], running, names)
         pods += [pod for one in placed for pod in one.pods()]
-        nodes.append(there.told({node for one in placed for node, _ in one.places}))
+        nodes.append(there.told(index, {node for one in placed for node, _ in one.places}))
     return tuple(nodes), tuple(pods)
+
+
+def near_running(problem: DeployProblem) -> Placer:
+    """Puts replicas onto the offers whose nodes run them now, as far as all have room."""
+    if problem.current is None:
+        return place
+    running = workers_in(problem.current.pods)
+
+    def placer(
+        fleet: FleetProblem, instances: IntArray, replicas: IntArray
+    ) -> tuple[IntArray, list[tuple[int, frozenset[int]]]]:
+        where = np.zeros((fleet.num_configs, fleet.num_offers), dtype=np.int64)
+        hosts: list[tuple[int, frozenset[int]]] = []
+        names = fleet.model_names
+        for pool in range(len(fleet.availability)):
+            counts = {k: int(instances[k]) for k in np.flatnonzero(fleet.pool_of_offer == pool).tolist()}
+            there = _Nodes(problem, counts)
+            configs = {
+                (names[fleet.config_model[c]], str(fleet.worker(c)), int(fleet.config_gpus[c])): c
+                for c in np.flatnonzero((fleet.config_pool == pool) & (replicas > 0)).tolist()
+            }
+            wanted = Counter({key: int(replicas[c]) for key, c in configs.items()})
+            hosted: dict[str, set[int]] = defaultdict(set)
+            for one in there.place(wanted, running, _Names(())):
+                where[configs[one.key], there.offer[one.places[0][0]]] += 1
+                for node, _ in one.places:
+                    hosted[node].add(configs[one.key])
+            hosts += [(k, frozenset(hosted[name])) for k in counts for name in there.chosen(k, set(hosted))]
+        return where, hosts
+
+    return placer
 
 
 class _Names:
@@ -111,74 +144,84 @@ class _Names:
 
 
 class _Nodes:
-    """The nodes of one offer that a plan may use, by name, with their free devices."""
+    """Nodes of some offers of one pool, by name, with their free devices; counts : how many of each offer may be used.
 
-    def __init__(self, problem: DeployProblem, index: int, count: int, current: DeployPlan | None) -> None:
-        fleet = problem.fleet
-        self.offer, self.count = fleet.offer_names[index], count
-        self.gpus, self.price = int(fleet.gpus[index]), float(fleet.price[index])
-        self.device = fleet.described_offers[index].device
-        self.stands = index >= problem.num_rented
-        if self.stands:
-            kind = problem.standing[index - problem.num_rented]
-            self.free = {node.name: node.devices for node in kind.nodes}
+    offer : of each node.
+    """
+
+    def __init__(self, problem: DeployProblem, counts: Mapping[int, int]) -> None:
+        self.problem, self.counts = problem, counts
+        self.offer: dict[str, int] = {}
+        self.free: dict[str, tuple[int, ...]] = {}
+        for index, count in counts.items():
+            for name, devices in self._of(index, count):
+                self.offer[name], self.free[name] = index, devices
+
+    def _of(self, index: int, count: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Standing nodes, those that are rented now, and new ones."""
+        if index >= self.problem.num_rented:
+            yield from (
+                (node.name, node.devices) for node in self.problem.standing[index - self.problem.num_rented].nodes
+            )
             return
-        rented = [] if current is None else [row for row in current.nodes if row.offer == self.offer]
+        fleet, current = self.problem.fleet, self.problem.current
+        offer = fleet.offer_names[index]
+        rented = [] if current is None else [row for row in current.nodes if row.offer == offer]
         known = [name for row in rented for name in row.names]
-        numbers = (f"{self.offer}-{i}" for i in range(1, count + len(known) + 1))
+        numbers = (f"{offer}-{i}" for i in range(1, count + len(known) + 1))
         every = [*known, *(name for name in numbers if name not in known)]
-        self.free = {name: tuple(range(self.gpus)) for name in every[: max(count, len(known))]}
+        yield from ((name, tuple(range(int(fleet.gpus[index])))) for name in every[: max(count, len(known))])
 
-    def place(self, wanted: Sequence[Replicas], running: Sequence[Placed], names: _Names) -> list[Placed]:
+    def chosen(self, index: int, used: set[str]) -> list[str]:
+        """As many nodes of an offer as may be used: those that are first."""
+        mine = [name for name, offer in self.offer.items() if offer == index]
+        first = [name for name in mine if name in used]
+        return [*first, *(name for name in mine if name not in used)][: self.counts[index]]
+
+    def place(self, wanted: Counter[Key], running: Sequence[Placed], names: _Names) -> list[Placed]:
         """Every wanted worker, as many as possible of them where they run now."""
-        left: Counter[Key] = Counter()
-        for row in wanted:
-            left[row.model, str(row.worker), row.gpus] += row.count
-        stays = self._that_stay(running, left)
+        stays = self._that_stay(running, wanted)
         while True:
-            placed = self._filled(left, stays, names)
+            placed = self._filled(wanted, stays, names)
             if placed is not None:
                 return placed
             if not stays:
-                raise ValueError(f"workers have no room on {self.count} nodes of {self.offer}")
-            worth: Counter[str] = Counter()
-            for one in stays:
-                for node, devices in one.places:
-                    worth[node] += len(devices)
+                told = ", ".join(f"{n} nodes of {self.problem.fleet.offer_names[k]}" for k, n in self.counts.items())
+                raise ValueError(f"workers have no room on {told}")
+            worth = _gpus_kept(stays)
             poorest = min(worth, key=lambda node: (worth[node], node))
             stays = [one for one in stays if all(node != poorest for node, _ in one.places)]
 
-    def _that_stay(self, running: Sequence[Placed], left: Counter[Key]) -> list[Placed]:
+    def _that_stay(self, running: Sequence[Placed], wanted: Counter[Key]) -> list[Placed]:
         """Workers in force that are still wanted, on the nodes with the most of them."""
-        worth: Counter[str] = Counter()
         fits = [
             one
             for one in running
-            if left[one.key] and all(set(devices) <= set(self.free.get(node, ())) for node, devices in one.places)
+            if wanted[one.key] and all(set(devices) <= set(self.free.get(node, ())) for node, devices in one.places)
         ]
-        for one in fits:
-            for node, devices in one.places:
-                worth[node] += len(devices)
-        best = {node for node, _ in worth.most_common(self.count)}
+        worth = _gpus_kept(fits)
+        best: set[str] = set()
+        for index, count in self.counts.items():
+            mine = sorted((name for name in worth if self.offer[name] == index), key=lambda name: (-worth[name], name))
+            best |= set(mine[:count])
         kept: Counter[Key] = Counter()
         found = []
         for one in sorted(fits, key=lambda one: (-min(worth[node] for node, _ in one.places), one.name)):
-            if kept[one.key] < left[one.key] and all(node in best for node, _ in one.places):
+            if kept[one.key] < wanted[one.key] and all(node in best for node, _ in one.places):
                 kept[one.key] += 1
                 found.append(one)
         return found
 
     def _filled(self, wanted: Counter[Key], stays: Sequence[Placed], names: _Names) -> list[Placed] | None:
-        """Those that stay, and the others in what is left of so many nodes; None where they have no room."""
+        """Those that stay, and the others in what is left; None where they have no room."""
         free = {name: list(devices) for name, devices in self.free.items()}
         for one in stays:
             for node, devices in one.places:
                 free[node] = [d for d in free[node] if d not in devices]
         used = {node for one in stays for node, _ in one.places}
-        # Nodes that are used already first, then those in force, then others.
-        order = [*(name for name in free if name in used), *(name for name in free if name not in used)][: self.count]
+        order = [name for index in self.counts for name in self.chosen(index, used)]
         left = wanted - Counter(one.key for one in stays)
-        made: list[tuple[Key, tuple[tuple[str, tuple[int, ...]], ...]]] = []
+        made: list[tuple[Key, Places]] = []
         for key in sorted(left, key=lambda key: (-key[2], key)):
             for _ in range(left[key]):
                 spots = self._spots(key[2], order, free)
@@ -189,29 +232,41 @@ class _Nodes:
                 made.append((key, spots))
         return [*stays, *(Placed(names.new(key[0]), key[0], key[1], spots) for key, spots in made)]
 
-    def _spots(
-        self, size: int, order: Sequence[str], free: dict[str, list[int]]
-    ) -> tuple[tuple[str, tuple[int, ...]], ...] | None:
-        """Devices of the first node with room; of a worker of several nodes, the first whole ones."""
-        if size <= self.gpus:
-            node = next((name for name in order if len(free[name]) >= size), None)
-            return None if node is None else ((node, together(free[node], size)),)
-        whole = [name for name in order if len(free[name]) == self.gpus][: size // self.gpus]
-        return None if len(whole) * self.gpus < size else tuple((name, tuple(free[name])) for name in whole)
+    def _spots(self, size: int, order: Sequence[str], free: Mapping[str, list[int]]) -> Places | None:
+        """Devices of the first node with room; of a worker of several nodes, the first whole ones of one offer."""
+        gpus = self.problem.fleet.gpus
+        node = next((name for name in order if len(free[name]) >= size), None)
+        if node is not None:
+            return ((node, together(free[node], size)),)
+        for index in self.counts:
+            whole = [name for name in order if self.offer[name] == index and len(free[name]) == gpus[index]]
+            number = size // int(gpus[index])
+            if size % int(gpus[index]) == 0 and len(whole) >= number > 1:
+                return tuple((name, tuple(free[name])) for name in whole[:number])
+        return None
 
-    def told(self, used: set[str]) -> DeployedNodes:
-        """The nodes of the plan: those that host something, and of rented ones as many more as are paid for."""
-        names = [name for name in self.free if name in used]
-        names += [name for name in self.free if name not in used][: self.count - len(names)]
+    def told(self, index: int, used: set[str]) -> DeployedNodes:
+        """The nodes of one offer in the plan: those that host something, and as many more as are paid for."""
+        fleet = self.problem.fleet
+        name, stands = fleet.offer_names[index], index >= self.problem.num_rented
         return DeployedNodes(
-            offer=None if self.stands else self.offer,
-            node=self.offer if self.stands else None,
-            count=self.count,
-            device=self.device,
-            gpus=self.gpus,
-            usd_per_hour=self.price * self.count,
-            names=tuple(names),
+            offer=None if stands else name,
+            node=name if stands else None,
+            count=self.counts[index],
+            device=fleet.described_offers[index].device,
+            gpus=int(fleet.gpus[index]),
+            usd_per_hour=float(fleet.price[index]) * self.counts[index],
+            names=tuple(self.chosen(index, used)),
         )
+
+
+def _gpus_kept(workers: Iterable[Placed]) -> Counter[str]:
+    """GPUs on each node that these workers have."""
+    found: Counter[str] = Counter()
+    for one in workers:
+        for node, devices in one.places:
+            found[node] += len(devices)
+    return found
 
 
 def together(free: Sequence[int], size: int) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from planner.fleet_plan import FleetPlan
 
 
 def bare_plan(problem: DeployProblem, fleet: FleetPlan) -> DeployPlan:
-    """The plan with everything that follows from the fleet; experts, prices and steps aside."""
+    """The plan with everything that follows from the fleet; experts and prices aside."""
     period = dearest(fleet)
     nodes, pods = place_pods(problem, period)
     workers, assignment = told_rows(problem, period)
@@ -25,6 +25,7 @@ def bare_plan(problem: DeployProblem, fleet: FleetPlan) -> DeployPlan:
         pods=pods,
         cost_usd_per_hour=fleet.cost_usd_per_hour,
         hours=period.hours,
+        change=change_to(problem, nodes, pods, workers),
         fleet=fleet,
     )
 
@@ -38,7 +39,6 @@ def whole_plan(problem: DeployProblem, fleet: FleetPlan, options: SolveOptions, 
         update={
             "experts": expert_maps(problem.experts, problem.workers, used, options, budget),
             "slot_prices": slot_prices(problem.fleet, index, budget),
-            "change": change_to(problem, plan.nodes, plan.pods, plan.workers),
         }
     )
 

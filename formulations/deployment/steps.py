@@ -63,7 +63,7 @@ class Served:
             for bucket in buckets:
                 rate = rates.get((int(fleet.input_tokens[bucket]), int(fleet.output_tokens[bucket])), 0.0)
                 if rate > 0:
-                    (column,) = builder.variables((1,)).tolist()
+                    (column,) = builder.variables((1,), upper=np.inf).tolist()
                     flows[bucket].append((column, kind.role))
                     columns.append(column)
                     each.append(1.0 / rate)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from formulations.gpu_fleet.milp import FleetBuilder
-from formulations.gpu_fleet.packing import Counts, place, plan_of
+from formulations.gpu_fleet.packing import Counts, Placer, place, plan_of
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
 from formulations.gpu_fleet.rows import in_order, instance_counts
 from formulations.gpu_fleet.solution import counts_of, solver_of
@@ -25,8 +25,13 @@ PERIOD_S, GPU_USD_PER_HOUR = 5.0, 1e-5
 GAP = 1e-3
 
 
-def trimmed(problem: FleetProblem, plan: FleetPlan, options: SolveOptions, budget: Budget) -> FleetPlan:
-    """The plan with as few GPUs in workers as were found; the plan itself where demand is left out or time is short."""
+def trimmed(
+    problem: FleetProblem, plan: FleetPlan, options: SolveOptions, budget: Budget, placer: Placer = place
+) -> FleetPlan:
+    """The plan with as few GPUs in workers as were found; the plan itself where demand is left out or time is short.
+
+    placer : of workers onto offers, see `gpu_fleet.packing`.
+    """
     if problem.leave_unserved:
         return plan
     instances = instance_counts(problem, plan)[in_order(problem, plan)]
@@ -36,7 +41,7 @@ def trimmed(problem: FleetProblem, plan: FleetPlan, options: SolveOptions, budge
         if found is None:
             return plan
         counts[period] = found if problem.spare_instances or problem.zone_names else _without_idle(problem, found)
-    return plan_of(problem, counts)
+    return plan_of(problem, counts, placer)
 
 
 def _period(
