@@ -9,7 +9,7 @@ from rich.table import Table
 from cli.render import number, percent, printable, table
 from formulations.parallelism.training.search.problem import TrainProblem
 from planner.plan import PlanDocument
-from planner.training_plan import ParallelSizes, TrainingPlan
+from planner.training_plan import ParallelSizes, TrainingPlan, TrainingStage
 from planner.units import format_bytes, format_seconds
 
 #: Rows of the frontier that are printed; the document has more.
@@ -82,8 +82,8 @@ def _stages(plan: TrainingPlan) -> Iterator[Table]:
     rows, first = [], 0
     for place, stage in enumerate(plan.stages):
         after = plan.stages[place + 1] if place + 1 < len(plan.stages) else None
-        same = after is not None and (after.num_layers, after.head, after.embedding) == (
-            stage.num_layers, stage.head, plan.stages[first].embedding,
+        same = after is not None and (after.num_layers, after.head, after.embedding, after.layer_blocks) == (
+            stage.num_layers, stage.head, plan.stages[first].embedding, stage.layer_blocks,
         )  # fmt: skip
         if same:
             continue
@@ -92,7 +92,7 @@ def _stages(plan: TrainingPlan) -> Iterator[Table]:
         rows.append(
             (
                 str(first) if first == place else f"{first}-{place}",
-                str(start.num_layers),
+                _layers(plan, start),
                 ", ".join(beside),
                 f"{start.first_gpu}-{stage.first_gpu + stage.num_gpus - 1}",
                 format_seconds(start.micro_batch_s),
@@ -101,6 +101,20 @@ def _stages(plan: TrainingPlan) -> Iterator[Table]:
         )
         first = place + 1
     yield table(("stage", "layers", "and", "GPUs", "a micro-batch", "memory"), rows)
+
+
+def _layers(plan: TrainingPlan, stage: TrainingStage) -> str:
+    """Layers of a stage; where they differ, what the blocks do otherwise than the plan."""
+    told = []
+    for block in stage.layer_blocks:
+        does = [] if block.recompute == "none" else [f"recompute {block.recompute}"]
+        if block.tensor_parallel_size != plan.tensor_parallel_size:
+            does.append(f"TP{block.tensor_parallel_size}")
+        if block.zero_stage != plan.zero_stage:
+            does.append(f"ZeRO{block.zero_stage}")
+        if does:
+            told.append(f"{block.num_layers} {' '.join(does)}")
+    return f"{stage.num_layers} ({', '.join(told)})" if told else str(stage.num_layers)
 
 
 def _refined(plan: TrainingPlan) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from formulations.parallelism.training.search.problem import TrainProblem
+from formulations.parallelism.training.search.problem import LayerScope, TrainProblem
 from formulations.parallelism.training.search.space import divided_by_tensor
 from formulations.reading import Reading
 from planner import catalog
@@ -80,6 +80,7 @@ class _Reading(Reading):
             gradient_bytes=instance.gradient_bytes,
             flash_attention=instance.flash_attention,
             recompute=self._recompute(),
+            layer_scope=self._layer_scope(),
             schedules=tuple(dict.fromkeys(instance.schedules)),
             fixed=instance.fixed.given,
             goal=instance.objective,
@@ -222,6 +223,13 @@ class _Reading(Reading):
         if instance.recompute != "auto":
             return (instance.recompute,)
         return ("none", "full") if instance.flash_attention else ("none", "selective", "full")
+
+    def _layer_scope(self) -> LayerScope:
+        """What the framework's options say of single layers, where nothing else is asked for."""
+        asked = self.instance.layer_strategies
+        if asked != "framework":
+            return asked
+        return "chunk" if self.instance.framework == "megatron" else "uniform"
 
     def _matrix(self) -> np.ndarray[tuple[int, int], np.dtype[np.float64]] | None:
         given = self.instance.node_bandwidth_bytes_per_s

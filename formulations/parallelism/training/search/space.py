@@ -80,7 +80,7 @@ def zero_stages(framework: str, pipelined: bool) -> tuple[int, ...]:
 def space(problem: TrainProblem) -> TrainingPlans | None:
     """Every legal plan, whether it fits into memory or not; None where there is none."""
     grid = _Grid()
-    grid.cross("tensor", _tensor(problem))
+    grid.cross("tensor", tensor_sizes(problem))
     grid.cross("context", _chosen(problem, "context_parallel_size", _context(problem)))
     grid.cross("pipeline", _chosen(problem, "pipeline_parallel_size", range(1, problem.model.num_layers + 1)))
     grid.keep(grid["tensor"] * grid["context"] * grid["pipeline"] <= problem.num_gpus)
@@ -133,7 +133,8 @@ def divided_by_tensor(problem: TrainProblem) -> list[tuple[int, str]]:
     return sorted(one for one in found if one[0])
 
 
-def _tensor(problem: TrainProblem) -> list[int]:
+def tensor_sizes(problem: TrainProblem) -> list[int]:
+    """Tensor-parallel sizes that divide what they must, or the fixed one."""
     counts = [count for count, _ in divided_by_tensor(problem)]
     domain = problem.domain_gpus
     wanted = _chosen(problem, "tensor_parallel_size", divisors(domain))

@@ -66,7 +66,7 @@ def brute_force(asked: TrainProblem) -> float:
 
 @pytest.mark.parametrize("changes", [{}, {"sequence_length": 8192, "global_batch_size": 8}, {"reserve": 0.6}])
 def test_no_plan_by_brute_force_is_better(changes: dict[str, object]) -> None:
-    asked = problem(**changes)
+    asked = problem(**changes, layer_strategies="uniform")
     found = solve(TRAINING, asked)
     assert found.status is Status.OPTIMAL
     assert found.objective is not None
@@ -188,6 +188,18 @@ def test_nothing_fits_says_what_takes_the_memory_and_what_would_do() -> None:
     for nodes_now, status in ((count, Status.OPTIMAL), (count - 1, Status.INFEASIBLE)):
         again = solve(TRAINING, replace(asked, num_gpus=4 * nodes_now))
         assert again.status is status
+
+
+def test_only_an_uneven_split_fits() -> None:
+    """Two even stages do not fit by a few percent, a shorter first one does: an answer, with nothing beside it."""
+    fixed = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "context_parallel_size": 1, "micro_batch_size": 1}
+    found = solve(TRAINING, problem(
+        fixed=fixed, reserve=0.74, sequence_length=16384, global_batch_size=32, layer_strategies="uniform"
+    ))  # fmt: skip
+    assert found.plan is not None
+    assert len({stage.num_layers for stage in found.plan.stages}) == 2
+    assert not found.plan.pareto
+    assert not found.plan.runners_up
 
 
 def test_sizes_that_no_plan_can_have_together() -> None:
