@@ -71,7 +71,7 @@ def stage_passes(
         forward, weight = forward + ahead, weight + gradient
         backward = backward + total - ahead - gradient
     send_bytes = HALF * model.hidden_size * sizes.tokens / sizes.tensor
-    send_s = links.point_to_point_s(send_bytes, sizes.tensor * sizes.replicas)
+    send_s = links.point_to_point_s(send_bytes, sizes.tensor * sizes.replicas, sizes.pipeline)
     used = stages.count > 0
     return StagePasses(
         forward_s=np.where(used, forward, 0.0).T,

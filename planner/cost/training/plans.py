@@ -40,7 +40,7 @@ class Schedule(IntEnum):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerVariant:
-    """Layers that do otherwise than their plan says: arrays [n], and `layers` of each stage by kind, [kinds, n, stages].
+    """Layers that do otherwise than their plan: arrays [n], and `layers` of each stage by kind, [kinds, n, stages].
 
     A plan's stage has the same GPUs and micro-batches for all of its layers: tensor x data and data x micro_batch are
     the plan's. Layers of another tensor-parallel size move activations once a stage and pass.

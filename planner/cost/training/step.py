@@ -114,7 +114,7 @@ def _step(
             weight = weight + count * work.weight_gradient_s
             depth = depth + count
     send_bytes = HALF * model.hidden_size * sizes.tokens / sizes.tensor
-    send_s = links.point_to_point_s(send_bytes, sizes.tensor * sizes.replicas)
+    send_s = links.point_to_point_s(send_bytes, sizes.tensor * sizes.replicas, sizes.pipeline)
     waits = idle(sizes, slowest_s, (by_stage * stages.count).sum(axis=0), weight, send_s)
     data_s, updated = _data_parallel(model, shared, stages, links, depth, slowest_s, overlap)
     m = sizes.micro_batches

@@ -86,12 +86,6 @@ def _sizes(problem: TrainProblem, plan: TrainingPlan) -> Iterator[tuple[str, str
     tensor, domain = plan.tensor_parallel_size, problem.domain_gpus
     if domain % tensor:
         yield "links", f"tensor parallel groups of {tensor} do not lie in the {domain} GPUs that fast links join"
-    if problem.rail_only:
-        stage = tensor * plan.context_parallel_size * plan.data_parallel_size
-        if tensor * plan.expert_parallel_size > domain:
-            yield "links", f"experts over {tensor * plan.expert_parallel_size} GPUs: rails join only equal places"
-        if stage % domain and plan.pipeline_parallel_size > 1 and stage * plan.pipeline_parallel_size > domain:
-            yield "links", f"stages of {stage} GPUs do not fill domains of {domain}: sends leave their rail"
 
 
 def _blocks(problem: TrainProblem, plan: TrainingPlan) -> Iterator[Violation]:

@@ -20,13 +20,14 @@ Constraints
     heads      t | attention heads, key-value heads, MLP width
     layers     every layer on one stage, no stage empty; interleaving needs p | C / (d b)
     experts    e | experts, e | c d                           memory    M <= H
-    links      t inside a scale-up domain, t | domain; on rail-only networks tokens for experts stay inside it too, and
-               ranks of a stage fill whole domains, so that stages send along rails
+    links      t inside a scale-up domain, t | domain; other groups lie in the order of ranks (tensor, context, data,
+               experts inside data, pipeline) and pay for what they span: node, leaf or rail, spine. What leaves its
+               rail on a rail-only network is forwarded inside the node, and pays for that
 Method, exact over q, a and n
     all even plans are priced as arrays. A split of q is no faster than the bound of `pricing.balanced_s`; splits of
     plans that fit are priced in the order of that bound, until it is no better than the best plan. n is as small as
-    memory lets it (`mixes`). Layers that differ in tensor parallelism or ZeRO too (`layer_scope` any) are chosen for the
-    top plans by an integer program for each stage, with a bound of their own (`layer_choice`).
+    memory lets it (`mixes`). Layers that differ in tensor parallelism or ZeRO too (`layer_scope` any) are chosen for
+    the top plans by an integer program for each stage, with a bound of their own (`layer_choice`).
 
 Ignored: uneven splits of plans whose even split does not fit, links shared between groups.
 Reference: Calculon (SC 2023), which enumerates such plans one by one.
@@ -66,9 +67,10 @@ SCHEDULES: Mapping[str, Schedule] = {
 class TrainProblem:
     """Everything the search may know.
 
-    num_gpus : of the cluster. domain_gpus : GPUs that tensor parallelism may span. rail_only : see the module.
+    num_gpus : of the cluster. domain_gpus : GPUs that tensor parallelism may span.
     capacity_bytes : memory of a GPU that a plan may use. usd_per_gpu_hour : None where no price is given.
-    layer_scope : what layers of one plan may differ in. fixed : sizes that are decided, by the plan's names. node_bandwidth_bytes_per_s : [nodes, nodes] or None.
+    layer_scope : what layers of one plan may differ in. fixed : sizes that are decided, by the plan's names.
+    node_bandwidth_bytes_per_s : [nodes, nodes] or None.
     time_mape : mean error of held-out predictions of this GPU and framework; None where nothing was measured.
     """
 
@@ -86,7 +88,6 @@ class TrainProblem:
     num_gpus: int
     gpus_per_node: int
     domain_gpus: int
-    rail_only: bool
     capacity_bytes: float
     global_batch_size: int
     sequence_length: int

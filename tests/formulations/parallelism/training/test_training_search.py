@@ -18,7 +18,7 @@ from formulations.parallelism.training.search.pareto import frontier
 from formulations.parallelism.training.search.plans import of_document
 from formulations.parallelism.training.search.pricing import price, splits, step_of, with_splits
 from formulations.parallelism.training.search.problem import TrainProblem
-from formulations.parallelism.training.search.space import along_rails, space
+from formulations.parallelism.training.search.space import space
 from planner.cost.training.memory import training_memory
 from planner.cost.training.plans import Recompute, TrainingPlans, problems
 from planner.descriptions.training import DenseModel
@@ -222,26 +222,6 @@ def test_a_start_plan_is_refused() -> None:
     found = solve(TRAINING, asked)
     with pytest.raises(OptionError, match="no start plan"):
         solve(TRAINING, asked, hint=found.plan)
-
-
-def test_rails_join_equal_places_only() -> None:
-    """Domains of 4: experts over 2 x 2 GPUs stay inside one, 2 x 4 do not; stages of 2 GPUs send off their rail."""
-    asked = problem(cluster={**_rail_only()})
-    one = np.array([1])
-    assert asked.rail_only
-    assert along_rails(asked, 2 * one, one, 4 * one, one, 2 * one).all()
-    assert not along_rails(asked, 2 * one, one, 4 * one, one, 4 * one).any()
-    assert not along_rails(asked, 2 * one, one, one, 4 * one, one).any()
-    found = solve(TRAINING, asked)
-    assert found.plan is not None
-    assert not TRAINING.check(asked, found.plan)
-
-
-def _rail_only() -> dict[str, object]:
-    return {
-        "nodes": [{"device": "a100_sxm", "count": 2, "gpus_per_node": 4}],
-        "network": {"link": "ib_hdr", "topology": "rail_only"},
-    }
 
 
 def test_nodes_are_mapped_by_measured_bandwidth() -> None:
