@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from formulations.outcome import Bound, Budget, SearchResult, SolveOptions, Status, Stop
-from formulations.parallelism.training.search.explain import reasons, ways_out
+from formulations.parallelism.training.search.explain import batch_hint, reasons, ways_out
 from formulations.parallelism.training.search.layer_choice import bound_of_families, chosen_layers
 from formulations.parallelism.training.search.mixes import mixed
 from formulations.parallelism.training.search.pareto import frontier, next_best
@@ -75,7 +75,11 @@ def search(problem: TrainProblem, options: SolveOptions, budget: Budget) -> Sear
     plan = refined(problem, chosen, options, budget)
     plan = plan.model_copy(
         update={
-            "notes": (*plan.notes, *_free_layers(problem, every, best, budget)),
+            "notes": (
+                *plan.notes,
+                *_free_layers(problem, every, best, budget),
+                *batch_hint(problem, plan.tokens_per_s),
+            ),
             "plans_priced": seen + split,
             "pareto": points(problem, fits[frontier(problem, fits)]),
             "runners_up": points(problem, fits[others], whys),

@@ -176,6 +176,27 @@ def test_a_prime_number_of_gpus_leaves_some_idle() -> None:
     assert found.plan.idle_gpus > 0
 
 
+def test_a_prime_batch_is_told_a_better_one() -> None:
+    """31 sequences on 8 GPUs without a pipeline: data parallelism of 1 only. 32 keep all GPUs busy."""
+    fixed = {"context_parallel_size": 1, "pipeline_parallel_size": 1}
+    found = solve(TRAINING, problem(global_batch_size=31, fixed=fixed))
+    better = solve(TRAINING, problem(global_batch_size=32, fixed=fixed))
+    assert found.plan is not None
+    assert better.plan is not None
+    gain = better.plan.tokens_per_s / found.plan.tokens_per_s - 1.0
+    assert [note for note in found.plan.notes if note.startswith(f"a batch of 32 trains {gain:.0%} more")]
+    assert not [note for note in better.plan.notes if note.startswith("a batch of")]
+
+
+def test_sequences_that_nothing_divides_may_be_padded() -> None:
+    """500,009 tokens are a prime number; 489 x 1,024 = 500,736 are split over ranks, and then fit."""
+    asked = problem(sequence_length=500009, global_batch_size=8)
+    found = solve(TRAINING, asked)
+    assert found.status is Status.INFEASIBLE
+    assert "pad sequences to 500736 tokens: context parallelism must divide them" in found.relaxations
+    assert solve(TRAINING, replace(asked, sequence_length=500736)).plan is not None
+
+
 def test_nothing_fits_says_what_takes_the_memory_and_what_would_do() -> None:
     large = DenseModel.model_validate({**SMALL, "num_hidden_layers": 80, "hidden_size": 8192}).model_dump()
     asked = problem(model=large)
