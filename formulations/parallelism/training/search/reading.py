@@ -276,13 +276,13 @@ class _Reading(Reading):
 
 
 def _tiers(fabric: Network | None, nodes: Nodes, domain: int, measured: bool) -> dict[str, Any]:
-    """What lies above a node, in the words of TrainingNetwork; a measured matrix has it all in its mean."""
-    if fabric is None or measured:
+    """What lies above a node, in the words of TrainingNetwork; a measured matrix has leaves and spine in its mean."""
+    if fabric is None:
         return {}
     if fabric.topology == "rail_only":
         return {"gpus_per_rail": nodes.gpus_per_node // nodes.rails}
     leaf = (fabric.nodes_per_leaf or nodes.count) * nodes.gpus_per_node
-    if leaf >= nodes.num_gpus:
+    if leaf >= nodes.num_gpus or measured:
         return {}
     return {
         "gpus_per_leaf": -(-leaf // domain) * domain,
