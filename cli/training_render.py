@@ -28,8 +28,17 @@ def sizes(plan: ParallelSizes) -> str:
     shown = [
         f"{name}{value}" for key, name in SHORT.items() if (value := getattr(plan, key)) != 1 or name in ("TP", "mbs")
     ]
-    told = [] if plan.recompute == "none" else [f"recompute {plan.recompute}"]
+    told = [] if plan.recompute == "none" else [f"recompute {plan.recompute}{_of_layers(plan)}"]
     return " ".join([*shown, *([] if plan.schedule == "1f1b" else [plan.schedule]), *told])
+
+
+def _of_layers(plan: ParallelSizes) -> str:
+    """How many layers recompute, where not all do."""
+    if not isinstance(plan, TrainingPlan) or not any(stage.layer_blocks for stage in plan.stages):
+        return ""
+    every = sum(stage.num_layers for stage in plan.stages)
+    keep = sum(one.num_layers for stage in plan.stages for one in stage.layer_blocks if one.recompute == "none")
+    return f" ({every - keep} of {every} layers)"
 
 
 def training_answer(document: PlanDocument, problem: TrainProblem) -> Iterable[Part]:

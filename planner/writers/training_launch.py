@@ -100,7 +100,8 @@ def recomputed_of_chunk(plan: TrainingPlan) -> int | None:
             found[place % len(plan.stages)] += min(each, chunk.num_layers)
         if found == counts:
             return each
-    raise ExportError(f"{counts} layers of the stages recompute, which is no one number of each chunk")
+    told = f"{counts} layers of the stages recompute, which is no one number of each chunk"
+    raise ExportError(f"{told}; plan with layer_strategies: framework")
 
 
 def even(plan: TrainingPlan) -> bool:

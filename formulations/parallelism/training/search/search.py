@@ -72,14 +72,11 @@ def search(problem: TrainProblem, options: SolveOptions, budget: Budget) -> Sear
     bound = None if not whole else Bound(value=min(value, left), name=_bound_name(problem, len(plans) + split))
     chosen = document_plan(problem, best.plans, blocks)
     others, whys = next_best(fits, tuple(getattr(chosen, name) for name in SIZES[:5]))
+    told = (*_free_layers(problem, every, best, budget), *batch_hint(problem, chosen.tokens_per_s))
     plan = refined(problem, chosen, options, budget)
     plan = plan.model_copy(
         update={
-            "notes": (
-                *plan.notes,
-                *_free_layers(problem, every, best, budget),
-                *batch_hint(problem, plan.tokens_per_s),
-            ),
+            "notes": (*plan.notes, *told),
             "plans_priced": seen + split,
             "pareto": points(problem, fits[frontier(problem, fits)]),
             "runners_up": points(problem, fits[others], whys),

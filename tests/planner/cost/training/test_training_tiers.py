@@ -163,3 +163,29 @@ def test_a_rail_only_cluster_allows_experts_over_nodes_and_prices_the_way() -> N
     plans = space(flat)
     assert plans is not None
     assert (price(rails, plans).step_s >= price(flat, plans).step_s * (1 - 1e-12)).all()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "network", "tiers"),
+    [
+        ({"count": 8}, {}, (8, None, None)),
+        ({"count": 8}, {"topology": "leaf_spine", "nodes_per_leaf": 8, "oversubscription": 2.0}, (8, None, None)),
+        ({"count": 8}, {"topology": "leaf_spine", "nodes_per_leaf": 2, "oversubscription": 2.0}, (8, 16, None)),
+        ({"count": 8}, {"topology": "rail_only"}, (8, None, 1)),
+        ({"count": 8, "rails": 4}, {"topology": "rail_only"}, (8, None, 2)),
+        # An NVLink domain of four trays: a leaf of two of them would cut it in half.
+        (
+            {"count": 16, "gpus_per_node": 4, "scale_up_domain_gpus": 16},
+            {"topology": "leaf_spine", "nodes_per_leaf": 2},
+            (16, 16, None),
+        ),
+    ],
+)
+def test_tiers_of_a_described_cluster(
+    nodes: dict[str, object], network: dict[str, object], tiers: tuple[int, int | None, int | None]
+) -> None:
+    """(GPUs of fast links, below a leaf, on a rail); four NICs of eight GPUs give each half of one."""
+    cluster = {"nodes": [{"device": "h100_sxm", **nodes}], "network": {"link": "ib_ndr", **network}}
+    read = problem(cluster=cluster).network
+    assert (read.gpus_per_node, read.gpus_per_leaf, read.gpus_per_rail) == tiers
+    assert read.inter_node_bytes_per_s == pytest.approx(50e9 * (0.5 if "rails" in nodes else 1.0))
