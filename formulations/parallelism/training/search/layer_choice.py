@@ -38,8 +38,6 @@ from formulations.parallelism.training.search.pricing import (
     goal,
     pieces,
     price,
-    step_of,
-    through_s,
 )
 from formulations.parallelism.training.search.problem import RECOMPUTE, TrainProblem
 from formulations.parallelism.training.search.space import MOST_MICRO_BATCH, tensor_sizes, zero_stages
@@ -224,26 +222,28 @@ def _bytes(
 
 def bound_of_families(problem: TrainProblem, plans: TrainingPlans, near: Priced) -> float:
     """No plan whose layers do as any of their family is better; see the module. plans : the whole space."""
-    least = min(int(RECOMPUTE[name]) for name in problem.recompute)
-    known = {tuple(row) for row in np.unique(_families(near.plans), axis=0).tolist()}
+    model, least = problem.model, min(int(RECOMPUTE[name]) for name in problem.recompute)
     rates = Rates.of(problem.device, problem.coefficients, problem.precision)
-    parts: list[tuple[IntArray, FloatArray, FloatArray, IntArray]] = []
+    links = Links(problem.network, problem.coefficients.link_efficiency)
+    parts: list[tuple[IntArray, FloatArray, FloatArray]] = []
     for piece in pieces(plans[plans.recompute == least]):
-        times = step_of(problem, piece)
-        head_s = head_compute_s(problem.model, plan_sizes(piece), rates)
-        parts.append((_families(piece), through_s(problem, piece, times) - head_s, head_s, piece.num_micro_batches))
-    families = np.concatenate([part[0] for part in parts])
-    layers_s, head_s, micro = (np.concatenate([part[place] for part in parts]) for place in (1, 2, 3))
-    kinds, which = np.unique(families, axis=0, return_inverse=True)
-    fastest = np.full((2, len(kinds)), np.inf)
-    count = np.zeros(len(kinds))
-    np.minimum.at(fastest[0], which, layers_s)
-    np.minimum.at(fastest[1], which, head_s)
-    count[which] = micro
+        sizes = plan_sizes(piece)
+        works = [layer_work(kind, model, sizes, rates, links) for kind in model.kinds]
+        layers_s = np.stack([one.compute_s + one.tensor_s + one.context_s + one.expert_s for one in works])
+        seconds = np.concatenate([layers_s, head_compute_s(model, sizes, rates)[None]])
+        parts.append((_families(piece), seconds, sizes.micro_batches))
+    kinds, which = np.unique(np.concatenate([part[0] for part in parts]), axis=0, return_inverse=True)
+    # The fastest layer of each kind, and the fastest head, whatever plan of the family they are from.
+    fastest = np.full((len(model.kinds) + 1, len(kinds)), np.inf)
+    for row, seconds in zip(fastest, np.concatenate([part[1] for part in parts], axis=1), strict=True):
+        np.minimum.at(row, which, seconds)
+    micro = np.zeros(len(kinds))
+    micro[which] = np.concatenate([part[2] for part in parts])
+    counts = [*(model.pattern.count(k) for k in range(len(model.kinds))), 1]
     stages, virtual = kinds[:, 2], kinds[:, 3]
-    each_s = fastest.sum(axis=0) / stages * _ROUNDING
+    each_s = np.array(counts) @ fastest / stages * _ROUNDING
     filled = np.where(kinds[:, 4] == Schedule.ONE_F_ONE_B, (stages - 1) / virtual, 0.0)
     gpus = kinds[:, 0] * kinds[:, 2] * kinds[:, 5]
-    bounds = goal(problem, each_s * (count + filled), each_s * count, gpus)
-    wanted = np.array([tuple(row) in known for row in kinds.tolist()])
-    return float(bounds[wanted].min())
+    bounds = goal(problem, each_s * (micro + filled), each_s * micro, gpus)
+    known = {tuple(row) for row in np.unique(_families(near.plans), axis=0).tolist()}
+    return float(min(bounds[place] for place, row in enumerate(kinds.tolist()) if tuple(row) in known))

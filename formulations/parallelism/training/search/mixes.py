@@ -15,6 +15,7 @@ Bound
     no mix of q is faster than q with o everywhere, whose own bound holds for all splits. Without a pipeline a slower
     micro-batch can hide more of the collectives of ZeRO 2 and 3: half a micro-batch at most, which is taken off.
 
+Ignored: layers of three kinds in one plan (none, attention, all), which `layer_choice` has.
 Reference: Megatron-LM's block recomputation; Korthikanti et al., arXiv 2205.05198.
 """
 

@@ -99,7 +99,7 @@ def search(problem: TrainProblem, options: SolveOptions, budget: Budget) -> Sear
 _LAYERS: Mapping[LayerScope, str] = {
     "uniform": "whose layers all do the same",
     "chunk": "of which any number of layers of each chunk recomputes",
-    "stage": "of which any number of layers of each stage recomputes",
+    "stage": "of which any number of layers of each stage recomputes, the others less",
 }
 
 

@@ -40,6 +40,7 @@ TIGHT: dict[str, Any] = {
         "micro_batch_size": 1,
     },
 }
+EIGHT = {"nodes": [{"device": "h800_sxm", "count": 8}]}
 SCOPES = ("uniform", "framework", "stage", "any")
 
 
@@ -127,26 +128,34 @@ def outcome_of(asked: TrainProblem, scope: LayerScope) -> float:
     return outcome.objective.total
 
 
-def test_no_mix_is_below_the_bound_of_its_family() -> None:
-    """Random layers of a family's plans, whether they fit or not: each is dearer than the family's bound."""
-    asked = problem(**TIGHT | {"fixed": {"pipeline_parallel_size": 2, "virtual_pipeline_size": 1}}, framework="x")
+@pytest.mark.parametrize(
+    ("changes", "layers"),
+    [
+        (TIGHT | {"framework": "x"}, [3, 3]),
+        ({"model": "deepseek-ai/DeepSeek-V3", "cluster": EIGHT, "global_batch_size": 32, "framework": "x"}, [30, 31]),
+    ],
+)
+def test_no_mix_is_below_the_bound_of_its_family(changes: dict[str, Any], layers: list[int]) -> None:
+    """Random layers of a family's plans, whether they fit or not: each is dearer than the family's own bound.
+
+    DeepSeek-V3's three dense layers are cut off from the others, which are faster under other sizes.
+    """
+    asked = problem(**changes | {"fixed": {"pipeline_parallel_size": 2, "virtual_pipeline_size": 1}})
     every = space(asked)
     assert every is not None
-    bound = bound_of_families(asked, every, price(asked, every))
     random = np.random.default_rng(3)
-    below = 0
-    for _ in range(60):
+    for _ in range(25):
         one = every[random.integers(len(every), size=1)]
-        one = replace(one, stage_layers=np.array([[3, 3]]))
+        bound = bound_of_families(asked, every, price(asked, one))
+        one = replace(one, stage_layers=np.array([layers]))
+        known = strategies_of(asked, one)
         blocks = []
-        for _stage in range(2):
-            cut = int(random.integers(1, 3))
-            picked = [strategies_of(asked, one)[i] for i in random.integers(len(strategies_of(asked, one)), size=2)]
-            blocks.append([block_of(picked[0], cut), block_of(picked[1], 3 - cut)])
+        for count in layers:
+            first, rest = (known[place] for place in random.integers(len(known), size=2))
+            blocks.append([block_of(first, min(3, count - 1)), block_of(rest, count - min(3, count - 1))])
         mixed = with_blocks(asked.model, one, blocks)
         assert not problems(mixed, asked.model)
-        below += price(asked, mixed).goal[0] < bound
-    assert below == 0
+        assert price(asked, mixed).goal[0] >= bound
 
 
 def test_what_free_stages_would_gain_is_told() -> None:
@@ -255,7 +264,7 @@ def test_chunks_that_are_short_give_all_they_have() -> None:
 
 def test_blocks_of_interleaved_chunks_hold_every_kind_in_proportion() -> None:
     asked = problem(model="deepseek-ai/DeepSeek-V3", global_batch_size=32,
-                    cluster={"nodes": [{"device": "h800_sxm", "count": 8}]})  # fmt: skip
+                    cluster=EIGHT)  # fmt: skip
     plan = found("uniform")
     changes = {"virtual_pipeline_size": 2, "expert_parallel_size": 1}
     one = arrays_of(asked, plan.model_copy(update=changes), [30, 31])
@@ -270,7 +279,7 @@ def test_blocks_of_interleaved_chunks_hold_every_kind_in_proportion() -> None:
 def test_two_kinds_of_layers_are_told_apart_by_depth() -> None:
     """DeepSeek-V3 has three dense layers first: of the first five layers three are dense."""
     asked = problem(model="deepseek-ai/DeepSeek-V3", global_batch_size=32,
-                    cluster={"nodes": [{"device": "h800_sxm", "count": 8}]})  # fmt: skip
+                    cluster=EIGHT)  # fmt: skip
     plan = found("uniform").model_copy(update={"virtual_pipeline_size": 1, "recompute": "none"})
     block = LayerBlock(num_layers=5, tensor_parallel_size=2, zero_stage=1, recompute="full")
     rest = LayerBlock(num_layers=25, tensor_parallel_size=2, zero_stage=1, recompute="none")
