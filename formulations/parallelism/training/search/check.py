@@ -97,7 +97,8 @@ def _blocks(problem: TrainProblem, plan: TrainingPlan) -> Iterator[Violation]:
             if told:
                 yield Violation(rule="layers", subject=f"stage {place}", message=told)
         held = stage.layer_blocks
-        counts.append(sum(one.num_layers for one in held if one.recompute != "none") if held else stage.num_layers)
+        whole = 0 if plan.recompute == "none" else stage.num_layers
+        counts.append(sum(one.num_layers for one in held if one.recompute != "none") if held else whole)
     if problem.layer_scope == "chunk" and any(stage.layer_blocks for stage in plan.stages):
         chunks = plan.virtual_pipeline_size
         layers = [stage.num_layers for stage in plan.stages]

@@ -231,6 +231,8 @@ def test_layers_that_the_instance_does_not_allow_are_named() -> None:
         "claimed_memory",
     }
     apart = problem(**TIGHT, layer_strategies="framework")
+    one_stage = _with(plan.model_copy(update={"recompute": "none"}), (count, 2, 1, "full"))
+    assert "layers" in {one.rule for one in check(apart, one_stage)}
     uneven = [(1, 2, 1, "full"), (count - 1, 2, 1, "none")]
     assert "layers" in {one.rule for one in check(apart, _with(plan.model_copy(update={"recompute": "full"}), *uneven))}
 
