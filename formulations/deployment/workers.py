@@ -15,7 +15,7 @@ from formulations.deployment.experts import expert_problem, imbalance
 from formulations.deployment.problem import Named, Predicted
 from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.gpu_fleet.problem import FloatArray
-from formulations.parallelism.candidates import DoesNotFit, Variants
+from formulations.parallelism.candidates import DoesNotFit, Variants, as_served
 from formulations.parallelism.margins import margins
 from formulations.parallelism.predictions import SIZES
 from formulations.parallelism.sizes import SizedWorkers, sized_workers
@@ -23,6 +23,7 @@ from formulations.reading import Reading
 from planner import catalog
 from planner.cluster import Cluster, NodeGroup
 from planner.cost.serving.coefficients import Coefficients
+from planner.cost.serving.precision import WEIGHT_FORMATS
 from planner.cost.serving.worker import ServingWorker
 from planner.descriptions.deploy import DeployInstance, Service
 from planner.descriptions.fleet import LEAST_RATE_PER_S
@@ -30,7 +31,7 @@ from planner.descriptions.parallel import ParallelInstance, RequestSize, Serving
 from planner.errors import DescriptionError, OptionError
 from planner.files import SourceText
 from planner.model.spec import ModelSpec
-from planner.parallel_plan import WorkerType
+from planner.parallel_plan import Served, WorkerType
 from planner.readers.service_workers import ServiceWorker
 from planner.units import format_seconds
 from planner.workload import Slo
@@ -50,7 +51,7 @@ class Kind:
 class Found:
     """Workers in the order of the services; experts : by service, GPUs and slots; notes : what was assumed.
 
-    unfit : why services have no worker.
+    unfit : why services have no worker. served : what the workers of each service run.
     """
 
     workers: list[ServiceWorker]
@@ -58,6 +59,7 @@ class Found:
     experts: dict[tuple[str, int, int], ExpertPlacementProblem]
     notes: list[str]
     unfit: list[str] = field(default_factory=list)
+    served: dict[str, Served] = field(default_factory=dict)
 
 
 def predicted_workers(
@@ -69,6 +71,9 @@ def predicted_workers(
         spec = _spec(service, index, reading)
         if spec is None:
             continue
+        asked = Served(model=service.model, precision=service.precision, backend=service.backend)
+        if service.precision is None or service.precision in WEIGHT_FORMATS:
+            found.served[service.name] = as_served(spec, asked)
         search = _Service(instance, service, index, spec, coefficients, reading, found)
         refused = [told for kind in kinds if (told := search.on(kind)) is not None]
         mine = [one for one in found.workers if one.service == service.name]
@@ -184,6 +189,8 @@ class _Service:
             counts = {layer.mlp.num_experts for layer, _ in worker.model.layer_groups()} - {0}
             if ranks < 2 or len(counts) != 1 or worker.redundant_experts:
                 return
+            # Without copies, tokens fall as in the operator tables; the map is made all the same.
+            self._problem(ranks, max(counts), kind)
             for redundant in self.instance.redundant_experts:
                 slots = max(counts) + redundant
                 if redundant and slots % ranks == 0 and redundant <= max(counts):
@@ -193,22 +200,25 @@ class _Service:
 
         return more
 
-    def _even(self, ranks: int, slots: int, kind: Kind) -> float | None:
-        """Load of the busiest rank over the mean; None where the loads cannot be read, which is told once."""
-        if (ranks, slots) not in self.even:
-            if self.reading.findings:
-                return None
-            name, text = self.service.name, self.reading.source
+    def _problem(self, ranks: int, slots: int, kind: Kind) -> ExpertPlacementProblem | None:
+        """Placing the experts of a worker; None where the loads cannot be read, which is told once."""
+        name, known = self.service.name, self.found.experts
+        if (name, ranks, slots) not in known and not self.reading.findings:
+            text = self.reading.source
             source = SourceText(f"loads of {name}" if text is None else text.path, "{}", {}, self.reading.base_dir)
             try:
-                problem = expert_problem(name, self.loads, ranks, slots, kind.gpus, source)
+                known[name, ranks, slots] = expert_problem(name, self.loads, ranks, slots, kind.gpus, source)
             except DescriptionError as error:
                 for finding in error.findings:
                     self.reading.find(("loads", name), finding.message)
-                return None
-            self.found.experts[name, ranks, slots] = problem
+        return known.get((name, ranks, slots))
+
+    def _even(self, ranks: int, slots: int, kind: Kind) -> float | None:
+        """Load of the busiest rank over the mean; None where the loads cannot be read."""
+        problem = self._problem(ranks, slots, kind)
+        if problem is not None and (ranks, slots) not in self.even:
             self.even[ranks, slots] = imbalance(problem)
-        return self.even[ranks, slots]
+        return self.even.get((ranks, slots))
 
     def _add(self, kept: SizedWorkers, w: int, kind: Kind) -> None:
         one = kept.types[w]
