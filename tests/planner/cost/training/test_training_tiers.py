@@ -155,14 +155,18 @@ def test_a_search_prices_each_group_by_what_it_spans() -> None:
     assert (steps[1] > steps[0])[plans.num_gpus == 32].any()
 
 
-def test_a_rail_only_cluster_allows_experts_over_nodes_and_prices_the_way() -> None:
-    flat, rails = problem(cluster=_on()), problem(cluster=_on(topology="rail_only"))
+def test_experts_over_nodes_of_rails_are_legal_and_pay_for_the_way() -> None:
+    """Eight expert-parallel ranks on nodes of four: half of the tokens go to the other node, most over another rail."""
+    asked = {"model": "mistralai/Mixtral-8x7B-v0.1", "fixed": {"expert_parallel_size": 8, "tensor_parallel_size": 1}}
+    flat, rails = problem(cluster=_on(), **asked), problem(cluster=_on(topology="rail_only"), **asked)
     found = solve(TRAINING, rails)
     assert found.plan is not None
     assert not TRAINING.check(rails, found.plan)
     plans = space(flat)
     assert plans is not None
-    assert (price(rails, plans).step_s >= price(flat, plans).step_s * (1 - 1e-12)).all()
+    steps, dearer = price(flat, plans).step_s, price(rails, plans).step_s
+    assert (dearer >= steps * (1 - 1e-12)).all()
+    assert (dearer > steps).all()  # every plan has its experts on two nodes
 
 
 @pytest.mark.parametrize(
