@@ -55,24 +55,26 @@ def report(error: Exception) -> ExitCode:
 
 
 def keep_stdout() -> None:
-    """Give the file descriptor 1 to stderr and keep stdout for what Python writes: solvers print there.
+    """Keep stdout for what Python writes, and silence the file descriptor 1: only solvers print there.
 
-    HiGHS (OR-Tools 9.15) prints a line of its own to stdout for some models whatever its options say.
+    HiGHS (OR-Tools 9.15) prints a line of its debugging for some models whatever its options say.
     """
-    if sys.stdout is None or sys.stderr is None:
+    if sys.stdout is None:
         return
     sys.stdout.flush()
     try:
         own = os.dup(sys.stdout.fileno())
     except OSError:
         return
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    _mute_stdout()
     sys.stdout = open(own, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: SIM115
 
 
 def _mute_stdout() -> None:
-    """Keep the interpreter from complaining about unwritten output when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Have the descriptor of stdout lead nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 class Command(TyperCommand):
@@ -92,7 +94,7 @@ class Command(TyperCommand):
         except (typer.Exit, typer.Abort):
             raise
         except BrokenPipeError:
-            _mute_stdout()
+            _mute_stdout()  # or the interpreter complains about unwritten output when it ends
             code = ExitCode.CLOSED_PIPE
         except KeyboardInterrupt:
             tell("gpuplan: stopped; there is no plan")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from cli.options import CurrentOption, PlanArgument
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from cli.render import Part
     from planner.plan import PlanDocument
     from planner.reporting.page import Block, Report, Section
 
@@ -85,7 +86,8 @@ def page_of(document: PlanDocument, problem: Any, plan: str, instance: str | Non
 
 
 def _answer(document: PlanDocument, problem: Any) -> Iterator[Section]:
-    from planner.reporting.page import Grid, Items, Section
+    from cli.answers import details
+    from planner.reporting.page import Items, Section
 
     outcome = document.outcome
     if document.plan is None:
@@ -94,11 +96,7 @@ def _answer(document: PlanDocument, problem: Any) -> Iterator[Section]:
         if outcome.relaxations:
             yield Section("What would remove a reason", [Items(outcome.relaxations)])
         return
-    blocks = _told(document, problem)
-    # The first table belongs to the answer; others are for a second reading, after the figures.
-    grids = [place for place, block in enumerate(blocks) if isinstance(block, Grid)]
-    first = grids[1] if len(grids) > 1 else len(blocks)
-    yield Section("The answer", blocks[:first])
+    yield Section("The answer", _told(document, problem))
     if document.baseline is not None:
         yield Section("Beside today's rule", _baseline(document))
     if problem is not None:
@@ -107,8 +105,9 @@ def _answer(document: PlanDocument, problem: Any) -> Iterator[Section]:
         drawn = list(figures(document, problem))
         if drawn:
             yield Section("To look at", drawn)
-    if blocks[first:]:
-        yield Section("In detail", blocks[first:])
+        detailed = _blocks(details(document, problem))
+        if detailed:
+            yield Section("In detail", detailed)
 
 
 def _told(document: PlanDocument, problem: Any) -> list[Block]:
@@ -120,8 +119,15 @@ def _told(document: PlanDocument, problem: Any) -> list[Block]:
     outcome = document.outcome
     if problem is None:
         return [Lines([("objective", f"{number(outcome.objective)} {outcome.objective_unit}")])]
+    return _blocks(answer(document, problem))
+
+
+def _blocks(parts: Iterable[Part]) -> list[Block]:
+    """Lines that follow one another as one block, tables as they are."""
+    from planner.reporting.page import Lines
+
     blocks: list[Block] = []
-    for part in answer(document, problem):
+    for part in parts:
         last = blocks[-1] if blocks else None
         if not isinstance(part, tuple):
             blocks.append(_grid(part))
@@ -133,14 +139,14 @@ def _told(document: PlanDocument, problem: Any) -> list[Block]:
 
 
 def _baseline(document: PlanDocument) -> list[Block]:
-    from cli.render import beside_baseline
+    from cli.render import beside_baseline, beware
     from planner.reporting.page import Lines
 
     assert document.baseline is not None
     blocks: list[Block] = [_grid(beside_baseline(document.outcome, document.baseline))]
-    broken = document.baseline.violations
-    if broken:
-        blocks.append(Lines([("beware", f"{document.baseline.name} breaks {broken[0].rule}: {broken[0].message}")]))
+    told = list(beware(document.baseline))
+    if told:
+        blocks.append(Lines(told))
     return blocks
 
 
@@ -173,10 +179,10 @@ def _judged(document: PlanDocument) -> Iterator[Section]:
 
 
 def _proof(document: PlanDocument) -> Iterator[Section]:
-    from cli.render import proven
+    from cli.render import bound
     from planner.reporting.page import Items, Lines, Section
 
-    lines = [(label, text) for label, text in proven(document) if label == "bound"]
+    lines = [("bound", bound(document))]
     outcome = document.outcome
     solver = f"{outcome.method} ({outcome.solver} {outcome.solver_version}), seed {outcome.seed}"
     lines.append(("search", f"{outcome.build_s + outcome.solve_s:.2f} s, {solver}, {outcome.num_threads} thread(s)"))
