@@ -26,7 +26,7 @@ def test_answer_then_rule_then_bound_then_details(gpuplan: Invoke, name: str) ->
     result = gpuplan("plan", str(INSTANCES / name), "--time-limit", "5")
     assert result.exit_code == 0, result.output
     first, rule, detail = ORDER[name]
-    places = [result.stdout.index(text) for text in (f"  {first}", f"plan   {rule}", "  bound  ", detail)]
+    places = [result.stdout.index(text) for text in (f"  {first}", f"plan   {rule}", "\n  bound  ", detail)]
     assert places == sorted(places), result.stdout
     if "  bottleneck" in result.stdout:
         assert result.stdout.index("  bottleneck") < places[1]
