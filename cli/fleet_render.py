@@ -82,6 +82,7 @@ def _runs(problem: FleetProblem, period: Period, full: dict[str, float]) -> Tabl
     by_offer: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for replica in period.replicas:
         size = "1 GPU" if replica.gpus == 1 else f"{replica.gpus} GPUs"
+        size += "" if replica.worker is None else f" ({printable(replica.worker)})"
         who = replica.model if replica.role == "both" else f"{replica.model}, {replica.role}"
         by_offer[replica.offer][who].append(f"{replica.count} of {size}")
     rows = []
@@ -104,6 +105,7 @@ def _routes(problem: FleetProblem, period: Period) -> Iterator[Part]:
     flows = [(float(rate[known.bucket(row)]) * row.fraction, row) for row in period.assignment]
     flows.sort(key=lambda flow: -flow[0])
     split = any(row.role != "both" for row in period.assignment)
+    named = any(row.worker is not None for row in period.assignment)
     rows = [
         (
             f"{printable(row.model)} {row.input_tokens}/{row.output_tokens}",
@@ -112,10 +114,12 @@ def _routes(problem: FleetProblem, period: Period) -> Iterator[Part]:
             printable(row.offer),
             str(row.gpus),
             *([row.role] if split else []),
+            *([printable(row.worker or "")] if named else []),
         )
         for flow, row in flows[:MOST_ROWS]
     ]
-    yield table(("requests, tokens in/out", "a second", "share", "to", "GPUs", *(["role"] if split else [])), rows)
+    more = (*(["role"] if split else []), *(["worker"] if named else []))
+    yield table(("requests, tokens in/out", "a second", "share", "to", "GPUs", *more), rows)
     yield from _handovers(period)
     if len(flows) > MOST_ROWS:
         rest = sum(flow for flow, _ in flows[MOST_ROWS:]) / sum(flow for flow, _ in flows)

@@ -227,7 +227,7 @@ def _fleet(plan: FleetPlan, problem: FleetProblem, cluster: Cluster | None) -> I
             return
         nodes = [_Node(what.gpus) for _ in range(count)]
         parts = [
-            (row.gpus, used(models.index(_model(row.model, row.role)), "", _model(row.model, row.role)))
+            (row.gpus, used(models.index(_model(row.model, row.role)), "", row.worker or _model(row.model, row.role)))
             for row in busiest.replicas
             if row.offer == offer
             for _ in range(row.count)
