@@ -134,7 +134,7 @@ def test_a_fleet_of_named_workers_is_live(tmp_path: Path) -> None:
     assert names == [group.worker for group in groups]
     engine = Engine(path)
     engine.type("Demand!M8", 90)  # coder's busiest hour, ten times what it was
-    assert engine[STATUS] == "BROKEN"
+    assert str(engine[STATUS]).startswith("BROKEN")
 
 
 def test_hours_follow_their_periods(tmp_path: Path) -> None:
