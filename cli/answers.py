@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from cli.deploy_render import deploy_answer, deploy_details
 from cli.fleet_render import fleet_answer, fleet_details
 from cli.layers_render import layers_answer, windows_answer
 from cli.parallel_render import parallel_answer, parallel_details
@@ -52,8 +53,10 @@ ANSWERS: Mapping[str, Callable[[PlanDocument, Any], Iterable[Part]]] = {
     "windows": windows_answer,
     "training": training_answer,
     "pods": pods_answer,
+    "deploy": deploy_answer,
 }
 DETAILS: Mapping[str, Callable[[PlanDocument, Any], Iterable[Part]]] = {
+    "deploy": deploy_details,
     "fleet": fleet_details,
     "parallel": parallel_details,
     "training": training_details,

@@ -20,10 +20,12 @@ from formulations.pod_packing.problem import PodsProblem
 from formulations.reporting.placed import placed
 from planner.cluster import Cluster
 from planner.cost.expert_parallel import gpu_load
+from planner.deploy_plan import DeployPlan
+from planner.experts_plan import ExpertPlacement
 from planner.fleet_plan import FleetPlan, Period
 from planner.layers_plan import LayersPlan, WindowsPlan
 from planner.parallel_plan import ParallelPlan
-from planner.plan import ExpertPlacement, PlanDocument
+from planner.plan import PlanDocument
 from planner.pods_plan import PodsPlan
 from planner.reporting import charts
 from planner.reporting.page import Figure
@@ -252,6 +254,15 @@ def _training(plan: TrainingPlan, problem: TrainProblem) -> Iterator[Figure]:
         yield Figure(svg, "Plans that none beats in step time, free memory, cost and energy together.")
 
 
+def _deploy(plan: DeployPlan, problem: Any) -> Iterator[Figure]:
+    hours = sorted((hour, period) for period in plan.fleet.periods for hour in period.hours)
+    if len(hours) > 1:
+        x = np.array([hour for hour, _ in hours], dtype=float)
+        cost = np.array([period.cost_usd_per_hour for _, period in hours])
+        told = f"{cost.min():.4g} to {cost.max():.4g} USD, {cost.mean():.4g} in the mean"
+        yield Figure(charts.steps(["all nodes"], [cost], x, "hour", "USD per hour"), f"Cost of each hour: {told}.")
+
+
 FIGURES: Mapping[str, Callable[[Any, Any], Iterator[Figure]]] = {
     "experts": _experts,
     "fleet": _fleet,
@@ -260,4 +271,5 @@ FIGURES: Mapping[str, Callable[[Any, Any], Iterator[Figure]]] = {
     "windows": _windows,
     "training": _training,
     "pods": _pods,
+    "deploy": _deploy,
 }

@@ -16,10 +16,12 @@ from formulations.parallelism.problem import ParallelProblem
 from formulations.parallelism.training.search.problem import TrainProblem
 from planner.cluster import Cluster, Nodes
 from planner.cost.expert_parallel import gpu_load
+from planner.deploy_plan import DeployedPod, DeployPlan
+from planner.experts_plan import ExpertPlacement
 from planner.fleet_plan import FleetPlan, Period
 from planner.layers_plan import LayersPlan, WindowsPlan
 from planner.parallel_plan import ParallelPlan, Workers
-from planner.plan import ExpertPlacement, PlanDocument
+from planner.plan import PlanDocument
 from planner.reporting.page import Figure
 from planner.reporting.topology import Area, Box, Cell, free, heat, topology, used
 from planner.training_plan import TrainingPlan
@@ -292,7 +294,39 @@ def _experts(plan: ExpertPlacement, problem: ExpertPlacementProblem, cluster: Cl
     yield Figure(topology(areas), caption)
 
 
+def _deploy(plan: DeployPlan, problem: Any, cluster: Cluster | None) -> Iterator[Figure]:
+    parts = [(one.service, one.worker) for one in plan.workers]
+    services = list(dict.fromkeys(service for service, _ in parts))
+    running: dict[str, list[DeployedPod]] = defaultdict(list)
+    for pod in plan.pods:
+        running[pod.node].append(pod)
+    areas = []
+    for row in plan.nodes:
+        boxes = []
+        for name in row.names:
+            pods = running[name]
+            size = max([row.gpus, *(1 + max(pod.gpus) for pod in pods)])
+            cells = [free()] * size
+            for pod in pods:
+                for gpu in pod.gpus:
+                    place = services.index(pod.service)
+                    cells[gpu] = used(place, _letters(parts.index((pod.service, pod.worker))), pod.service)
+            boxes.append(Box(name, (tuple(cells),), row.device))
+        areas.append(Area(str(row.offer) if row.node is None else f"{row.node} (stands)", tuple(boxes)))
+    legend = [
+        (
+            used(services.index(one.service), _letters(place), one.service),
+            f"{one.count} x {one.service}: {one.worker}" + ("" if one.role == "both" else f", {one.role}"),
+        )
+        for place, one in enumerate(plan.workers)
+    ]
+    when = "" if len(plan.fleet.periods) == 1 else " in the most expensive hours"
+    free_ones = "grey ones are free, or taken by what ran there before"
+    yield Figure(topology(areas, legend), f"Which worker has which devices of which node{when}; {free_ones}.")
+
+
 PLACED: Mapping[str, Callable[[Any, Any, Cluster | None], Iterator[Figure]]] = {
+    "deploy": _deploy,
     "experts": _experts,
     "fleet": _fleet,
     "parallel": _parallel,

@@ -27,6 +27,7 @@ KINDS = {
     "windows": "parallel/windows_home.yaml",
     "training": "parallel/train_70b_rails.yaml",
     "pods": "pods/two_nodes.yaml",
+    "deploy": "deploy/three_services.yaml",
 }
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 

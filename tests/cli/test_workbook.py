@@ -119,6 +119,18 @@ def test_other_problems_have_workbooks(gpuplan: Any, folder: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
+def test_a_deployment_has_a_workbook(gpuplan: Any, folder: Path) -> None:
+    """Its workers come with no latency of their own; their GPUs are summed, and it is planned again from its book."""
+    instance = str(FLEET.parent / "deploy" / "half_used_cluster.yaml")
+    result = gpuplan("workbook", instance, "-o", "plan.xlsx", "--csv", "sheets")
+    assert result.exit_code == 0, result.output
+    told = [row for row in rows(folder / "sheets" / "plan.csv") if row]
+    (head,) = (row for row in told if "num_gpus" in row)
+    (total,) = (row for row in told if row[0] == "GPUs in all")
+    assert float(total[head.index("num_gpus")]) == 11
+    assert gpuplan("plan", "plan.xlsx", "--json", "--quiet").exit_code == 0
+
+
 def test_latency_of_workers_follows_its_limit(gpuplan: Any, folder: Path) -> None:
     instance = str(FLEET.parent / "parallel" / "given_table.yaml")
     result = gpuplan("workbook", instance, "-o", "plan.xlsx", "--csv", "sheets")

@@ -65,6 +65,7 @@ def test_leaves_and_racks_are_areas() -> None:
         "parallel/layers_three_sites.yaml",
         "parallel/windows_home.yaml",
         "experts/four_experts.yaml",
+        "deploy/half_used_cluster.yaml",
     ],
 )
 def test_every_kind_of_plan_is_drawn(name: str) -> None:
