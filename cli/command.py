@@ -9,7 +9,10 @@ from enum import IntEnum
 from typing import Any, ClassVar
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
+
+#: Longer than any first sentence.
+WHOLE = 500
 
 
 class ExitCode(IntEnum):
@@ -75,6 +78,19 @@ def _mute_stdout() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+
+
+class Group(TyperGroup):
+    """A group whose help tells the whole first sentence of every command."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The commands in their order, wrapped instead of cut off."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [
+            (name, one.get_short_help_str(limit=WHOLE)) for name, one in found if one is not None and not one.hidden
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 class Command(TyperCommand):

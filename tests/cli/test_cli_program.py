@@ -50,6 +50,13 @@ def test_what_a_solver_prints_is_not_data() -> None:
     assert (result.stdout, result.stderr) == ("data\n", "")
 
 
+def test_help_tells_what_every_command_does() -> None:
+    """No sentence is cut off on a terminal of 80 columns."""
+    for command in ((), ("import",), ("catalog",)):
+        shown = run(*command, "--help").stdout
+        assert "..." not in shown.partition("Commands:")[2]
+
+
 def test_completion_lists_commands_and_methods() -> None:
     words = {"_GPUPLAN_COMPLETE": "complete_bash"}
     assert "compare" in run(COMP_WORDS="gpuplan com", COMP_CWORD="1", **words).stdout
