@@ -160,7 +160,7 @@ def parallel(
     if model is not None and Path(model, "config.json").is_file():
         model = str(Path(model, "config.json"))
     if instance is None and name is None:
-        name = _default_name(model, candidates)
+        name = _default_name(checkpoint or model, candidates)
     flags = {
         ("name",): Flag("--name", name),
         ("model",): Flag("--model", beside(instance, model) if model and model.endswith(".json") else model),
