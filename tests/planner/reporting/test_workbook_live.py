@@ -351,3 +351,12 @@ def test_libreoffice_computes_the_same(tmp_path: Path) -> None:
                 assert math.isclose(value, other, rel_tol=1e-9, abs_tol=1e-9), (name, cell, value, other)
             else:
                 assert value == other, (name, cell)
+
+
+def test_the_first_sheet_says_what_to_rent(two: Path, engine: Engine) -> None:
+    """4 small and 1 large, 8 USD an hour; dearer instances are followed there too."""
+    assert stored(two)[cell_of(two, "Read me", "rent")] == "4 x small, 1 x large"
+    cost = cell_of(two, "Read me", "USD an hour")
+    assert stored(two)[cost] == 8
+    engine.type(PRICE, 1.5)
+    assert engine[cost] == pytest.approx(10)
