@@ -85,6 +85,8 @@ class _Reading(Reading):
             snapshot=stands.snapshot,
             experts=found.experts,
             current=current,
+            unfit=tuple(found.unfit),
+            served=found.served,
         )
 
     def _fleet_instance(self, offers: Sequence[Offer]) -> FleetInstance:

@@ -7,7 +7,7 @@ share their experts are also tried with second copies of busy ones, as even as t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from formulations.deployment.experts import expert_problem, imbalance
 from formulations.deployment.problem import Named, Predicted
 from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.gpu_fleet.problem import FloatArray
-from formulations.parallelism.candidates import DoesNotFit, Variants
+from formulations.parallelism.candidates import DoesNotFit, Variants, as_served
 from formulations.parallelism.margins import margins
 from formulations.parallelism.predictions import SIZES
 from formulations.parallelism.sizes import SizedWorkers, sized_workers
@@ -23,6 +23,7 @@ from formulations.reading import Reading
 from planner import catalog
 from planner.cluster import Cluster, NodeGroup
 from planner.cost.serving.coefficients import Coefficients
+from planner.cost.serving.precision import WEIGHT_FORMATS
 from planner.cost.serving.worker import ServingWorker
 from planner.descriptions.deploy import DeployInstance, Service
 from planner.descriptions.fleet import LEAST_RATE_PER_S
@@ -30,8 +31,9 @@ from planner.descriptions.parallel import ParallelInstance, RequestSize, Serving
 from planner.errors import DescriptionError, OptionError
 from planner.files import SourceText
 from planner.model.spec import ModelSpec
-from planner.parallel_plan import WorkerType
+from planner.parallel_plan import Served, WorkerType
 from planner.readers.service_workers import ServiceWorker
+from planner.units import format_seconds
 from planner.workload import Slo
 
 
@@ -47,28 +49,43 @@ class Kind:
 
 @dataclass(slots=True)
 class Found:
-    """Workers in the order of the services; experts : by service, GPUs and slots; notes : what was assumed."""
+    """Workers in the order of the services; experts : by service, GPUs and slots; notes : what was assumed.
+
+    unfit : why services have no worker. served : what the workers of each service run.
+    """
 
     workers: list[ServiceWorker]
     predicted: dict[Named, Predicted]
     experts: dict[tuple[str, int, int], ExpertPlacementProblem]
     notes: list[str]
+    unfit: list[str] = field(default_factory=list)
+    served: dict[str, Served] = field(default_factory=dict)
 
 
 def predicted_workers(
     instance: DeployInstance, kinds: Sequence[Kind], coefficients: Coefficients | None, reading: Reading
 ) -> Found:
-    """The workers of all services; a service that fits nowhere, or a mistake in its model, goes to `reading`."""
+    """The workers of all services; mistakes go to `reading`. A service without any has one that serves nothing."""
     found = Found([], {}, {}, [])
     for index, service in enumerate(instance.services):
         spec = _spec(service, index, reading)
         if spec is None:
             continue
+        asked = Served(model=service.model, precision=service.precision, backend=service.backend)
+        if service.precision is None or service.precision in WEIGHT_FORMATS:
+            found.served[service.name] = as_served(spec, asked)
         search = _Service(instance, service, index, spec, coefficients, reading, found)
-        refused = [search.on(kind) for kind in kinds]
-        if all(refused):
-            message = f"{service.name} fits on no node: {'; '.join(dict.fromkeys(map(str, refused)))}"
-            reading.find(("services", index, "model"), message)
+        refused = [told for kind in kinds if (told := search.on(kind)) is not None]
+        mine = [one for one in found.workers if one.service == service.name]
+        roles = {one.role for one in mine}
+        if "both" not in roles and not {"prefill", "decode"} <= roles:
+            found.workers = [one for one in found.workers if one.service != service.name]
+            found.unfit.append(f"{service.name} has no worker: {'; '.join(dict.fromkeys(refused))}")
+            sizes = {(one.input_tokens, one.output_tokens): 0.0 for one in service.demand}
+            found.workers.append(ServiceWorker("none", service.name, kinds[0].device, "both", 1, {}, sizes))
+        else:
+            types = ", ".join(f"{sum(one.device == kind.device for one in mine)} on {kind.device}" for kind in kinds)
+            found.notes.append(f"{service.name}: {types} of {search.priced} priced worker types are undominated")
     return found
 
 
@@ -99,6 +116,7 @@ class _Service:
         self.slo = service.slo or instance.slo or Slo()
         self.loads = instance.loads.get(service.name, ())
         self.even: dict[tuple[int, int], float] = {}
+        self.priced = 0
 
     def on(self, kind: Kind) -> str | None:
         """Add the workers on one kind of GPU; why there is none."""
@@ -118,13 +136,20 @@ class _Service:
         chosen = [w for w, one in enumerate(kept.types) if self._wanted(one) and (kept.size_rate[:, w] > 0).any()]
         for w in _undominated(kept, chosen):
             self._add(kept, w, kind)
-        self.found.notes += [f"{self.service.name} on {kind.device}: {note}" for note in sized.notes[:1]]
-        if not chosen:
-            limits = ", ".join(
-                f"{name} {value:g} s" for name, value in (("TTFT", self.slo.ttft_s), ("TPOT", self.slo.tpot_s)) if value
-            )
-            return f"{kind.device}: no worker keeps {limits or 'the sizes asked for'}"
-        return None
+        self.priced += len(sized.types)
+        whole = {one.role for w, one in enumerate(kept.types) if w in chosen}
+        return None if "both" in whole or {"prefill", "decode"} <= whole else self._too_slow(sized, kind)
+
+    def _too_slow(self, sized: SizedWorkers, kind: Kind) -> str:
+        """Which limits no worker keeps, and how fast the fastest is."""
+        told = []
+        for place, (name, limit) in enumerate((("TTFT", self.slo.ttft_s), ("TPOT", self.slo.tpot_s))):
+            times = np.where(sized.size_rate > 0, sized.latencies[:, :, place], np.inf)
+            best = float(np.where(times > 0, times, np.inf).min(initial=np.inf))
+            if limit is not None and np.isfinite(best):
+                told.append(f"{name} {format_seconds(best)} at best, limit {format_seconds(limit)}")
+        sizes = "" if self.service.gpus_per_worker is None else " of the sizes asked for"
+        return f"on {kind.device} none{sizes} keeps the limits together ({', '.join(told) or 'no limit'})"
 
     def _asked(self, kind: Kind, cluster: Cluster) -> ParallelInstance:
         """The service on one kind of GPU, in the terms of the serving search."""
@@ -164,6 +189,8 @@ class _Service:
             counts = {layer.mlp.num_experts for layer, _ in worker.model.layer_groups()} - {0}
             if ranks < 2 or len(counts) != 1 or worker.redundant_experts:
                 return
+            # Without copies, tokens fall as in the operator tables; the map is made all the same.
+            self._problem(ranks, max(counts), kind)
             for redundant in self.instance.redundant_experts:
                 slots = max(counts) + redundant
                 if redundant and slots % ranks == 0 and redundant <= max(counts):
@@ -173,22 +200,25 @@ class _Service:
 
         return more
 
-    def _even(self, ranks: int, slots: int, kind: Kind) -> float | None:
-        """Load of the busiest rank over the mean; None where the loads cannot be read, which is told once."""
-        if (ranks, slots) not in self.even:
-            if self.reading.findings:
-                return None
-            name, text = self.service.name, self.reading.source
+    def _problem(self, ranks: int, slots: int, kind: Kind) -> ExpertPlacementProblem | None:
+        """Placing the experts of a worker; None where the loads cannot be read, which is told once."""
+        name, known = self.service.name, self.found.experts
+        if (name, ranks, slots) not in known and not self.reading.findings:
+            text = self.reading.source
             source = SourceText(f"loads of {name}" if text is None else text.path, "{}", {}, self.reading.base_dir)
             try:
-                problem = expert_problem(name, self.loads, ranks, slots, kind.gpus, source)
+                known[name, ranks, slots] = expert_problem(name, self.loads, ranks, slots, kind.gpus, source)
             except DescriptionError as error:
                 for finding in error.findings:
                     self.reading.find(("loads", name), finding.message)
-                return None
-            self.found.experts[name, ranks, slots] = problem
+        return known.get((name, ranks, slots))
+
+    def _even(self, ranks: int, slots: int, kind: Kind) -> float | None:
+        """Load of the busiest rank over the mean; None where the loads cannot be read."""
+        problem = self._problem(ranks, slots, kind)
+        if problem is not None and (ranks, slots) not in self.even:
             self.even[ranks, slots] = imbalance(problem)
-        return self.even[ranks, slots]
+        return self.even.get((ranks, slots))
 
     def _add(self, kept: SizedWorkers, w: int, kind: Kind) -> None:
         one = kept.types[w]
