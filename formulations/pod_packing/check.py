@@ -30,6 +30,7 @@ def check(problem: PodsProblem, plan: PodsPlan) -> list[Violation]:
         *_spread(problem, where),
         *_gangs(problem, where),
         *_everything(problem, plan),
+        *_remedies(problem, plan),
     ]
 
 
@@ -48,16 +49,22 @@ def _where(problem: PodsProblem, plan: PodsPlan) -> dict[int, int]:
 
 def _names(problem: PodsProblem, plan: PodsPlan) -> Iterator[Violation]:
     """Every pod is told once, and every name is known."""
-    pods, nodes = set(problem.pod_names), set(problem.node_names)
     told = Counter([one.pod for one in plan.placements] + [one.pod for one in plan.unplaced])
     for name, count in told.items():
-        if name not in pods:
-            yield _broken("pod", name, f"{name} is no pod of the instance")
-        elif count > 1:
+        if count > 1:
             yield _broken("pod", name, f"{name} is told {count} times")
     for name in problem.pod_names:
         if name not in told:
             yield _broken("pod", name, f"{name} is neither placed nor unplaced")
+    yield from _unknown(problem, plan)
+
+
+def _unknown(problem: PodsProblem, plan: PodsPlan) -> Iterator[Violation]:
+    """Pods and nodes that the instance does not have."""
+    pods, nodes = set(problem.pod_names), set(problem.node_names)
+    for name in [*(one.pod for one in plan.placements), *(one.pod for one in plan.unplaced)]:
+        if name not in pods:
+            yield _broken("pod", name, f"{name} is no pod of the instance")
     for one in plan.placements:
         if one.node not in nodes:
             yield _broken("node", one.pod, f"{one.pod} is on {one.node}, which is no node of the instance")
@@ -207,3 +214,24 @@ def _everything(problem: PodsProblem, plan: PodsPlan) -> Iterator[Violation]:
         left = [one.pod for one in plan.unplaced if one.pod not in waiting]
         if left:
             yield _broken("everything", left[0], f"{len(left)} pods have no place", len(left), 0)
+
+
+def _remedies(problem: PodsProblem, plan: PodsPlan) -> Iterator[Violation]:
+    """After the moves of a remedy its pods have room where they are said to go."""
+    for remedy in plan.remedies:
+        if remedy.way != "moves":
+            continue
+        after = {one.pod: one for one in plan.placements}
+        for move in remedy.moves:
+            if move.pod in after:
+                after[move.pod] = after[move.pod].model_copy(update={"node": move.to_node, "gpus": move.gpus})
+        after |= {one.pod: one for one in remedy.placements}
+        helped = plan.model_copy(update={"placements": tuple(after.values())})
+        unknown = list(_unknown(problem, helped))
+        where = {} if unknown else _where(problem, helped)
+        broken = unknown or [
+            *_allowed(problem, where), *_amounts(problem, where), *_devices(problem, helped), *_near(problem, where),
+            *_spread(problem, where), *_gangs(problem, where),
+        ]  # fmt: skip
+        for one in broken[:1]:
+            yield _broken("remedy", remedy.pods[0], f"moves that would place {remedy.pods[0]}: {one.message}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
-from formulations.outcome import Budget, Objective, SearchResult, SolveOptions, Status, Stop
+from formulations.outcome import Budget, Objective, PartBudget, SearchResult, SolveOptions, Status, Stop
 from formulations.pod_packing.baseline import fgd, kube_default
 from formulations.pod_packing.check import check
 from formulations.pod_packing.objective import UNIT, price
@@ -14,6 +16,9 @@ from planner.cost.verdict import Violation
 from planner.errors import OptionError
 from planner.pods_plan import PodsPlan
 from planner.version import gpuplan_version
+
+#: Rules that are there to be compared with: they tell no more than where pods go.
+PUBLISHED_RULES = ("priority-matters", "kube-default", "fgd")
 
 
 class PodPacking:
@@ -42,6 +47,24 @@ class PodPacking:
         if options.num_threads > 1:
             raise OptionError(f"pods methods run on one thread, got {options.num_threads}")
         method = options.method or next(iter(self.methods))
+        if method in PUBLISHED_RULES:
+            return self._searched(method, problem, options, budget)
+        from formulations.pod_packing.remedies import kept_s, relaxations, remedies
+
+        kept = kept_s(options)
+        found = self._searched(method, problem, options, PartBudget(budget, max(1e-3, budget.remaining_s - kept)))
+        started = time.perf_counter()
+        aside = PartBudget(budget, min(kept, budget.remaining_s))
+        if found.status is Status.INFEASIBLE:
+            return replace(found, relaxations=relaxations(problem, options, aside), aside_s=_since(started))
+        if found.plan is None or not found.plan.unplaced or kept == 0.0:
+            return found
+        plan = found.plan.model_copy(update={"remedies": remedies(problem, found.plan, options, aside)})
+        return replace(found, plan=plan, aside_s=_since(started))
+
+    def _searched(
+        self, method: str, problem: PodsProblem, options: SolveOptions, budget: Budget
+    ) -> SearchResult[PodsPlan]:
         if method in ("auto", "cp-sat", "priority-matters"):
             from formulations.pod_packing import cp_sat
 
@@ -78,6 +101,10 @@ class PodPacking:
     def baseline(self, problem: PodsProblem) -> tuple[str, PodsPlan | None]:
         """What kube-scheduler would do with the pending pods."""
         return "kube-default", kube_default(problem)
+
+
+def _since(started: float) -> float:
+    return time.perf_counter() - started
 
 
 POD_PACKING = PodPacking()

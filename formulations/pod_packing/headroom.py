@@ -100,6 +100,7 @@ def _alone(problem: PodsProblem, j: int, count: int, leave: Leave, moves: int) -
         pod_devices=tuple(problem.pod_devices[p] for p in running.tolist()) + ((),) * count,
         pinned=np.concatenate([problem.pinned[running], more.astype(np.bool_)]),
         waiting=("",) * len(names),
+        could_leave=None,
         leave=Leave(
             most=min(moves, int(movable.sum())),
             movable=movable,

@@ -15,7 +15,7 @@ MOST_DEVICES = 31
 
 
 def with_leave(problem: PodsProblem, moves: Moves, snapshot: Snapshot) -> PodsProblem:
-    """The problem with leave to move running pods.
+    """The problem with what could happen to running pods, and with leave for it where the instance allows moves.
 
     Pinned pods (DaemonSet, static, ending) stay, and so do pods that affinity, spread or a gang ties to others: moving
     one of them could break a rule of the rest. A pod may be evicted for good where a pending pod that may preempt has a
@@ -40,4 +40,6 @@ def with_leave(problem: PodsProblem, moves: Moves, snapshot: Snapshot) -> PodsPr
         if (pods & movable).any():
             budgets.append(EvictionBudget(one.name, pods, one.allowed))
     leave = Leave(most=most, movable=movable, evictable=evictable, budgets=tuple(budgets))
-    return replace(problem, leave=leave, assumptions=tuple(assumptions))
+    if not moves.allowed:
+        return replace(problem, could_leave=leave)
+    return replace(problem, leave=leave, could_leave=leave, assumptions=tuple(assumptions))

@@ -13,6 +13,8 @@ from planner.kubernetes.snapshot import WHOLE_MILLI
 from planner.workload import FloatArray, IntArray
 
 BoolArray = npt.NDArray[np.bool_]
+#: Domain of a topology by host name on nodes that are not there yet.
+OWN_DOMAIN = -2
 GPU_MILLI, PLACED, POWERED = "GPU allocation", "pods placed", "powered"
 
 
@@ -64,6 +66,23 @@ class Leave:
     budgets: tuple[EvictionBudget, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Offer:
+    """A kind of node that could be added, at most `most` of them (None: any number).
+
+    capacity : [R]; allowed : [J]; domain : [T], OWN_DOMAIN where each new node is a domain of its own.
+    """
+
+    name: str
+    capacity: IntArray
+    gpus: int
+    gpu_model: str
+    allowed: BoolArray
+    domain: IntArray
+    price_usd_per_hour: float | None = None
+    most: int | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Aim:
     """One tier: the sum of `weight` [J] over placed pods (most), or of `cost` [N] over nodes in use (least)."""
@@ -87,6 +106,8 @@ class PodsProblem:
     domain : [T, N] number of the node's domain by topology key, -1 where it lacks the label.
     gang : [J] gang of a class, -1 for none; gang_least : pods that a gang needs at least.
     node_cost : [N] what `consolidate` counts of a node in use.
+    contradictions : [J] the pair of rules that lets pods of a class run nowhere, in words, or nothing.
+    offers : kinds of nodes that could be added. could_leave : what might happen to running pods if it were allowed.
     """
 
     kind: ClassVar[str] = "pods"
@@ -123,6 +144,9 @@ class PodsProblem:
     time_slice_s: float | None
     assumptions: tuple[str, ...] = ()
     leave: Leave | None = None
+    contradictions: tuple[str, ...] = ()
+    offers: tuple[Offer, ...] = ()
+    could_leave: Leave | None = None
 
     @property
     def num_nodes(self) -> int:

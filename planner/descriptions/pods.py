@@ -22,11 +22,10 @@ Labels = dict[str, str]
 Raw = dict[str, Any]
 
 
-class NodeClass(Description):
-    """So many equal nodes. Node i of several is named NAME-i; amounts are what pods may take (allocatable)."""
+class _NodeKind(Description):
+    """What a node is; amounts are what pods may take (allocatable)."""
 
     name: Name
-    count: Count = 1
     cpu: Quantity
     memory: Quantity
     pods: Annotated[Quantity, Field(description="pod slots; default: the kubelet's 110")] = 110
@@ -42,6 +41,18 @@ class NodeClass(Description):
     def problems(self) -> Iterator[Problem]:
         """Amounts that can be read."""
         yield from _amounts(self)
+
+
+class NodeClass(_NodeKind):
+    """So many equal nodes. Node i of several is named NAME-i; amounts are what pods may take (allocatable)."""
+
+    count: Count = 1
+
+
+class NodeOffer(_NodeKind):
+    """A kind of node that could be added, for pods without a place."""
+
+    count: Annotated[Count | None, Field(description="most that could be added; default: any number")] = None
 
 
 class PodClass(Description):
@@ -74,12 +85,12 @@ class PodClass(Description):
             yield ("gpu_milli",), f"a share is of one device, this takes {self.gpus}"
 
 
-def _amounts(described: NodeClass | PodClass) -> Iterator[Problem]:
+def _amounts(described: _NodeKind | PodClass) -> Iterator[Problem]:
     for loc, value in [
         (("cpu",), described.cpu),
         (("memory",), described.memory),
         *((("resources", name), value) for name, value in described.resources.items()),
-        *([(("pods",), described.pods)] if isinstance(described, NodeClass) else []),
+        *([(("pods",), described.pods)] if isinstance(described, _NodeKind) else []),
     ]:
         try:
             parse_amount(value, 1000 if loc == ("cpu",) else 1)
@@ -112,6 +123,13 @@ class PodsInstance(Description):
         tuple[Name, ...],
         Field(description="more files or folders: disruption budgets, pod groups, priority classes, namespaces"),
     ] = ()
+    offers: Annotated[
+        tuple[NodeOffer, ...],
+        Field(
+            max_length=1000,
+            description="kinds of nodes that could be added for pods without a place; default: those that there are",
+        ),
+    ] = ()
     objective: Literal["priority", "allocation", "consolidate"] = "priority"
     powered: Annotated[
         Literal["gpus", "nodes", "price"] | None,
@@ -124,7 +142,7 @@ class PodsInstance(Description):
 
     def problems(self) -> Iterator[Problem]:
         """Names are unique, nodes exist, and prices are there where they are counted."""
-        for place, classes in (("nodes", self.nodes), ("pods", self.pods)):
+        for place, classes in (("nodes", self.nodes), ("pods", self.pods), ("offers", self.offers)):
             if isinstance(classes, str):
                 continue
             if not classes and place == "nodes":

@@ -1,0 +1,278 @@
+"""What would place a pod without a place: moving other pods, or nodes to add. Found on top of a plan; nothing is done.
+
+Groups: pods of one class, or of one gang. Moves are sought for one more pod of a class, for as many as a gang lacks;
+nodes for all of the group, and for all groups together.
+
+Moves     the exact model (`exact`) of what runs when the plan is carried out: the group placed, nobody evicted, fewest
+          pods moved. Whole where that is small: then it is proven that the moves are the fewest, or that none help.
+          Else over the nodes that need fewest pods to leave, and those with most room to take them in. Then moves are
+          the fewest where no node at all could do with fewer: for each amount, largest pods first.
+Nodes     `consolidate` (`cp_sat.auto`) over copies of every offer, what runs stays: cheapest where all offers have
+          prices, else fewest. Nodes that are there take part where rules tie a group to other pods.
+
+Pinned pods and those that rules tie to others do not move; disruption budgets are kept.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from formulations.outcome import Budget, PartBudget, SolveOptions, Status
+from formulations.pod_packing.added import nodes_to_add
+from formulations.pod_packing.exact import ExactModel
+from formulations.pod_packing.explain import reason
+from formulations.pod_packing.ordering import ordered
+from formulations.pod_packing.packing import Packing, movable
+from formulations.pod_packing.problem import Leave, PodsProblem
+from formulations.pod_packing.state import State
+from planner.kubernetes.snapshot import WHOLE_MILLI
+from planner.pods_plan import GpuShare, Placement, PodMove, PodsPlan, Remedy
+from planner.workload import IntArray
+
+#: Groups for which remedies are sought, by priority and then by size.
+MOST_GROUPS = 6
+#: Counts of the whole model up to which it is asked; nodes that pods leave, and that take them in, of a part.
+SMALL, LEAVING, TAKING = 2000, 6, 10
+#: Deterministic seconds of one model, and moves beyond which none are told.
+WORK, MOST_MOVES = 0.5, 30
+#: More pods than there are.
+NEVER = np.iinfo(np.int32).max
+#: Share of the time limit that is kept for remedies, at most so many seconds; below this limit none are sought.
+SHARE, MOST_S, LEAST_LIMIT_S = 0.1, 4.0, 2.0
+#: Moves named in words.
+NAMED = 3
+
+
+def kept_s(options: SolveOptions) -> float:
+    """Seconds of the time limit that remedies may take."""
+    return min(MOST_S, SHARE * options.time_limit_s) if options.time_limit_s >= LEAST_LIMIT_S else 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """pods : without a place, alike or of one gang. wanted : so many of them at least make sense together."""
+
+    pods: tuple[int, ...]
+    wanted: int
+    gang: int
+
+
+def remedies(problem: PodsProblem, plan: PodsPlan, options: SolveOptions, budget: Budget) -> tuple[Remedy, ...]:
+    """For the most important groups, and all together; none where every pod has a place, or no time is left.
+
+    None either where the problem does not say what could happen to running pods: it stands for no cluster then.
+    """
+    if problem.could_leave is None:
+        return ()
+    after = carried_out(problem, plan, problem.could_leave)
+    groups = list(_groups(after))
+    if not groups or budget.stop() is not None:
+        return ()
+    state = State(after)
+    found: list[Remedy] = []
+    hopeless: list[int] = []
+    for index, group in enumerate(groups):
+        j = int(after.pod_class[group.pods[0]])
+        why = impossible(after, state, j)
+        if why:
+            hopeless += group.pods
+        if index >= MOST_GROUPS or budget.stop() is not None:
+            continue
+        names = tuple(after.pod_names[pod] for pod in group.pods)
+        if why:
+            found.append(Remedy(pods=names, way="none", proven=True, text=why))
+            continue
+        limit = PartBudget(budget, budget.remaining_s / (min(len(groups), MOST_GROUPS) - index + 1))
+        moves = _moves(after, group, options, PartBudget(limit, limit.remaining_s / 2))
+        if moves is not None:
+            found.append(moves)
+        nodes = nodes_to_add(after, np.array(group.pods), options, limit)
+        if nodes is not None:
+            found.append(nodes)
+    hopeful = np.array([pod for group in groups for pod in group.pods if pod not in set(hopeless)], dtype=np.int64)
+    if len(groups) > 1 and hopeful.size and budget.stop() is None:
+        nodes = nodes_to_add(after, hopeful, options, budget)
+        if nodes is not None and not any(one.way == "nodes" and len(one.pods) == hopeful.size for one in found):
+            found.append(nodes)
+    return tuple(found)
+
+
+def relaxations(problem: PodsProblem, options: SolveOptions, budget: Budget) -> tuple[str, ...]:
+    """Nodes that would let every pending pod run, where the instance asks for that and it cannot be."""
+    pods = np.flatnonzero(problem.pending)
+    state = State(problem)
+    hopeless = {int(j) for j in np.unique(problem.pod_class[pods]) if impossible(problem, state, int(j))}
+    if hopeless or budget.stop() is not None:
+        return ()
+    found = nodes_to_add(problem, pods, options, budget, beside=True)
+    return () if found is None else (found.text,)
+
+
+def impossible(problem: PodsProblem, state: State, j: int) -> str:
+    """Why neither moves nor any node on offer place a pod of class j; nothing where one might."""
+    if problem.contradictions and problem.contradictions[j]:
+        return f"nothing: {problem.contradictions[j]}"
+    if any(_holds(problem, j, one.allowed[j], one.capacity, one.gpus) for one in problem.offers):
+        return ""
+    if any(
+        _holds(problem, j, problem.allowed[j, n], problem.capacity[n], problem.gpus[n])
+        for n in np.flatnonzero(problem.allowed[j]).tolist()
+    ):
+        return ""
+    return f"nothing that there is or that is offered: {reason(problem, state, j)}"
+
+
+def _holds(problem: PodsProblem, j: int, allowed: bool, capacity: IntArray, gpus: int) -> bool:
+    return bool(allowed and (capacity >= problem.request[j]).all() and gpus >= problem.class_gpus[j])
+
+
+def carried_out(problem: PodsProblem, plan: PodsPlan, could: Leave) -> PodsProblem:
+    """The problem when the plan is carried out: what has a place runs there, all may be moved that could be."""
+    pods = {name: index for index, name in enumerate(problem.pod_names)}
+    nodes = {name: index for index, name in enumerate(problem.node_names)}
+    node = np.full(len(pods), -1, dtype=np.int64)
+    devices: list[tuple[int, ...]] = [()] * len(pods)
+    for one in plan.placements:
+        node[pods[one.pod]] = nodes[one.node]
+        devices[pods[one.pod]] = tuple(share.index for share in one.gpus)
+    return replace(
+        problem,
+        objective="priority",
+        pod_node=node,
+        pod_devices=tuple(devices),
+        leave=Leave(
+            most=len(pods),
+            movable=(could.movable | (problem.pod_node < 0)) & (node >= 0),
+            evictable=np.zeros(problem.num_classes, dtype=np.bool_),
+            budgets=could.budgets,
+        ),
+    )
+
+
+def _groups(problem: PodsProblem) -> list[Group]:
+    """Pods without a place by gang and class, the most important and largest first."""
+    members: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for pod in np.flatnonzero(problem.pending).tolist():
+        j = int(problem.pod_class[pod])
+        gang = int(problem.gang[j])
+        members[gang, -1 if gang >= 0 else j].append(pod)
+    found = []
+    for (gang, _), pods in members.items():
+        wanted = 1
+        if gang >= 0:
+            runs = int((problem.pod_node[problem.gang[problem.pod_class] == gang] >= 0).sum())
+            wanted = min(len(pods), max(1, int(problem.gang_least[gang]) - runs))
+        found.append(Group(tuple(pods), wanted, gang))
+    found.sort(key=lambda one: (-int(problem.priority[problem.pod_class[one.pods[0]]]), -len(one.pods), one.pods))
+    return found
+
+
+def _moves(after: PodsProblem, group: Group, options: SolveOptions, budget: Budget) -> Remedy | None:
+    """Fewest moves that place the group, or as few as are found; a remedy `none` where it is proven that none do."""
+    chosen = group.pods[: group.wanted]
+    waiting = tuple("" if pod in chosen or after.pod_node[pod] >= 0 else "aside" for pod in range(len(after.pod_names)))
+    problem = replace(after, waiting=waiting)
+    packing = Packing(problem)
+    pods = np.flatnonzero(movable(problem))
+    small = int(problem.allowed[np.unique(problem.pod_class[pods])].sum()) <= SMALL
+    least = 0 if group.gang >= 0 else _least(problem, int(problem.pod_class[chosen[0]]))
+    fewest = int(least.min()) if isinstance(least, np.ndarray) else least
+    names = tuple(problem.pod_names[pod] for pod in chosen)
+    nothing = Remedy(pods=names, way="none", proven=True, text=f"no moves place {_told(names)}")
+    if fewest > MOST_MOVES:
+        return nothing if fewest == NEVER else None
+    everything = np.arange(problem.num_nodes)
+    nodes = everything if small else _part(problem, np.array(chosen), least)
+    here = np.isin(problem.pod_node[pods], nodes) | (problem.pod_node[pods] < 0)
+    exact = ExactModel(packing, nodes, pods[here])
+    for i in range(len(exact.members)):
+        exact.model.add(exact.on(i) >= exact.size(i))
+    exact.hint()
+    limits = SolveOptions(time_limit_s=max(1e-3, budget.remaining_s), seed=options.seed, work_limit=WORK)
+    result, value = exact.solve(sum(exact.stay.values(), 0), budget, limits)
+    if value is None:
+        return nothing if small and result.status is Status.INFEASIBLE else None
+    packed = exact.packed(value)
+    state = packed.state()
+    order = ordered(problem, {pod: state.place_of[pod] for pod in sorted(state.gone)})
+    moved = len(state.gone)
+    if not moved or moved > MOST_MOVES:
+        return None
+    proven = (small and result.status is Status.OPTIMAL) or moved == fewest
+    return Remedy(
+        pods=names, way="moves", proven=proven, moves=order.moves,
+        placements=tuple(_placement(problem, packed, pod) for pod in chosen),
+        text=_moves_text(names, order.moves, moved, proven),
+    )  # fmt: skip
+
+
+def _placement(problem: PodsProblem, packed: Packing, pod: int) -> Placement:
+    milli = int(problem.class_milli[problem.pod_class[pod]])
+    shares = tuple(GpuShare(index=d, gpu_milli=milli) for d in sorted(packed.devices[pod]))
+    return Placement(pod=problem.pod_names[pod], node=problem.node_names[packed.node[pod]], gpus=shares)
+
+
+def _moves_text(names: tuple[str, ...], moves: tuple[PodMove, ...], moved: int, proven: bool) -> str:
+    listed = [f"{one.pod} from {one.from_node} to {one.to_node}" for one in moves[:NAMED]]
+    if len(moves) > NAMED:
+        listed.append(f"and {len(moves) - NAMED} more")
+    kind = "no fewer do" if proven else "fewer may do"
+    return f"moving {moved} pod{'s' if moved > 1 else ''} places {_told(names)} ({kind}): {', '.join(listed)}"
+
+
+def _told(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _least(problem: PodsProblem, j: int) -> IntArray:
+    """Pods that must leave each node at least so that one of class j fits, [N]; very many where that cannot be.
+
+    For each amount, and for devices, the largest movable pods first: no fewer of them free enough.
+    """
+    state = State(problem)
+    found = np.where(problem.allowed[j], 0, NEVER).astype(np.int64)
+    pods = np.flatnonzero(movable(problem) & (problem.pod_node >= 0))
+    node, klass = problem.pod_node[pods], problem.pod_class[pods]
+    for r in np.flatnonzero(problem.request[j] > 0).tolist():
+        need = problem.request[j, r] - state.free[:, r]
+        found = np.maximum(found, _covers(need, node, problem.request[klass, r], problem.num_nodes))
+    gpus, milli = int(problem.class_gpus[j]), int(problem.class_milli[j])
+    if gpus:
+        fitting = (state.device >= milli).sum(axis=1)
+        # A pod frees as many devices as it uses, and one at least where it only shares it.
+        freed = _covers(gpus - fitting, node, problem.class_gpus[klass], problem.num_nodes)
+        found = np.maximum(found, freed)
+        found = np.where(problem.gpus < gpus, NEVER, found)
+    return found
+
+
+def _covers(need: IntArray, node: IntArray, amount: IntArray, num: int) -> IntArray:
+    """For each node the fewest amounts on it that add up to its need, [num]."""
+    order = np.lexsort((-amount, node))
+    node, amount = node[order], amount[order].astype(np.float64)
+    total = np.concatenate([[0.0], np.cumsum(amount)])
+    start = np.searchsorted(node, np.arange(num))
+    before = total[:-1] - total[start][node]
+    short = np.bincount(node[before < need[node]], minlength=num)
+    all_of = np.bincount(node, weights=amount, minlength=num)
+    found: IntArray = np.where(need <= 0, 0, np.where(all_of >= need, short, NEVER)).astype(np.int64)
+    return found
+
+
+def _part(problem: PodsProblem, chosen: IntArray, least: IntArray | int) -> IntArray:
+    """Nodes that few pods have to leave, and nodes with most room for the pods that leave them."""
+    allowed = np.asarray(problem.allowed[problem.pod_class[chosen]].any(axis=0), dtype=np.bool_)
+    free, device = Packing(problem).left(np.zeros(0, dtype=np.int64))
+    room = (free / np.maximum(1, problem.capacity)).min(axis=1)
+    gpus = device.sum(axis=1) / np.maximum(1, WHOLE_MILLI * problem.gpus)
+    cost = least if isinstance(least, np.ndarray) else np.where(allowed, 0, NEVER)
+    leaving = np.lexsort((-room - gpus, cost))[: LEAVING * chosen.size]
+    leaving = leaving[allowed[leaving]]
+    pods = np.flatnonzero(movable(problem) & np.isin(problem.pod_node, leaving))
+    admits = problem.allowed[np.unique(problem.pod_class[pods])].sum(axis=0)
+    taking = np.argsort(-np.where(admits > 0, room + gpus, -1.0), kind="stable")[:TAKING]
+    found: IntArray = np.union1d(leaving, taking)
+    return found
