@@ -25,10 +25,8 @@ def pods_answer(document: PlanDocument, problem: Any) -> Iterable[tuple[str, str
     fresh = sum(not one.running and one.pod not in moved for one in plan.placements)
     left = len(plan.unplaced) - len(plan.evictions)
     runs = len(plan.placements) - fresh
-    yield (
-        "placed",
-        f"{_pods(fresh, 'pending')}; {runs} {_s(runs, 'run')} already; {left} {'has' if left == 1 else 'have'} no place",
-    )
+    without = f"{left} {'has' if left == 1 else 'have'} no place"
+    yield "placed", f"{_pods(fresh, 'pending')}; {runs} {_s(runs, 'run')} already; {without}"
     if moved or plan.evictions:
         yield "moves", _moves(plan, len(moved))
     if plan.tiers:
@@ -57,9 +55,9 @@ def pods_answer(document: PlanDocument, problem: Any) -> Iterable[tuple[str, str
     if len(reasons) > MOST_REASONS:
         yield "no place", f"and {len(reasons) - MOST_REASONS} more reasons; --json has all"
     for remedy in plan.remedies[:MOST_REMEDIES]:
-        yield "what would help", _remedy(remedy)
+        yield "would help", _remedy(remedy)
     if len(plan.remedies) > MOST_REMEDIES:
-        yield "what would help", f"and {len(plan.remedies) - MOST_REMEDIES} more; --json has all"
+        yield "would help", f"and {len(plan.remedies) - MOST_REMEDIES} more; --json has all"
 
 
 def _remedy(remedy: Any) -> str:

@@ -1,4 +1,9 @@
-"""Nodes to add so that pods find a place: `consolidate` over copies of every offer, beside what runs."""
+"""Nodes to add so that pods find a place.
+
+Pods of one class, tied to no others: a_k of them fit onto a node of offer k by plain arithmetic, so that the cheapest
+n_k nodes with sum of a_k n_k >= pods are a knapsack, solved exactly. All else: `consolidate` over copies of every
+offer, beside what runs. Cheapest where all offers have prices, else fewest nodes, and of those the ones with fewest GPUs.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,15 @@ from dataclasses import replace
 import numpy as np
 
 from formulations.outcome import Budget, SolveOptions, Status
-from formulations.pod_packing.problem import OWN_DOMAIN, Offer, PodsProblem
+from formulations.pod_packing.problem import OWN_DOMAIN, BoolArray, Offer, PodsProblem
+from planner.kubernetes.snapshot import WHOLE_MILLI
 from planner.pods_plan import NodesToAdd, PodsPlan, Remedy
 from planner.workload import IntArray
 
 #: Copies of all offers together beyond which nothing is told, and rounds of patterns (or parts) of the search.
 MOST_COPIES, ROUNDS = 20_000, 60
+#: What a GPU counts in nodes, so that of as few nodes those with fewer GPUs are taken; a cost is in millionths.
+FEWER_GPUS = 1e-5
 
 
 def nodes_to_add(
@@ -31,13 +39,17 @@ def nodes_to_add(
         return None
     beside = beside or bool(problem.crossing[classes].any())
     priced = all(one.price_usd_per_hour is not None for one in offers)
-    grown = _grown(problem, pods, offers, copies, priced, beside)
-    limits = replace(options, work_limit=ROUNDS, time_limit_s=max(0.1, budget.remaining_s), relative_gap=None)
-    result = auto(grown, limits, budget)
-    if result.plan is None:
-        return None
-    counts = _used(grown, result.plan, offers, copies)
-    if not counts.any():
+    proven = True
+    counts: IntArray | None
+    if classes.size == 1 and not beside:
+        counts = _of_one_class(problem, int(classes[0]), pods.size, offers, copies, priced)
+    else:
+        grown = _grown(problem, pods, offers, copies, priced, beside)
+        limits = replace(options, work_limit=ROUNDS, time_limit_s=max(0.1, budget.remaining_s), relative_gap=None)
+        result = auto(grown, limits, budget)
+        proven = result.status is Status.OPTIMAL
+        counts = None if result.plan is None else _used(grown, result.plan, offers, copies)
+    if counts is None or not counts.any():
         return None
     added = tuple(
         NodesToAdd(
@@ -48,7 +60,6 @@ def nodes_to_add(
         if count
     )  # fmt: skip
     price = sum(one.count * (one.price_usd_per_hour or 0.0) for one in added) if priced else None
-    proven = result.status is Status.OPTIMAL
     names = tuple(problem.pod_names[pod] for pod in pods.tolist())
     return Remedy(
         pods=names, way="nodes", proven=proven, nodes=added, price_usd_per_hour=price,
@@ -59,16 +70,55 @@ def nodes_to_add(
 def _copies(problem: PodsProblem, offer: Offer, pods: IntArray) -> int:
     """Nodes that do for all pods that the offer admits, each class on nodes of its own: no plan needs more."""
     total = 0
-    for j, count in zip(*np.unique(problem.pod_class[pods], return_counts=True), strict=True):
-        if not offer.allowed[j] or (offer.capacity < problem.request[j]).any():
-            continue
-        asked, gpus, milli = problem.request[j] > 0, int(problem.class_gpus[j]), int(problem.class_milli[j])
-        fit = int((offer.capacity[asked] // problem.request[j][asked]).min(initial=count))
-        if gpus:
-            fit = min(fit, offer.gpus * (1000 // milli) if gpus == 1 else offer.gpus // gpus)
+    classes, numbers = np.unique(problem.pod_class[pods], return_counts=True)
+    for j, count in zip(classes.tolist(), numbers.tolist(), strict=True):
+        fit = _fit(problem, offer, j, count)
         if fit:
-            total += int(count) if problem.crossing[j] else -(-int(count) // fit)
+            total += count if problem.crossing[j] else -(-count // fit)
     return total if offer.most is None else min(total, offer.most)
+
+
+def _fit(problem: PodsProblem, offer: Offer, j: int, most: int) -> int:
+    """Pods of class j that an empty node of the offer holds, up to `most`."""
+    if not offer.allowed[j]:
+        return 0
+    asked, gpus, milli = problem.request[j] > 0, int(problem.class_gpus[j]), int(problem.class_milli[j])
+    fit = int((offer.capacity[asked] // problem.request[j][asked]).min(initial=most))
+    if gpus:
+        fit = min(fit, offer.gpus * (WHOLE_MILLI // milli) if gpus == 1 else offer.gpus // gpus)
+    return fit
+
+
+def _of_one_class(
+    problem: PodsProblem, j: int, pods: int, offers: list[Offer], copies: list[int], priced: bool
+) -> IntArray | None:
+    """Nodes of each offer, [O], for so many pods of a class: the cheapest cover, by dynamic programming."""
+    cost = np.full(pods + 1, np.inf)
+    cost[0] = 0.0
+    bundles: list[tuple[int, int]] = []
+    taken: list[BoolArray] = []
+    fits = [_fit(problem, one, j, pods) for one in offers]
+    index = np.arange(pods + 1)
+    for o, one in enumerate(offers):
+        each = one.price_usd_per_hour if priced and one.price_usd_per_hour is not None else 1.0 + FEWER_GPUS * one.gpus
+        left, size = copies[o] if fits[o] else 0, 1
+        while left:
+            # Bundles of 1, 2, 4, ... copies make every number of them.
+            size = min(size, left)
+            with_it = cost[np.maximum(0, index - size * fits[o])] + size * each
+            taken.append(with_it < cost)
+            bundles.append((o, size))
+            cost = np.minimum(cost, with_it)
+            left, size = left - size, 2 * size
+    if not np.isfinite(cost[pods]):
+        return None
+    found = np.zeros(len(offers), dtype=np.int64)
+    still = pods
+    for (o, size), better in zip(reversed(bundles), reversed(taken), strict=True):
+        if better[still]:
+            found[o] += size
+            still = max(0, still - size * fits[o])
+    return found
 
 
 def _grown(
@@ -83,7 +133,8 @@ def _grown(
     for t in range(len(problem.topologies)):
         own = np.flatnonzero(domain[t] == OWN_DOMAIN)
         domain[t, own] = problem.domain[t].max(initial=-1) + 1 + np.arange(own.size)
-    cost = np.array([offers[o].price_usd_per_hour if priced else 1.0 for o in which.tolist()], dtype=np.float64)
+    each = [one.price_usd_per_hour if priced else 1.0 + FEWER_GPUS * one.gpus for one in offers]
+    cost = np.array(each, dtype=np.float64)[which]
     return replace(
         problem,
         objective="consolidate",

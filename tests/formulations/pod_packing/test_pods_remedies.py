@@ -58,6 +58,42 @@ def test_no_moves_help_and_nodes_do() -> None:
     assert not told(plan, "moves")
 
 
+def test_two_classes_share_nodes_that_are_added() -> None:
+    """Pods of 3 and of 1 cores, two each, on nodes of 4 cores: two nodes, not three."""
+    one = problem(
+        [{"name": "n", "cpu": 1, "memory": "8Gi"}],
+        [{"name": "r", "cpu": 1, "node": "n"}, {"name": "a", "cpu": 3, "count": 2}, {"name": "b", "count": 2}],
+        offers=[{"name": "o", "cpu": 4, "memory": "8Gi"}],
+    )
+    both = max(told(plan_of(one), "nodes"), key=lambda remedy: len(remedy.pods))
+    assert both.proven
+    assert len(both.pods) == 4
+    assert [node.count for node in both.nodes] == [2]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_cheapest_nodes_for_one_class_by_brute_force(seed: int) -> None:
+    """Every number of nodes of three offers, some of them limited."""
+    rng = random.Random(seed)
+    pods = rng.randint(3, 12)
+    offers = [
+        {
+            "name": f"o{k}", "cpu": rng.randint(1, 5), "memory": "64Gi", "price_usd_per_hour": rng.randint(2, 9),
+            "count": rng.choice([None, 1, 3]),
+        }
+        for k in range(3)
+    ]  # fmt: skip
+    one = problem([{"name": "n", "cpu": 1}], [{"name": "r", "node": "n"}, {"name": "p", "count": pods}], offers=offers)
+    costs = [
+        sum(n * offer["price_usd_per_hour"] for n, offer in zip(chosen, offers, strict=True))
+        for chosen in product(*(range(min(pods, offer["count"] or pods) + 1) for offer in offers))
+        if sum(n * offer["cpu"] for n, offer in zip(chosen, offers, strict=True)) >= pods
+    ]
+    found = told(plan_of(one), "nodes")
+    assert [remedy.price_usd_per_hour for remedy in found] == ([min(costs)] if costs else [])
+    assert all(remedy.proven for remedy in found)
+
+
 def test_offers_are_limited() -> None:
     """Two nodes may be added, and three pods need a node each: nothing is told rather than too little."""
     one = problem(
