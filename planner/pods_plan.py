@@ -20,11 +20,12 @@ class GpuShare(Description):
 
 
 class Placement(Description):
-    """A pod and its place. `running`: it is there already, and stays."""
+    """A pod and its place. `running`: it is there already, and stays. `numa`: with the objective fragments."""
 
     pod: str
     node: str
     gpus: tuple[GpuShare, ...] = ()
+    numa: tuple[int, ...] = ()
     running: bool = False
 
 
@@ -40,7 +41,7 @@ class PodMove(Description):
 
     way : `spare` goes to a place for a while, to let others pass; `evict-first` stops at the beginning of `step` and
         starts again in step `arrives`.
-    gpus : devices at the new node.
+    gpus, numa : devices and NUMA nodes at the new node.
     """
 
     step: Count
@@ -48,6 +49,7 @@ class PodMove(Description):
     from_node: Annotated[str, Field(alias="from")]
     to_node: Annotated[str, Field(alias="to")]
     gpus: tuple[GpuShare, ...] = ()
+    numa: tuple[int, ...] = ()
     way: Literal["direct", "spare", "evict-first"] = "direct"
     arrives: Count | None = None
 

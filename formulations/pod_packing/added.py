@@ -2,7 +2,7 @@
 
 Pods of one class, tied to no others: a_k of them fit onto a node of offer k by plain arithmetic, so that the cheapest
 n_k nodes with sum of a_k n_k >= pods are a knapsack, solved exactly. All else: `consolidate` over copies of every
-offer, beside what runs. Cheapest where all offers have prices, else fewest nodes, and of those the ones with fewest GPUs.
+offer, beside what runs. Cheapest where all offers have prices, else fewest nodes, of those the ones with fewest GPUs.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from formulations.pod_packing.check_moves import check_moves
+from formulations.pod_packing.check_moves import check_moves, numa_capacity, numa_share
 from formulations.pod_packing.problem import Near, PodsProblem, Spread
 from planner.cost.verdict import Violation
 from planner.kubernetes.snapshot import WHOLE_MILLI
@@ -26,6 +26,7 @@ def check(problem: PodsProblem, plan: PodsPlan) -> list[Violation]:
         *_allowed(problem, where),
         *_amounts(problem, where),
         *_devices(problem, plan),
+        *_numa(problem, plan, where),
         *_near(problem, where),
         *_spread(problem, where),
         *_gangs(problem, where),
@@ -130,6 +131,32 @@ def _devices(problem: PodsProblem, plan: PodsPlan) -> Iterator[Violation]:
             name = problem.node_names[node]
             message = f"device {index} of {name} gives {milli} thousandths of itself"
             yield _broken("device_full", name, message, milli, WHOLE_MILLI)
+
+
+def _numa(problem: PodsProblem, plan: PodsPlan, where: dict[int, int]) -> Iterator[Violation]:
+    """Each VM is on as many NUMA nodes as it asks for, and none of them gives more cores or memory than it has."""
+    pods = {name: index for index, name in enumerate(problem.pod_names)}
+    if problem.numa is None:
+        for one in plan.placements:
+            if one.numa:
+                yield _broken("numa", one.pod, f"{one.pod} has NUMA nodes, which the instance does not know")
+        return
+    if plan.unplaced:
+        yield _broken("everything", plan.unplaced[0].pod, f"{len(plan.unplaced)} pods have no place")
+    used = {(node, h): np.zeros_like(problem.capacity[0]) for node in range(problem.num_nodes) for h in range(2)}
+    for one in plan.placements:
+        pod = pods[one.pod]
+        j, node = int(problem.pod_class[pod]), where[pod]
+        wide, many = int(problem.numa.width[j]), int(problem.numa.count[node])
+        if len(set(one.numa)) != wide or len(one.numa) != wide or not all(0 <= h < many for h in one.numa):
+            yield _broken("numa", one.pod, f"{one.pod} asks for {wide} of the {many} NUMA nodes of {one.node}")
+            continue
+        for h in one.numa:
+            used[node, h] += numa_share(problem, j)
+    for (node, h), amounts in used.items():
+        if (amounts > numa_capacity(problem, node, h)).any():
+            name = problem.node_names[node]
+            yield _broken("numa_full", name, f"NUMA node {h} of {name} gives more than it has")
 
 
 def _count(problem: PodsProblem, rule: Near | Spread, pods: dict[int, int]) -> Counter[int]:

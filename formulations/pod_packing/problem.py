@@ -15,7 +15,7 @@ from planner.workload import FloatArray, IntArray
 BoolArray = npt.NDArray[np.bool_]
 #: Domain of a topology by host name on nodes that are not there yet.
 OWN_DOMAIN = -2
-GPU_MILLI, PLACED, POWERED = "GPU allocation", "pods placed", "powered"
+GPU_MILLI, PLACED, POWERED, FRAGMENTS = "GPU allocation", "pods placed", "powered", "fragments"
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -83,9 +83,27 @@ class Offer:
     most: int | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Numa:
+    """Nodes whose cores and memory are split evenly over their NUMA nodes; a VM is on one of them, or evenly on both.
+
+    count : [N] NUMA nodes of each node, 1 or 2. width : [J] NUMA nodes that a pod of a class is on.
+    places : NUMA nodes of each running pod. chunk : milli-cores; what is free of a NUMA node beyond a multiple of it is
+        a fragment.
+    """
+
+    count: IntArray
+    width: IntArray
+    places: tuple[tuple[int, ...], ...]
+    chunk: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Aim:
-    """One tier: the sum of `weight` [J] over placed pods (most), or of `cost` [N] over nodes in use (least)."""
+    """One tier: the sum of `weight` [J] over placed pods (most), or of `cost` [N] over nodes in use (least).
+
+    With the objective `fragments` it is the sum over NUMA nodes of free cores modulo the chunk (least).
+    """
 
     name: str
     unit: str
@@ -107,6 +125,7 @@ class PodsProblem:
     gang : [J] gang of a class, -1 for none; gang_least : pods that a gang needs at least.
     node_cost : [N] what `consolidate` counts of a node in use.
     contradictions : [J] the pair of rules that lets pods of a class run nowhere, in words, or nothing.
+    numa : where nodes have NUMA nodes, which the objective `fragments` asks for.
     offers : kinds of nodes that could be added. could_leave : what might happen to running pods if it were allowed.
     """
 
@@ -114,7 +133,7 @@ class PodsProblem:
 
     name: str
     sha256: str
-    objective: Literal["priority", "allocation", "consolidate"]
+    objective: Literal["priority", "allocation", "consolidate", "fragments"]
     resources: tuple[str, ...]
     node_names: tuple[str, ...]
     capacity: IntArray
@@ -147,6 +166,7 @@ class PodsProblem:
     contradictions: tuple[str, ...] = ()
     offers: tuple[Offer, ...] = ()
     could_leave: Leave | None = None
+    numa: Numa | None = None
 
     @property
     def num_nodes(self) -> int:
@@ -205,6 +225,8 @@ class PodsProblem:
             return (Aim(GPU_MILLI, "GPUs", "most", self.milli, 1 / WHOLE_MILLI),)
         if self.objective == "consolidate":
             return (Aim(POWERED, self.cost_unit, "least", np.zeros(self.num_classes, dtype=np.int64)),)
+        if self.objective == "fragments":
+            return (Aim(FRAGMENTS, "cores", "least", np.zeros(self.num_classes, dtype=np.int64), 1e-3),)
         levels = np.unique(self.priority[(self.demand + self.running) > 0])[::-1].tolist()
         return tuple(
             Aim(f"{PLACED}, priority {level}", "pods", "most", (self.priority == level).astype(np.int64))

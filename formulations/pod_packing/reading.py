@@ -11,6 +11,7 @@ import numpy as np
 
 from formulations.pod_packing.contradictions import contradiction
 from formulations.pod_packing.leave import with_leave
+from formulations.pod_packing.numa.reading import numa_of
 from formulations.pod_packing.offers import offers
 from formulations.pod_packing.problem import BoolArray, Near, PodsProblem, Spread
 from formulations.reading import Reading
@@ -149,6 +150,11 @@ class _Arrays:
             assumptions=tuple(self.assumptions),
             contradictions=contradictions,
         )
+        if self.instance.objective == "fragments":
+            problem = replace(
+                problem, numa=numa_of(problem, self.nodes, self.pods, classes, self.instance, self.reading)
+            )
+            self.reading.stop_if_wrong()
         problem = replace(problem, offers=offers(problem, self.all_nodes, self.instance.offers, *of_offers))
         return with_leave(problem, self.instance.moves, self.snapshot)
 
@@ -191,7 +197,7 @@ class _Arrays:
             free = pod.node is None
             signature = (
                 tuple(sorted(pod.requests.items())), pod.gpus, pod.gpu_milli, pod.gpu_resource, pod.gpu_models,
-                pod.priority, pod.node_rule, pod.tolerations, pod.near, pod.spread, pod.gang, seen, free,
+                pod.priority, pod.node_rule, pod.tolerations, pod.near, pod.spread, pod.gang, seen, free, pod.numa,
             )  # fmt: skip
             if signature not in index:
                 index[signature] = len(classes)
@@ -338,7 +344,7 @@ class _Arrays:
         return (gpus, "GPUs") if powered == "gpus" else (np.ones(len(self.nodes)), "nodes")
 
     def _sha256(self) -> str:
-        described = canonical_json(self.instance.model_dump(mode="json"))
+        described = canonical_json(self.instance.model_dump(mode="json", exclude_defaults=True))
         return hashlib.sha256(f"{described} {self.snapshot.digest}".encode()).hexdigest()
 
 

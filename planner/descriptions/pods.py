@@ -34,6 +34,9 @@ class _NodeKind(Description):
     resources: Annotated[dict[Name, Quantity], Field(description="other resources, such as nvidia.com/mig-1g.10gb")] = (
         Field(default_factory=dict)
     )
+    numa: Annotated[
+        Literal[1, 2], Field(description="NUMA nodes that share cores and memory evenly; for the objective fragments")
+    ] = 1
     labels: Labels = Field(default_factory=dict)
     taints: Annotated[tuple[Raw, ...], Field(description="as in a Node's spec")] = ()
     price_usd_per_hour: Annotated[UsdPerHour | None, Field(le=1e9, description="of one node")] = None
@@ -77,10 +80,17 @@ class PodClass(Description):
     affinity: Raw = Field(default_factory=dict)
     topology_spread: tuple[Raw, ...] = ()
     gang: Annotated[Name | None, Field(description="all of the gang's pods, or none")] = None
+    numa: Annotated[Literal[1, 2], Field(description="NUMA nodes that each pod is spread over evenly")] = 1
+    numa_nodes: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=1)], ...] | None,
+        Field(description="NUMA nodes of `node` that each of them is on; default: not known"),
+    ] = None
 
     def problems(self) -> Iterator[Problem]:
-        """Amounts that can be read, and shares of one device."""
+        """Amounts that can be read, shares of one device, NUMA nodes of pods that run."""
         yield from _amounts(self)
+        if self.numa_nodes is not None and (self.node is None or len({*self.numa_nodes}) != self.numa):
+            yield ("numa_nodes",), f"a pod that runs is on as many NUMA nodes as `numa` says, {self.numa}"
         if self.gpus > 1 and self.gpu_milli < WHOLE_MILLI:
             yield ("gpu_milli",), f"a share is of one device, this takes {self.gpus}"
 
@@ -130,7 +140,10 @@ class PodsInstance(Description):
             description="kinds of nodes that could be added for pods without a place; default: those that there are",
         ),
     ] = ()
-    objective: Literal["priority", "allocation", "consolidate"] = "priority"
+    objective: Literal["priority", "allocation", "consolidate", "fragments"] = "priority"
+    fragment_cpu: Annotated[
+        Quantity, Field(description="with fragments: free cores of a NUMA node beyond a multiple of these are lost")
+    ] = 16
     powered: Annotated[
         Literal["gpus", "nodes", "price"] | None,
         Field(description="what `consolidate` counts of nodes in use; default: GPUs, or nodes where there are none"),
@@ -152,6 +165,7 @@ class PodsInstance(Description):
                 yield (place,), f"two are named {name!r}"
         if self.powered is not None and self.objective != "consolidate":
             yield ("powered",), f"the objective {self.objective} counts no nodes"
+        yield from self._numa_problems()
         if self.powered == "price":
             if isinstance(self.nodes, str):
                 yield ("powered",), "prices are told by classes of nodes alone"
@@ -159,3 +173,24 @@ class PodsInstance(Description):
                 for index, node in enumerate(self.nodes):
                     if node.price_usd_per_hour is None:
                         yield ("nodes", index), f"{node.name} has no price_usd_per_hour, which `powered: price` counts"
+
+    def _numa_problems(self) -> Iterator[Problem]:
+        """NUMA nodes are known to one objective alone, and are never dropped silently."""
+        try:
+            if parse_amount(self.fragment_cpu, 1000) < 1:
+                yield ("fragment_cpu",), "must be more than nothing"
+        except ValueError as error:
+            yield ("fragment_cpu",), str(error)
+        if self.objective == "fragments":
+            if not self.moves.allowed:
+                yield ("moves", "allowed"), "the objective fragments is about moves: allow them"
+            return
+        if "fragment_cpu" in self.model_fields_set:
+            yield ("fragment_cpu",), f"the objective {self.objective} counts no fragments of cores"
+        nodes = () if isinstance(self.nodes, str) else self.nodes
+        pods = () if isinstance(self.pods, str) else self.pods
+        numa = [("nodes", index, node.numa) for index, node in enumerate(nodes)]
+        numa += [("pods", index, pod.numa) for index, pod in enumerate(pods)]
+        for place, index, count in numa:
+            if count > 1:
+                yield (place, index, "numa"), f"the objective {self.objective} does not model NUMA nodes"

@@ -33,6 +33,7 @@ def read_kind(one: NodeClass | NodeOffer, at: Value) -> Node:
         read_node(Value(raw, at.place, at.path, at.notes)),
         gpu_model=one.gpu_model,
         price_usd_per_hour=one.price_usd_per_hour,
+        numa=one.numa,
     )
 
 
@@ -59,6 +60,8 @@ def expand_pods(classes: Sequence[PodClass], place: str, notes: Notes) -> Iterat
             gpus=one.gpus,
             gpu_milli=one.gpu_milli if one.gpus else 0,
             gpu_models=tuple(sorted(one.gpu_models)),
+            numa=one.numa,
+            numa_nodes=one.numa_nodes,
             gang=None if one.gang is None else f"{one.namespace}/{one.gang}",
         )
         for name in names(one.name, one.count):
