@@ -5,8 +5,9 @@ nodes for all of the group, and for all groups together.
 
 Moves     the exact model (`exact`) of what runs when the plan is carried out: the group placed, nobody evicted, fewest
           pods moved. Whole where that is small: then it is proven that the moves are the fewest, or that none help.
-          Else over the nodes that need fewest pods to leave, and those with most room to take them in. Then moves are
-          the fewest where no node at all could do with fewer: for each amount, largest pods first.
+          Else every single move is tried, then the model over nodes that need fewest pods to leave, and nodes that can
+          take these in. Such moves are the fewest where no node at all could do with fewer: for each amount, largest
+          pods first; and two are where no single move does.
 Nodes     `consolidate` (`cp_sat.auto`) over copies of every offer, what runs stays: cheapest where all offers have
           prices, else fewest. Nodes that are there take part where rules tie a group to other pods.
 
@@ -27,6 +28,7 @@ from formulations.pod_packing.explain import reason
 from formulations.pod_packing.ordering import ordered
 from formulations.pod_packing.packing import Packing, movable
 from formulations.pod_packing.problem import Leave, PodsProblem
+from formulations.pod_packing.realise import size_of
 from formulations.pod_packing.state import State
 from planner.kubernetes.snapshot import WHOLE_MILLI
 from planner.pods_plan import GpuShare, Placement, PodMove, PodsPlan, Remedy
@@ -34,8 +36,9 @@ from planner.workload import IntArray
 
 #: Groups for which remedies are sought, by priority and then by size.
 MOST_GROUPS = 6
-#: Counts of the whole model up to which it is asked; nodes that pods leave, and that take them in, of a part.
-SMALL, LEAVING, TAKING = 2000, 6, 10
+#: Counts of the whole model up to which it is asked; nodes of a part that pods leave, and that take in those of
+#: each class.
+SMALL, LEAVING, TAKING = 2000, 8, 3
 #: Deterministic seconds of one model, and moves beyond which none are told.
 WORK, MOST_MOVES = 0.5, 30
 #: More pods than there are.
@@ -175,19 +178,27 @@ def _moves(after: PodsProblem, group: Group, options: SolveOptions, budget: Budg
     chosen = group.pods[: group.wanted]
     waiting = tuple("" if pod in chosen or after.pod_node[pod] >= 0 else "aside" for pod in range(len(after.pod_names)))
     problem = replace(after, waiting=waiting)
-    packing = Packing(problem)
     pods = np.flatnonzero(movable(problem))
     small = int(problem.allowed[np.unique(problem.pod_class[pods])].sum()) <= SMALL
-    least = 0 if group.gang >= 0 else _least(problem, int(problem.pod_class[chosen[0]]))
-    fewest = int(least.min()) if isinstance(least, np.ndarray) else least
+    j = int(problem.pod_class[chosen[0]])
+    alone = group.gang < 0 and not problem.crossing[j]
+    least = _least(problem, j) if group.gang < 0 else np.where(problem.allowed[j], 0, NEVER)
+    fewest = int(least.min())
     names = tuple(problem.pod_names[pod] for pod in chosen)
     nothing = Remedy(pods=names, way="none", proven=True, text=f"no moves place {_told(names)}")
     if fewest > MOST_MOVES:
         return nothing if fewest == NEVER else None
-    everything = np.arange(problem.num_nodes)
-    nodes = everything if small else _part(problem, np.array(chosen), least)
+    if alone and fewest == 0:
+        # There is room: no pod is in the way.
+        return None
+    if not small and alone and fewest == 1:
+        packed = _one_move(problem, chosen[0], least)
+        if packed is not None:
+            return _told_moves(problem, packed, chosen, proven=True)
+        fewest = 2
+    nodes = np.arange(problem.num_nodes) if small else _part(problem, np.array(chosen), least)
     here = np.isin(problem.pod_node[pods], nodes) | (problem.pod_node[pods] < 0)
-    exact = ExactModel(packing, nodes, pods[here])
+    exact = ExactModel(Packing(problem), nodes, pods[here])
     for i in range(len(exact.members)):
         exact.model.add(exact.on(i) >= exact.size(i))
     exact.hint()
@@ -196,17 +207,50 @@ def _moves(after: PodsProblem, group: Group, options: SolveOptions, budget: Budg
     if value is None:
         return nothing if small and result.status is Status.INFEASIBLE else None
     packed = exact.packed(value)
-    state = packed.state()
-    order = ordered(problem, {pod: state.place_of[pod] for pod in sorted(state.gone)})
-    moved = len(state.gone)
-    if not moved or moved > MOST_MOVES:
+    moved = len(packed.moved)
+    if not 0 < moved <= MOST_MOVES:
         return None
     proven = (small and result.status is Status.OPTIMAL) or moved == fewest
+    return _told_moves(problem, packed, chosen, proven)
+
+
+def _told_moves(problem: PodsProblem, packed: Packing, chosen: tuple[int, ...], proven: bool) -> Remedy:
+    state = packed.state()
+    order = ordered(problem, {pod: state.place_of[pod] for pod in sorted(state.gone)})
+    names = tuple(problem.pod_names[pod] for pod in chosen)
     return Remedy(
         pods=names, way="moves", proven=proven, moves=order.moves,
         placements=tuple(_placement(problem, packed, pod) for pod in chosen),
-        text=_moves_text(names, order.moves, moved, proven),
+        text=_moves_text(names, order.moves, len(state.gone), proven),
     )  # fmt: skip
+
+
+def _one_move(problem: PodsProblem, wanted: int, least: IntArray) -> Packing | None:
+    """The smallest single pod whose exit makes room, and that has room elsewhere; None where there is none."""
+    state, j = State(problem), int(problem.pod_class[wanted])
+    pods = np.flatnonzero(movable(problem) & (problem.pod_node >= 0))
+    pods = pods[least[problem.pod_node[pods]] <= 1]
+    assert problem.leave is not None
+    for budget in problem.leave.budgets:
+        pods = pods[~budget.pods[pods]] if budget.allowed < 1 else pods
+    klass = problem.pod_class[pods]
+    rooms = {int(i): np.flatnonzero(state.room(int(i))) for i in np.unique(klass)}
+    pods = pods[[rooms[i].size > 0 for i in klass.tolist()]]
+    size = size_of(problem)
+    for pod in sorted(pods.tolist(), key=lambda p: float(size[problem.pod_class[p]])):
+        i, node = int(problem.pod_class[pod]), int(problem.pod_node[pod])
+        others = rooms[i][rooms[i] != node]
+        if not others.size or (state.free[node] + problem.request[i] < problem.request[j]).any():
+            continue
+        state.take(pod)
+        # The node with least left that is enough keeps large rooms whole.
+        to = int(others[state.device[others].sum(axis=1).argmin()])
+        if state.room(j, np.array([node])).all() and state.candidates(i)[to]:
+            state.place(pod, to, state.devices(i, to))
+            state.place(wanted, node, state.devices(j, node))
+            return Packing(problem).adopt(state)
+        state.untake(pod)
+    return None
 
 
 def _placement(problem: PodsProblem, packed: Packing, pod: int) -> Placement:
@@ -227,14 +271,14 @@ def _told(names: tuple[str, ...]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def _least(problem: PodsProblem, j: int) -> IntArray:
-    """Pods that must leave each node at least so that one of class j fits, [N]; very many where that cannot be.
+def _least(problem: PodsProblem, j: int, only: IntArray | None = None) -> IntArray:
+    """Pods (of `only` some) that must leave each node at least so that one of class j fits, [N]; NEVER: none do.
 
     For each amount, and for devices, the largest movable pods first: no fewer of them free enough.
     """
     state = State(problem)
     found = np.where(problem.allowed[j], 0, NEVER).astype(np.int64)
-    pods = np.flatnonzero(movable(problem) & (problem.pod_node >= 0))
+    pods = np.flatnonzero(movable(problem) & (problem.pod_node >= 0)) if only is None else only
     node, klass = problem.pod_node[pods], problem.pod_class[pods]
     for r in np.flatnonzero(problem.request[j] > 0).tolist():
         need = problem.request[j, r] - state.free[:, r]
@@ -262,17 +306,21 @@ def _covers(need: IntArray, node: IntArray, amount: IntArray, num: int) -> IntAr
     return found
 
 
-def _part(problem: PodsProblem, chosen: IntArray, least: IntArray | int) -> IntArray:
-    """Nodes that few pods have to leave, and nodes with most room for the pods that leave them."""
+def _part(problem: PodsProblem, chosen: IntArray, least: IntArray) -> IntArray:
+    """Nodes that few pods with room elsewhere have to leave, of them those with most room already, and that room."""
+    state = State(problem)
     allowed = np.asarray(problem.allowed[problem.pod_class[chosen]].any(axis=0), dtype=np.bool_)
     free, device = Packing(problem).left(np.zeros(0, dtype=np.int64))
     room = (free / np.maximum(1, problem.capacity)).min(axis=1)
-    gpus = device.sum(axis=1) / np.maximum(1, WHOLE_MILLI * problem.gpus)
-    cost = least if isinstance(least, np.ndarray) else np.where(allowed, 0, NEVER)
-    leaving = np.lexsort((-room - gpus, cost))[: LEAVING * chosen.size]
+    room = room + device.sum(axis=1) / np.maximum(1, WHOLE_MILLI * problem.gpus)
+    pods = np.flatnonzero(movable(problem) & (problem.pod_node >= 0))
+    rooms = {int(i): np.flatnonzero(state.room(int(i))) for i in np.unique(problem.pod_class[pods])}
+    placeable = pods[[rooms[i].size > 1 for i in problem.pod_class[pods].tolist()]]
+    likely = _least(problem, int(problem.pod_class[chosen[0]]), placeable)
+    leaving = np.lexsort((-room, least, likely))[: LEAVING * chosen.size]
     leaving = leaving[allowed[leaving]]
-    pods = np.flatnonzero(movable(problem) & np.isin(problem.pod_node, leaving))
-    admits = problem.allowed[np.unique(problem.pod_class[pods])].sum(axis=0)
-    taking = np.argsort(-np.where(admits > 0, room + gpus, -1.0), kind="stable")[:TAKING]
-    found: IntArray = np.union1d(leaving, taking)
-    return found
+    found = [leaving]
+    for i in np.unique(problem.pod_class[pods[np.isin(problem.pod_node[pods], leaving)]]).tolist():
+        others = rooms[i][~np.isin(rooms[i], leaving)]
+        found.append(others[np.argsort(-room[others], kind="stable")[:TAKING]])
+    return np.unique(np.concatenate(found))

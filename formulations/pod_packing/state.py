@@ -77,6 +77,12 @@ class State:
         self._change(int(problem.pod_class[pod]), int(problem.pod_node[pod]), problem.pod_devices[pod], -1)
         self.gone.add(pod)
 
+    def untake(self, pod: int) -> None:
+        """Put a running pod back."""
+        problem = self.problem
+        self._change(int(problem.pod_class[pod]), int(problem.pod_node[pod]), problem.pod_devices[pod], 1)
+        self.gone.remove(pod)
+
     def room(self, j: int, nodes: IntArray | None = None) -> BoolArray:
         """Nodes with room for a pod of class j that it may run on, rules between pods aside; [N] or [len(nodes)]."""
         problem = self.problem
