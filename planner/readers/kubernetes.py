@@ -21,6 +21,13 @@ from planner.readers.kube_rules import label_selector, taints
 
 #: Most objects of one reading: twenty times the largest clusters that Kubernetes supports.
 MAX_OBJECTS = 3_000_000
+#: What objects of some kinds say that a plan does not heed.
+_LEFT_OUT = {
+    "NodeResourceTopology": "NUMA nodes (NodeResourceTopology): GPUs and cores of a pod may be on different ones",
+    "ResourceClaim": "resource claims (DRA)",
+    "ResourceQuota": "quotas of namespaces (ResourceQuota)",
+    "PersistentVolumeClaim": "volumes that tie a pod to a zone or node",
+}
 _SUFFIXES = (".json", ".yaml", ".yml")
 _MODEL_LABELS = ("nvidia.com/gpu.product", "alibabacloud.com/gpu-card-model", "amd.com/gpu.product-name")
 #: Devices that one node may have; more is a mistake. The largest sold has 16, time-slicing multiplies them.
@@ -52,7 +59,7 @@ def read_objects(objects: dict[str, list[Value]], notes: Notes, digest: str = ""
     for kind, values in objects.items():
         if kind not in known:
             for value in values:
-                value.not_modelled(f"objects of kind {kind[:40] or '(none)'}")
+                value.not_modelled(_LEFT_OUT.get(kind, f"objects of kind {kind[:40] or '(none)'}"))
     priorities = {
         one.at("metadata", "name").text(): one.at("value").integer(0, -(2**31)) for one in objects["PriorityClass"]
     }
