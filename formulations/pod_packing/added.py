@@ -85,7 +85,9 @@ def _fit(problem: PodsProblem, offer: Offer, j: int, most: int) -> int:
     asked, gpus, milli = problem.request[j] > 0, int(problem.class_gpus[j]), int(problem.class_milli[j])
     fit = int((offer.capacity[asked] // problem.request[j][asked]).min(initial=most))
     if gpus:
-        fit = min(fit, offer.gpus * (WHOLE_MILLI // milli) if gpus == 1 else offer.gpus // gpus)
+        islands = offer.gpus // offer.island * (offer.island // gpus) + offer.gpus % offer.island // gpus
+        whole = islands if problem.bound[j] else offer.gpus // gpus
+        fit = min(fit, offer.gpus * (WHOLE_MILLI // milli) if gpus == 1 else whole)
     return fit
 
 
@@ -145,6 +147,9 @@ def _grown(
             *(problem.gpu_models[n] for n in there.tolist()),
             *(offers[o].gpu_model for o in which.tolist()),
         ),
+        island=None
+        if problem.island is None
+        else np.concatenate([problem.island[there], np.array([offers[o].island for o in which.tolist()])]),
         node_cost=np.concatenate([np.zeros(there.size), cost]),
         cost_unit="USD/hour" if priced else "nodes",
         allowed=np.concatenate(

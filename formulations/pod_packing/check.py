@@ -121,6 +121,10 @@ def _devices(problem: PodsProblem, plan: PodsPlan) -> Iterator[Violation]:
         shares = [(share.index, share.gpu_milli) for share in one.gpus]
         if len(dict(shares)) != gpus or len(shares) != gpus or any(share != milli for _, share in shares):
             yield _broken("devices", one.pod, f"{one.pod} asks for {gpus} devices, {milli} thousandths of each")
+        if problem.bound[j] and problem.island is not None and problem.pod_node[pods[one.pod]] < 0:
+            islands = {index // int(problem.island[node]) for index, _ in shares}
+            if len(islands) > 1:
+                yield _broken("island", one.pod, f"{one.pod} has GPUs of {len(islands)} islands of {one.node}")
         for index, share in shares:
             if index >= problem.gpus[node]:
                 message = f"{one.pod} is on device {index} of {one.node}, which has {problem.gpus[node]}"

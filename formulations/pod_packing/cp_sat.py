@@ -221,6 +221,8 @@ def auto(problem: PodsProblem, options: SolveOptions, budget: Budget) -> SearchR
     from formulations.pod_packing.patterns import search as by_patterns
     from formulations.pod_packing.repair.search import search as by_repair
 
+    if problem.bound.any():
+        return search(problem, options, budget)
     if problem.leave is not None:
         return (by_repair if problem.num_nodes > MOVES_NODES else search)(problem, options, budget)
     if problem.num_nodes > AUTO_NODES:

@@ -9,6 +9,7 @@ from formulations.pod_packing.problem import PodsProblem
 from formulations.pod_packing.state import State
 from planner.kubernetes.snapshot import CPU, WHOLE_MILLI
 from planner.units import format_bytes
+from planner.workload import IntArray
 
 #: Reason of a running pod that is left without a node.
 EVICTED = "evicted: pods of a higher priority take its place"
@@ -42,11 +43,11 @@ def reason(problem: PodsProblem, state: State, j: int) -> str:
         barrier = problem.barriers[j] or "taints, GPU kind, or no node takes new pods"
         return f"no node admits it ({barrier})"
     nodes = np.flatnonzero(allowed)
-    bare = _lacking(problem, j, nodes, problem.capacity[nodes], problem.gpus[nodes])
+    bare = _lacking(problem, j, nodes, problem.capacity[nodes], most_together(problem, j)[nodes])
     if all(bare):
         each = "the only node that admits" if nodes.size == 1 else f"each of the {nodes.size} nodes that admit"
         return f"too large for {each} it, even empty: {_counted(bare)}"
-    enough = np.maximum(0, (state.device[nodes] >= problem.class_milli[j]).sum(axis=1))
+    enough = state.together(j, nodes)
     now = _lacking(problem, j, nodes, state.free[nodes], enough)
     if all(now):
         return f"full: of {_nodes(nodes.size)} that {'admits' if nodes.size == 1 else 'admit'} it, {_counted(now)}"
@@ -61,6 +62,14 @@ def reason(problem: PodsProblem, state: State, j: int) -> str:
     return f"room on {_nodes(roomy)} is left, which the search did not use"
 
 
+def most_together(problem: PodsProblem, j: int) -> IntArray:
+    """Devices of each node that a pod of class j could have at most, [N]: of one island where it asks for that."""
+    if not problem.bound[j] or problem.island is None:
+        return problem.gpus
+    found: IntArray = np.minimum(problem.gpus, problem.island)
+    return found
+
+
 def _nodes(count: int) -> str:
     return f"{count} node{'' if count == 1 else 's'}"
 
@@ -71,6 +80,7 @@ def _lacking(problem: PodsProblem, j: int, nodes: np.ndarray, free: np.ndarray, 
     found = [""] * nodes.size
     if gpus:
         text = f"{gpus} free GPU{'s' if gpus > 1 else ''}" if milli == WHOLE_MILLI else f"{milli} milli of one GPU"
+        text += " of one island" if problem.bound[j] else ""
         for place in np.flatnonzero(devices < gpus).tolist():
             found[place] = text
     for place, r in np.argwhere(free < problem.request[j])[::-1].tolist():

@@ -56,6 +56,10 @@ class PodPacking:
             raise OptionError(f"the method {method} is for the objective fragments, this is {problem.objective}")
         if problem.numa is not None and method not in ("auto", *FRAGMENT_METHODS):
             raise OptionError(f"the objective fragments has the methods auto, {', '.join(FRAGMENT_METHODS)}")
+        if problem.bound.any() and method in ("patterns", "repair"):
+            raise OptionError(
+                f"{method} does not know islands of GPUs, which pods of this instance ask for; cp-sat does"
+            )
         if method in PUBLISHED_RULES or problem.numa is not None:
             return self._searched(method, problem, options, budget)
         from formulations.pod_packing.remedies import kept_s, relaxations, remedies

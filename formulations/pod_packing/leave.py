@@ -22,12 +22,14 @@ def with_leave(problem: PodsProblem, moves: Moves, snapshot: Snapshot) -> PodsPr
     higher priority.
     """
     running = problem.pod_node >= 0
-    tied = problem.crossing[problem.pod_class] & running & ~problem.pinned
+    tied = (problem.crossing | problem.bound)[problem.pod_class] & running & ~problem.pinned
     wide = problem.gpus[problem.pod_node] > MOST_DEVICES
     movable = running & ~problem.pinned & ~tied & ~wide
     assumptions = list(problem.assumptions)
     if tied.any():
-        assumptions.append(f"{int(tied.sum())} running pods with affinity, spread or a gang are not moved")
+        assumptions.append(
+            f"{int(tied.sum())} running pods with affinity, spread, a gang or an island of GPUs are not moved"
+        )
     if (wide & running).any():
         assumptions.append(f"pods on nodes with more than {MOST_DEVICES} GPUs are not moved")
     preempting = np.array([pod.preempts for pod in snapshot.pods], dtype=np.bool_) & problem.pending

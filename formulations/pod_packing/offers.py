@@ -34,7 +34,7 @@ def offers(
             Offer(
                 name=one.name, capacity=capacity[o], gpus=one.gpus, gpu_model=one.gpu_model, allowed=allowed[:, o],
                 domain=np.where(by_host, OWN_DOMAIN, domain[:, o]), price_usd_per_hour=one.price_usd_per_hour,
-                most=one.count,
+                most=one.count, island=one.gpu_island or max(1, one.gpus),
             )
             for o, one in enumerate(written)
         )  # fmt: skip
@@ -43,7 +43,8 @@ def offers(
     accepting = np.array([node.accepts for node in there], dtype=np.bool_)
     prices = np.array([-1.0 if node.price_usd_per_hour is None else node.price_usd_per_hour for node in there])
     _, price = np.unique(prices, return_inverse=True)
-    columns = problem.capacity, problem.gpus[:, None], problem.allowed.T, own.T, price.reshape(-1, 1)
+    island = problem.gpus if problem.island is None else problem.island
+    columns = problem.capacity, problem.gpus[:, None], island[:, None], problem.allowed.T, own.T, price.reshape(-1, 1)
     table = np.concatenate([np.asarray(one, dtype=np.int64) for one in columns], axis=1)
     _, first, count = np.unique(table[accepting], axis=0, return_index=True, return_counts=True)
     examples = np.flatnonzero(accepting)[first[np.argsort(-count, kind="stable")[:MOST_KINDS]]]
@@ -51,7 +52,7 @@ def offers(
         Offer(
             name=f"like {there[n].name}", capacity=problem.capacity[n], gpus=int(problem.gpus[n]),
             gpu_model=problem.gpu_models[n], allowed=problem.allowed[:, n], domain=own[:, n],
-            price_usd_per_hour=there[n].price_usd_per_hour,
+            price_usd_per_hour=there[n].price_usd_per_hour, island=int(island[n]),
         )
         for n in examples.tolist()
     )  # fmt: skip

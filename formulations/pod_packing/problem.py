@@ -71,6 +71,7 @@ class Offer:
     """A kind of node that could be added, at most `most` of them (None: any number).
 
     capacity : [R]; allowed : [J]; domain : [T], OWN_DOMAIN where each new node is a domain of its own.
+    island : devices of one island.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Offer:
     domain: IntArray
     price_usd_per_hour: float | None = None
     most: int | None = None
+    island: int = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -125,6 +127,8 @@ class PodsProblem:
     gang : [J] gang of a class, -1 for none; gang_least : pods that a gang needs at least.
     node_cost : [N] what `consolidate` counts of a node in use.
     contradictions : [J] the pair of rules that lets pods of a class run nowhere, in words, or nothing.
+    island : [N] devices of one island of a node, in the order of their numbers; None where no node has islands.
+    one_island : [J] classes whose devices belong to one island.
     numa : where nodes have NUMA nodes, which the objective `fragments` asks for.
     offers : kinds of nodes that could be added. could_leave : what might happen to running pods if it were allowed.
     """
@@ -167,6 +171,8 @@ class PodsProblem:
     offers: tuple[Offer, ...] = ()
     could_leave: Leave | None = None
     numa: Numa | None = None
+    island: IntArray | None = None
+    one_island: BoolArray | None = None
 
     @property
     def num_nodes(self) -> int:
@@ -203,6 +209,14 @@ class PodsProblem:
     def running(self) -> IntArray:
         """Running pods of each class, [J]."""
         return np.bincount(self.pod_class[self.pod_node >= 0], minlength=self.num_classes).astype(np.int64)
+
+    @cached_property
+    def bound(self) -> BoolArray:
+        """Classes of several devices that must belong to one island, where some node has more than one, [J]."""
+        if self.island is None or self.one_island is None or (self.island >= self.gpus).all():
+            return np.zeros(self.num_classes, dtype=np.bool_)
+        found: BoolArray = self.one_island & (self.class_gpus > 1)
+        return found
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:

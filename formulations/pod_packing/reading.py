@@ -149,6 +149,8 @@ class _Arrays:
             time_slice_s=self.instance.time_slice_s,
             assumptions=tuple(self.assumptions),
             contradictions=contradictions,
+            island=np.array([node.gpu_island or max(1, node.gpus) for node in self.nodes], dtype=np.int64),
+            one_island=np.array([pod.one_island for pod in classes], dtype=np.bool_),
         )
         if self.instance.objective == "fragments":
             problem = replace(
@@ -198,6 +200,7 @@ class _Arrays:
             signature = (
                 tuple(sorted(pod.requests.items())), pod.gpus, pod.gpu_milli, pod.gpu_resource, pod.gpu_models,
                 pod.priority, pod.node_rule, pod.tolerations, pod.near, pod.spread, pod.gang, seen, free, pod.numa,
+                pod.one_island,
             )  # fmt: skip
             if signature not in index:
                 index[signature] = len(classes)

@@ -24,7 +24,7 @@ import numpy as np
 from formulations.outcome import Budget, PartBudget, SolveOptions, Status
 from formulations.pod_packing.added import nodes_to_add
 from formulations.pod_packing.exact import ExactModel
-from formulations.pod_packing.explain import reason
+from formulations.pod_packing.explain import most_together, reason
 from formulations.pod_packing.ordering import ordered
 from formulations.pod_packing.packing import Packing, movable
 from formulations.pod_packing.problem import Leave, PodsProblem
@@ -118,10 +118,13 @@ def impossible(problem: PodsProblem, state: State, j: int) -> str:
     """Why neither moves nor any node on offer place a pod of class j; nothing where one might."""
     if problem.contradictions and problem.contradictions[j]:
         return f"nothing: {problem.contradictions[j]}"
-    if any(_holds(problem, j, one.allowed[j], one.capacity, one.gpus) for one in problem.offers):
+    if any(
+        _holds(problem, j, one.allowed[j], one.capacity, min(one.gpus, one.island) if problem.bound[j] else one.gpus)
+        for one in problem.offers
+    ):
         return ""
     if any(
-        _holds(problem, j, problem.allowed[j, n], problem.capacity[n], problem.gpus[n])
+        _holds(problem, j, problem.allowed[j, n], problem.capacity[n], most_together(problem, j)[n])
         for n in np.flatnonzero(problem.allowed[j]).tolist()
     ):
         return ""
@@ -181,7 +184,7 @@ def _moves(after: PodsProblem, group: Group, options: SolveOptions, budget: Budg
     pods = np.flatnonzero(movable(problem))
     small = int(problem.allowed[np.unique(problem.pod_class[pods])].sum()) <= SMALL
     j = int(problem.pod_class[chosen[0]])
-    alone = group.gang < 0 and not problem.crossing[j]
+    alone = group.gang < 0 and not problem.crossing[j] and not problem.bound[j]
     least = _least(problem, j) if group.gang < 0 else np.where(problem.allowed[j], 0, NEVER)
     fewest = int(least.min())
     names = tuple(problem.pod_names[pod] for pod in chosen)

@@ -34,6 +34,12 @@ class _NodeKind(Description):
     resources: Annotated[dict[Name, Quantity], Field(description="other resources, such as nvidia.com/mig-1g.10gb")] = (
         Field(default_factory=dict)
     )
+    gpu_island: Annotated[
+        int | None,
+        Field(
+            ge=1, le=1024, description="GPUs that are linked to each other (NVLink, NUMA): 4 of 8, say; default: all"
+        ),
+    ] = None
     numa: Annotated[
         Literal[1, 2], Field(description="NUMA nodes that share cores and memory evenly; for the objective fragments")
     ] = 1
@@ -70,6 +76,7 @@ class PodClass(Description):
     gpu_milli: Annotated[
         int, Field(ge=1, le=WHOLE_MILLI, description="thousandths of the device; below 1000 of one only")
     ] = WHOLE_MILLI
+    one_island: Annotated[bool, Field(description="all of its GPUs belong to one island of the node")] = False
     gpu_models: Annotated[tuple[Name, ...], Field(description="models that will do; default: any")] = ()
     resources: dict[Name, Quantity] = Field(default_factory=dict)
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0

@@ -24,6 +24,7 @@ DEFAULT_GPU = GPU_RESOURCES[0]
 class Node:
     """allocatable : amounts by resource, without GPUs. gpu_model : as the node's labels or the trace say.
 
+    gpu_island : devices of one island, in the order of their numbers; 0 for all. one_island (of a pod) : all in one.
     numa : NUMA nodes that its cores and memory are split over evenly.
     accepts : False for cordoned nodes and those that are not ready: nothing new goes there, and `reason` says why.
     """
@@ -39,6 +40,7 @@ class Node:
     reason: str = ""
     price_usd_per_hour: float | None = None
     numa: int = 1
+    gpu_island: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,7 @@ class Pod:
     preempts: bool = True
     numa: int = 1
     numa_nodes: tuple[int, ...] | None = None
+    one_island: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ def read_kind(one: NodeClass | NodeOffer, at: Value) -> Node:
         gpu_model=one.gpu_model,
         price_usd_per_hour=one.price_usd_per_hour,
         numa=one.numa,
+        gpu_island=one.gpu_island or 0,
     )
 
 
@@ -62,6 +63,7 @@ def expand_pods(classes: Sequence[PodClass], place: str, notes: Notes) -> Iterat
             gpu_models=tuple(sorted(one.gpu_models)),
             numa=one.numa,
             numa_nodes=one.numa_nodes,
+            one_island=one.one_island,
             gang=None if one.gang is None else f"{one.namespace}/{one.gang}",
         )
         for name in names(one.name, one.count):
