@@ -22,7 +22,8 @@ from formulations.pod_packing.problem import Leave, PodsProblem
 from formulations.pod_packing.reading import read_problem
 from planner.descriptions.pods import PodsInstance
 
-#: Of a scenario, as published, from reading its arrays to the checked plan. On a busy machine the wall clock gives less than a second of CPU: both are told.
+#: Of a scenario, as published, from its arrays to the checked plan. On a busy machine the wall clock gives less than a
+#: second of CPU: both are told.
 SECONDS = 1.0
 #: Milli-cores and bytes of a pod, and replicas of a set.
 CPU, MEMORY, REPLICAS = (100, 1000), (100_000_000, 1_000_000_000), (1, 4)

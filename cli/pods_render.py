@@ -44,6 +44,8 @@ def pods_answer(document: PlanDocument, problem: Any) -> Iterable[tuple[str, str
     if terms.get("gpu_milli_total"):
         used, total = terms["gpu_milli_allocated"] / 1000, terms["gpu_milli_total"] / 1000
         yield "GPUs", f"{used:.6g} of {total:.6g} allocated, {percent(used / total)}"
+    if "fragment_rate" in terms:
+        yield "fragment rate", f"{percent(terms['fragment_rate'])} of {terms['free_cores']:g} free cores"
     yield "nodes", f"{terms['nodes_used']:g} of {problem.num_nodes} in use"
     reasons: Counter[str] = Counter(one.reason for one in plan.unplaced)
     first: dict[str, str] = {}

@@ -67,7 +67,9 @@ class PodPacking:
         kept = kept_s(options)
         found = self._searched(method, problem, options, PartBudget(budget, max(1e-3, budget.remaining_s - kept)))
         started = time.perf_counter()
-        aside = PartBudget(budget, min(kept, budget.remaining_s))
+        # Work is limited by itself: then the clock only cuts off.
+        limited = options.work_limit is not None
+        aside = PartBudget(budget, budget.remaining_s if limited else min(kept, budget.remaining_s))
         if found.status is Status.INFEASIBLE:
             return replace(found, relaxations=relaxations(problem, options, aside), aside_s=_since(started))
         if found.plan is None or not found.plan.unplaced or kept == 0.0:

@@ -89,7 +89,9 @@ def remedies(problem: PodsProblem, plan: PodsPlan, options: SolveOptions, budget
             found.append(Remedy(pods=names, way="none", proven=True, text=why))
             continue
         limit = PartBudget(budget, budget.remaining_s / (min(len(groups), MOST_GROUPS) - index + 1))
-        moves = _moves(after, group, options, PartBudget(limit, limit.remaining_s / 2))
+        moves = None
+        if _has_home(after, j):
+            moves = _moves(after, group, options, PartBudget(limit, limit.remaining_s / 2))
         if moves is not None:
             found.append(moves)
         nodes = nodes_to_add(after, np.array(group.pods), options, limit)
@@ -123,12 +125,16 @@ def impossible(problem: PodsProblem, state: State, j: int) -> str:
         for one in problem.offers
     ):
         return ""
-    if any(
-        _holds(problem, j, problem.allowed[j, n], problem.capacity[n], most_together(problem, j)[n])
-        for n in np.flatnonzero(problem.allowed[j]).tolist()
-    ):
+    if _has_home(problem, j):
         return ""
     return f"nothing that there is or that is offered: {reason(problem, state, j)}"
+
+
+def _has_home(problem: PodsProblem, j: int) -> bool:
+    """Whether some node that is there would hold a pod of class j if nothing ran on it."""
+    gpus = most_together(problem, j).tolist()
+    nodes = np.flatnonzero(problem.allowed[j]).tolist()
+    return any(_holds(problem, j, True, problem.capacity[n], gpus[n]) for n in nodes)
 
 
 def _holds(problem: PodsProblem, j: int, allowed: bool, capacity: IntArray, gpus: int) -> bool:
