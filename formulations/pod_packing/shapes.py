@@ -7,9 +7,11 @@ there, and they count the same when they are used. Numbers of classes are local:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from formulations.pod_packing.knapsack import packed
 from formulations.pod_packing.problem import BoolArray, PodsProblem
 from formulations.pod_packing.state import State
 from planner.kubernetes.snapshot import WHOLE_MILLI
@@ -20,7 +22,7 @@ Entry = tuple[int, tuple[int, ...]]
 Pattern = tuple[Entry, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Shapes:
     """classes : [J'] numbers of the problem's classes. nodes : nodes of each kind; count : how many, [K].
 
@@ -42,15 +44,31 @@ class Shapes:
         """[K]."""
         return np.array([len(nodes) for nodes in self.nodes], dtype=np.int64)
 
-    @property
+    @cached_property
     def request(self) -> IntArray:
         """[J', R]."""
         return self.problem.request[self.classes]
 
     def holds(self, kind: int, pattern: Pattern) -> bool:
         """Whether a node of the kind has room for the pattern."""
-        content = Content(self, kind)
-        return all(content.takes(j, devices) and content.put(j, devices) for j, devices in pattern)
+        none = np.zeros(0, dtype=np.int64)
+        return len(self.packed(kind, list(pattern), counts(self, pattern), none)) == len(pattern)
+
+    def packed(self, kind: int, wanted: list[Entry], left: IntArray, order: IntArray) -> Pattern:
+        """What fits on a node of the kind: of the pods wanted, in turn, those that do; then of each class of `order`
+        as many as there is room for. At most `left` [J'] of a class."""
+        problem, num_devices = self.problem, self.device.shape[1]
+        devices = np.full((len(wanted), num_devices), -1, dtype=np.int64)
+        for place, (_, mine) in enumerate(wanted):
+            devices[place, : len(mine)] = mine
+        found, places = packed(
+            self.free[kind], self.device[kind], self.allowed[kind], self.request, problem.class_gpus[self.classes],
+            problem.class_milli[self.classes], self.alone, left, np.array([j for j, _ in wanted], dtype=np.int64),
+            devices, order,
+        )  # fmt: skip
+        gpus = problem.class_gpus[self.classes[found]].tolist()
+        rows = zip(found.tolist(), places.tolist(), gpus, strict=True)
+        return tuple((j, tuple(row[:number])) for j, row, number in rows)
 
 
 def shapes_of(state: State, only: IntArray | None = None) -> Shapes:
@@ -101,58 +119,6 @@ def _alone(problem: PodsProblem, classes: IntArray) -> BoolArray:
         found[place[rule.owner]] |= row
         found[:, place[rule.owner]] |= row
     return found
-
-
-class Content:
-    """One node of a kind being filled."""
-
-    def __init__(self, shapes: Shapes, kind: int) -> None:
-        self.shapes, self.kind = shapes, kind
-        self.free = shapes.free[kind].copy()
-        self.device = shapes.device[kind].copy()
-        self.entries: list[Entry] = []
-        self.here = np.zeros(shapes.classes.size, dtype=np.int64)
-
-    def takes(self, j: int, devices: tuple[int, ...]) -> bool:
-        """Whether the pod still fits, on these devices."""
-        shapes = self.shapes
-        if not shapes.allowed[self.kind, j] or (shapes.problem.request[shapes.classes[j]] > self.free).any():
-            return False
-        if (self.here[shapes.alone[j]] > 0).any():
-            return False
-        milli = shapes.problem.class_milli[shapes.classes[j]]
-        return all(self.device[d] >= milli for d in devices)
-
-    def devices(self, j: int) -> tuple[int, ...] | None:
-        """The devices with the least left that is enough; None where they are too few."""
-        problem, number = self.shapes.problem, self.shapes.classes[j]
-        gpus, milli = int(problem.class_gpus[number]), int(problem.class_milli[number])
-        if not gpus:
-            return ()
-        fitting = np.flatnonzero(self.device >= milli)
-        if fitting.size < gpus:
-            return None
-        return tuple(fitting[np.argsort(self.device[fitting], kind="stable")[:gpus]].tolist())
-
-    def put(self, j: int, devices: tuple[int, ...]) -> bool:
-        """Add the pod, which must fit."""
-        problem, number = self.shapes.problem, self.shapes.classes[j]
-        self.free -= problem.request[number]
-        self.device[list(devices)] -= problem.class_milli[number]
-        self.here[j] += 1
-        self.entries.append((j, devices))
-        return True
-
-    def fill(self, values: FloatArray, left: IntArray) -> None:
-        """Add pods of value while they fit, the most valuable first; `left` [J'] of each class may be here in all."""
-        for j in np.argsort(-values, kind="stable").tolist():
-            if values[j] <= 0:
-                return
-            while self.here[j] < left[j]:
-                devices = self.devices(j)
-                if devices is None or not self.takes(j, devices):
-                    break
-                self.put(j, devices)
 
 
 def counts(shapes: Shapes, pattern: Pattern) -> IntArray:
