@@ -101,8 +101,8 @@ class Program:
         self.bound = -np.inf
         self.value = np.inf
         self._best_prices: FloatArray | None = None
-        #: Of the classes, as the program last had them.
-        self.prices = np.zeros(num_classes)
+        #: Of the classes and of the kinds' nodes (none is positive), as the program last had them.
+        self.prices, self.kind_prices = np.zeros(num_classes), np.zeros(num_kinds)
         self._add_known()
 
     def _add_known(self) -> None:
@@ -144,6 +144,7 @@ class Program:
             self.value, values, duals = answer
             found = values[self._first :]
             self.prices = np.maximum(duals[: self.shapes.classes.size], 0.0)
+            self.kind_prices = np.minimum(duals[self._kind_rows], 0.0)
             if bounded and self._closed():
                 break
             if not self._seek(duals, left, bounded) and not (bounded and self._seek_harder(duals)):

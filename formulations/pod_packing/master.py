@@ -12,26 +12,32 @@ from formulations.backends.linear import LinearBuilder, solve_linear_mathopt
 from formulations.outcome import Budget, SolveOptions
 from formulations.pod_packing.columns import Program
 from formulations.pod_packing.dive import Chosen
+from formulations.pod_packing.problem import BoolArray
 from formulations.pod_packing.shapes import counts
 
 
-def solve_master(program: Program, start: Chosen, budget: Budget, options: SolveOptions) -> Chosen | None:
-    """The best choice of known patterns, from a start whose patterns are known; None where none was found in time."""
+def solve_master(
+    program: Program, start: Chosen, useful: BoolArray, budget: Budget, options: SolveOptions
+) -> Chosen | None:
+    """The best choice of known patterns, from a start; None where none was found in time.
+
+    useful : of the patterns known, those that may be chosen; those of the start always may.
+    """
     shapes, goal, columns = program.shapes, program.goal, program.columns
     for kind, pattern, _ in start:
         program.add(kind, pattern)
-    if not columns.kind:
+    known = {(kind, count.tobytes()): q for q, (kind, count) in enumerate(zip(columns.kind, columns.count, strict=True))}
+    begun = [known[kind, counts(shapes, pattern).tobytes()] for kind, pattern, _ in start]
+    taking = np.union1d(np.flatnonzero(useful), np.array(begun, dtype=np.int64)).astype(np.int64)
+    if not taking.size:
         return None
-    number = {
-        (kind, count.tobytes()): q for q, (kind, count) in enumerate(zip(columns.kind, columns.count, strict=True))
-    }
-    kinds = np.array(columns.kind, dtype=np.int64)
+    kinds = np.array(columns.kind, dtype=np.int64)[taking]
     builder = LinearBuilder()
     cost = shapes.cost[kinds] if goal.costs else 0.0
     y = builder.variables((kinds.size,), upper=program.nodes[kinds], cost=cost, integer=True)
     least = program.demand if goal.must else 0.0
     x = builder.variables((shapes.classes.size,), lower=least, upper=program.demand, cost=-goal.weight)
-    table = np.array(columns.count).T
+    table = np.array(columns.count)[taking].T
     row, column = np.nonzero(table)
     places = np.arange(shapes.classes.size)
     builder.sparse_rows(
@@ -44,13 +50,13 @@ def solve_master(program: Program, start: Chosen, budget: Budget, options: Solve
     _gangs(builder, program, x)
     hint = np.full(builder.num_variables, np.nan)
     hint[y] = 0.0
-    for kind, pattern, times in start:
-        hint[y[number[kind, counts(shapes, pattern).tobytes()]]] += times
+    for q, (_, _, times) in zip(begun, start, strict=True):
+        hint[y[np.searchsorted(taking, q)]] += times
     _, values = solve_linear_mathopt(builder.build(), budget, options, start=hint if start else None)
     if values is None:
         return None
     taken = np.round(values[y]).astype(np.int64)
-    return [(int(kinds[q]), columns.pattern[q], int(taken[q])) for q in np.flatnonzero(taken).tolist()]
+    return [(int(kinds[q]), columns.pattern[taking[q]], int(taken[q])) for q in np.flatnonzero(taken).tolist()]
 
 
 def _gangs(builder: LinearBuilder, program: Program, x: np.ndarray) -> None:
