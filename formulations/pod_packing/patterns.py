@@ -44,7 +44,9 @@ from planner.workload import FloatArray, IntArray
 #: Rounds of new patterns for one tier, where nobody limits them.
 ROUNDS = 600
 #: Integer programs for one tier, and how many in a row may bring nothing.
-TRIES, PATIENCE = 200, 12
+TRIES, PATIENCE = 400, 40
+#: Rounds of patterns after the numbers of spread classes in their zones are settled.
+SETTLED_ROUNDS = 8
 
 
 @dataclass(slots=True)
@@ -193,10 +195,14 @@ class PatternSearch:
 
     def _integer(self, place: int, aim: Aim, program: Program, amounts: FloatArray, bound: int, budget: Budget) -> None:
         """Whole nodes: dive, then integer programs over some nodes each (`rounding`)."""
-        order = self._order(aim)
-        rounding = Rounding(program, self.demand, self._step(aim), self.options, self.rng)
+        order, demand = self._order(aim), self.demand
+        if self.shapes.zoned:
+            demand = program.settle()
+            again = program.improve(budget, SETTLED_ROUNDS, bounded=False)
+            amounts = amounts if again is None else again
+        rounding = Rounding(program, demand, self._step(aim), self.options, self.rng)
         best = dive(program, amounts, budget)
-        self._try(best, order)
+        self._try(best, demand, order)
         idle = 0
         for _ in range(TRIES):
             met = self._gap(place, bound) <= (self.options.relative_gap or 0.0)
@@ -206,11 +212,12 @@ class PatternSearch:
             idle += 1
             if found is not None:
                 best = found
-                idle = 0 if self._try(best, order) else idle
+                idle = 0 if self._try(best, demand, order) else idle
 
-    def _try(self, chosen: Chosen, order: FloatArray) -> bool:
+    def _try(self, chosen: Chosen, demand: IntArray, order: FloatArray) -> bool:
         state = State(self.problem)
-        realise(state, self.shapes, chosen)
+        realise(state, self.shapes, chosen, demand)
+        state.drop_broken()
         fill(state, order)
         return self._offer(state)
 

@@ -18,12 +18,12 @@ from formulations.pod_packing.master import solve_master
 from formulations.pod_packing.shapes import counts
 from planner.workload import FloatArray, IntArray
 
-#: Nodes that one integer program settles anew, and how many more after each that brought nothing.
-LOOSE_NODES, WIDER = 40, 10
+#: Nodes that one integer program settles anew, how many more after each that brought nothing, up to so many times.
+LOOSE_NODES, WIDER, WIDEST = 40, 10, 8
 #: Of these, the share that is taken for what it loses; the others at random.
 LOSING_SHARE = 0.7
 #: Before each: rounds of patterns at prices shaken by so much, in turn, and rounds for what is left.
-SHAKEN_ROUNDS, SHAKES, RESIDUAL_ROUNDS = 8, (0.002, 0.05, 0.2), 4
+SHAKEN_ROUNDS, SHAKES, RESIDUAL_ROUNDS = 16, (0.002, 0.02), 4
 #: Seconds for one integer program.
 MASTER_S = 2.0
 
@@ -44,7 +44,7 @@ class Rounding:
     def better(self, best: Chosen, idle: int, budget: Budget) -> Chosen | None:
         """Settle some nodes of a choice anew; None where that brings nothing. idle : attempts since it last did."""
         self._shake()
-        fixed, loose = self._split(best, LOOSE_NODES + WIDER * idle)
+        fixed, loose = self._split(best, LOOSE_NODES + WIDER * (idle % WIDEST))
         program = self.program
         left = self._left(fixed)
         program.shrink(*left)

@@ -2,6 +2,8 @@
 
 Two nodes are of one kind when the same amounts and the same parts of devices are free on them, the same classes may run
 there, and they count the same when they are used. Numbers of classes are local: 0 .. len(classes) - 1.
+
+A class that has to be spread over zones comes once for each zone, and may run there alone. So its kinds differ by zone.
 """
 
 from __future__ import annotations
@@ -20,6 +22,16 @@ from planner.workload import FloatArray, IntArray
 #: A pod of a local class and its devices, numbered within the kind: fullest free first.
 Entry = tuple[int, tuple[int, ...]]
 Pattern = tuple[Entry, ...]
+#: Zones up to which a spread is part of the program of patterns; over more (hosts), it is kept when pods are placed.
+MOST_ZONES = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Zoned:
+    """Local classes that are one class in its zones: their numbers of pods differ by max_skew at most."""
+
+    classes: IntArray
+    max_skew: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +40,7 @@ class Shapes:
 
     free : [K, R]; device : [K, D], falling, -1 beyond the devices. allowed : [K, J']. cost : [K] of a node in use.
     alone : [J', J'] classes that do not share a node (by anti-affinity); on the diagonal: one of them a node.
+    zone : [J'] domain of the topology `topology` [J'] that a class is for, both -1 for all.
     """
 
     problem: PodsProblem
@@ -38,6 +51,9 @@ class Shapes:
     allowed: BoolArray
     cost: FloatArray
     alone: BoolArray
+    zone: IntArray
+    topology: IntArray
+    zoned: tuple[Zoned, ...]
 
     @property
     def count(self) -> IntArray:
@@ -77,11 +93,14 @@ def shapes_of(state: State, only: IntArray | None = None) -> Shapes:
     nodes = np.arange(problem.num_nodes) if only is None else only
     left = problem.demand + problem.running - state.placed
     wanted = np.flatnonzero((left > 0) & problem.allowed[:, nodes].any(axis=1))
-    allowed = problem.allowed[np.ix_(wanted, nodes)].T.copy()
-    for index, j in enumerate(wanted.tolist()):
+    classes, zone, topology, zoned = _by_zone(problem, wanted)
+    allowed = problem.allowed[np.ix_(classes, nodes)].T.copy()
+    for index, j in enumerate(classes.tolist()):
         kept_out = _kept_out(state, j)
         if kept_out is not None:
             allowed[:, index] &= ~kept_out[nodes]
+        if zone[index] >= 0:
+            allowed[:, index] &= problem.domain[topology[index], nodes] == zone[index]
     device = -np.sort(-state.device[nodes], axis=1)
     cost = np.where(state.pods_on[nodes] > 0, 0.0, problem.node_cost[nodes])
     table = np.concatenate([state.free[nodes], device, allowed, cost[:, None]], axis=1)
@@ -90,14 +109,45 @@ def shapes_of(state: State, only: IntArray | None = None) -> Shapes:
     starts = np.searchsorted(place.ravel()[order], np.arange(first.size + 1))
     return Shapes(
         problem=problem,
-        classes=wanted,
+        classes=classes,
         nodes=tuple(nodes[order[starts[k] : starts[k + 1]]] for k in range(first.size)),
         free=state.free[nodes][first],
         device=device[first],
         allowed=allowed[first],
         cost=cost[first],
-        alone=_alone(problem, wanted),
+        alone=_alone(problem, classes),
+        zone=zone,
+        topology=topology,
+        zoned=zoned,
     )
+
+
+def _by_zone(problem: PodsProblem, wanted: IntArray) -> tuple[IntArray, IntArray, IntArray, tuple[Zoned, ...]]:
+    """Classes, each as often as it has zones of its own; zone and topology of each, and which belong together.
+
+    A spread is taken that means its own pending pods alone, over few domains, as many as it asks for.
+    """
+    spreads = {}
+    for rule in problem.spread:
+        domains = np.unique(problem.domain[rule.topology][rule.counted])
+        domains = domains[domains >= 0]
+        own = rule.matches[rule.owner] and rule.matches.sum() == 1 and not problem.running[rule.owner]
+        if own and max(1, rule.min_domains) <= domains.size <= MOST_ZONES and rule.owner not in spreads:
+            spreads[rule.owner] = rule, domains
+    classes: list[int] = []
+    zone: list[int] = []
+    topology: list[int] = []
+    zoned: list[Zoned] = []
+    for j in wanted.tolist():
+        domains = np.array([-1], dtype=np.int64)
+        if j in spreads:
+            rule, domains = spreads[j]
+            zoned.append(Zoned(np.arange(len(classes), len(classes) + domains.size), rule.max_skew))
+        classes += [j] * domains.size
+        zone += domains.tolist()
+        topology += [spreads[j][0].topology if j in spreads else -1] * domains.size
+    arrays = (np.array(one, dtype=np.int64) for one in (classes, zone, topology))
+    return (*arrays, tuple(zoned))  # type: ignore[return-value]
 
 
 def _kept_out(state: State, j: int) -> BoolArray | None:
@@ -111,13 +161,13 @@ def _kept_out(state: State, j: int) -> BoolArray | None:
 def _alone(problem: PodsProblem, classes: IntArray) -> BoolArray:
     """Pairs that anti-affinity keeps off one node, whatever topology it is written for: a node is in one domain."""
     found = np.zeros((classes.size, classes.size), dtype=np.bool_)
-    place = {j: index for index, j in enumerate(classes.tolist())}
     for rule in problem.near:
-        if rule.together or rule.owner not in place or (problem.domain[rule.topology] < 0).any():
+        owners = np.flatnonzero(classes == rule.owner)
+        if rule.together or not owners.size or (problem.domain[rule.topology] < 0).any():
             continue
         row = rule.matches[classes]
-        found[place[rule.owner]] |= row
-        found[:, place[rule.owner]] |= row
+        found[owners] |= row
+        found[:, owners] |= row[:, None]
     return found
 
 
