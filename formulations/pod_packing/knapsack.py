@@ -99,18 +99,18 @@ def packed(free, device, admitted, request, gpus, milli, alone, left, wanted, wa
 
 @numba.njit(cache=True, nogil=True)
 def _has(amounts, request):
+    enough = True
     for r in range(amounts.size):
-        if request[r] > amounts[r]:
-            return False
-    return True
+        enough &= request[r] <= amounts[r]
+    return enough
 
 
 @numba.njit(cache=True, nogil=True)
 def _have(shelf, devices, milli):
+    enough = True
     for d in devices:
-        if d >= 0 and shelf[d] < milli:
-            return False
-    return True
+        enough &= d < 0 or shelf[d] >= milli
+    return enough
 
 
 @numba.njit(cache=True, nogil=True)

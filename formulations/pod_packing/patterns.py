@@ -33,7 +33,7 @@ from formulations.pod_packing.objective import total
 from formulations.pod_packing.problem import GPU_MILLI, Aim, PodsProblem
 from formulations.pod_packing.proof import concluded, in_units
 from formulations.pod_packing.realise import contents, fill, realise
-from formulations.pod_packing.rounding import Rounding
+from formulations.pod_packing.rounding import LOOSE_NODES, Rounding
 from formulations.pod_packing.shapes import shapes_of
 from formulations.pod_packing.state import State
 from planner.kubernetes.snapshot import WHOLE_MILLI
@@ -43,8 +43,8 @@ from planner.workload import FloatArray, IntArray
 
 #: Rounds of new patterns for one tier, where nobody limits them.
 ROUNDS = 600
-#: Integer programs for one tier, and how many in a row may bring nothing.
-TRIES, PATIENCE = 400, 40
+#: Integer programs for one tier, and how many in a row may bring nothing: on few nodes each one settles all of them.
+TRIES, PATIENCE, PATIENCE_FEW = 400, 40, 8
 #: Rounds of patterns after the numbers of spread classes in their zones are settled.
 SETTLED_ROUNDS = 8
 
@@ -203,10 +203,10 @@ class PatternSearch:
         rounding = Rounding(program, demand, self._step(aim), self.options, self.rng)
         best = dive(program, amounts, budget)
         self._try(best, demand, order)
-        idle = 0
+        idle, patience = 0, PATIENCE if self.problem.num_nodes > LOOSE_NODES else PATIENCE_FEW
         for _ in range(TRIES):
             met = self._gap(place, bound) <= (self.options.relative_gap or 0.0)
-            if met or budget.stop() is not None or idle > PATIENCE:
+            if met or budget.stop() is not None or idle > patience:
                 return
             found = rounding.better(best, idle, budget)
             idle += 1

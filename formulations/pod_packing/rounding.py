@@ -1,10 +1,10 @@
 """Whole nodes made better part by part: the nodes that lose most against the program's prices, and some others, get
 new patterns by an integer program, again and again.
 
-At the prices π of pods and μ of nodes with which the program of patterns ended, a node of kind k whose pattern runs u_j
-pods of class j loses  c_k - μ_k - sum over j of π_j u_j >= 0. What all nodes of a choice lose is by how much it is worse
-than the program. So nodes that lose nothing can stay, and the best choice is made of patterns that lose little: those are
-sought at prices shaken a little.
+At the prices π of pods and μ of nodes with which the program of patterns ended, a node of kind k whose pattern runs
+u_j pods of class j loses  c_k - μ_k - sum over j of π_j u_j >= 0. What all nodes of a choice lose is by how much it is
+worse than the program. So nodes that lose nothing can stay, and the best choice is made of patterns that lose little:
+those are sought at prices shaken a little, and patterns that lose more than the whole choice does are left out.
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ class Rounding:
 
     def _split(self, chosen: Chosen, most: int) -> tuple[Chosen, Chosen]:
         """Patterns that stay, and those of some nodes that are free again."""
-        table = np.array([counts(self.shapes, pattern) for _, pattern, _ in chosen])
-        times = np.array([number for _, _, number in chosen])
+        table = np.array([counts(self.shapes, pattern) for _, pattern, _ in chosen], dtype=np.int64)
+        table = table.reshape(len(chosen), self.demand.size)
+        times = np.array([number for _, _, number in chosen], dtype=np.int64)
         kinds = np.array([kind for kind, _, _ in chosen], dtype=np.int64)
         # Pods that are there more often than they are wanted are put down to the nodes that lose most anyway.
         place = np.repeat(np.arange(times.size), times)
@@ -89,9 +90,10 @@ class Rounding:
         rows = table[place]
         before = np.cumsum(rows, axis=0) - rows
         loss = self._loss(kinds[place], np.clip(self.demand - before, 0, rows))
+        lost = loss > 1e-6 * max(1.0, float(loss.max(initial=0.0)))
         chance = self.rng.random(place.size)
-        losing = np.argsort(-np.where(loss > 1e-6 * max(1.0, float(loss.max())), loss * chance, 0.0), kind="stable")
-        losing = losing[loss[losing] > 1e-6 * max(1.0, float(loss.max()))][: int(LOSING_SHARE * most)]
+        losing = np.argsort(-np.where(lost, loss * chance, 0.0), kind="stable")
+        losing = losing[lost[losing]][: int(LOSING_SHARE * most)]
         chance[losing] = -1.0
         free = np.bincount(place[np.argsort(chance, kind="stable")[:most]], minlength=times.size)
         loose = [(*chosen[q][:2], number) for q, number in enumerate(free.tolist()) if number]
