@@ -151,8 +151,8 @@ def consolidate(short: bool) -> Iterator[Row]:
 
 
 def scale(short: bool) -> Iterator[Row]:
-    """5,000 nodes, 50,000 pods of 200 classes with selectors, taints, spread and gangs, made by instances/pods; and with
-    many classes of at most one pod a node, whose bound knows less."""
+    """5,000 nodes, 50,000 pods of 200 classes with selectors, taints, spread and gangs, made by instances/pods; and
+    with many classes of at most one pod a node, whose bound knows less. Searches end at a gap of 0.1 %."""
     shared = runpy.run_path(str(GENERATE))["shared"]
     size = (500, 5_000, 100) if short else (5_000, 50_000, 200)
     for case, apart in (("selectors, spread, gangs", False), ("and one pod a node", True)):

@@ -6,12 +6,15 @@ Variables: y_q whole nodes that get pattern q; x_j pods of class j that run.
 Objective: tiers, one after the other, each kept for the next ones. `priority`: most pods of each priority, from the
 highest. `allocation`: most GPU. `consolidate`: least cost of nodes in use, all pods running.
 Constraints: `columns`, with the bound that holds for every plan; new patterns come from knapsacks (`pricing`); whole
-nodes come from diving (`dive`) and from an integer program over the patterns known (`master`).
+nodes come from diving (`dive`) and from integer programs over the patterns known (`master`), each for the nodes that
+lose most and some others (`rounding`).
 Then pods are put into patterns, and what is left wherever it still fits (`realise`).
 
-Rules between pods: anti-affinity within a node is part of a pattern. Affinity, spread, anti-affinity across nodes and
-gangs (but for their least number in the integer program) are left out of patterns and kept when pods are put onto
-nodes: plans keep them, and bounds, which know less of them, may be out of reach. The gap says by how much at most.
+Rules between pods: anti-affinity within a node is part of a pattern, and of the bound for pods that share no device.
+Spread of a class over up to 8 zones is part of the program; how many pods go to each zone is settled before whole nodes
+are sought. Affinity, other spread, anti-affinity across nodes and gangs (but for their least number in the integer
+program) are left out and kept when pods are put onto nodes: plans keep them, and bounds, which know less of them, may
+be out of reach. The gap says by how much at most.
 Running pods stay where they are. Weight among pods of one tier, preferences and evictions are not part of it.
 
 Reference: Gilmore and Gomory 1961 (patterns); Wentges 1997 (smoothing); data: Weng et al., ATC'23 (openb).

@@ -96,6 +96,28 @@ def test_spread_counts_in_the_bound() -> None:
     assert outcome.plan.tiers[0].value == outcome.plan.tiers[0].bound == 3.0
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_an_exact_model_passes_no_bound_of_spread_classes(seed: int) -> None:
+    """Two spread classes and one without, in three zones: neither method's plan passes the other's bound."""
+    rng = np.random.default_rng(seed)
+    nodes = [
+        {"name": zone, "count": int(rng.integers(1, 4)), "gpus": int(rng.integers(1, 4)), "labels": {"zone": zone}}
+        for zone in "abc"
+    ]
+    pods = [
+        {"name": "s", "count": int(rng.integers(2, 9)), "cpu": 2, "gpus": 1, **spread("s", 1)},
+        {"name": "t", "count": int(rng.integers(2, 9)), "gpus": 1, "gpu_milli": 600, **spread("t", int(seed % 2) + 1)},
+        {"name": "u", "count": 2, "cpu": 3, "gpus": 2},
+    ]
+    one = problem(nodes, pods, objective="allocation")
+    plans = [solved(one, method=name).plan for name in ("patterns", "cp-sat")]
+    tiers = [plan.tiers[0] for plan in plans if plan is not None]
+    assert len(tiers) == 2
+    for ours, other in (tiers, tiers[::-1]):
+        assert other.bound is not None
+        assert ours.value <= other.bound + 1e-9
+
+
 def test_spread_pods_all_run_on_few_nodes() -> None:
     """Six pods of half a GPU, at most one more in a than in b: 3 + 3 need two nodes in a zone, but b has one node of
     one GPU, two pods; so 4 + 2 with a skew of 2, three nodes in all. With a skew of 1 they cannot all run."""
