@@ -25,7 +25,7 @@ LOSING_SHARE = 0.7
 #: Before each: rounds of patterns at prices shaken by so much, in turn, and rounds for what is left.
 SHAKEN_ROUNDS, SHAKES, RESIDUAL_ROUNDS = 16, (0.002, 0.02), 4
 #: Seconds for one integer program.
-MASTER_S = 2.0
+MASTER_S = 4.0
 
 
 class Rounding:
