@@ -60,12 +60,17 @@ class ColumnLp:
         for row, low, high in zip(*(array.tolist() for array in np.broadcast_arrays(rows, lower, upper)), strict=True):
             self._rows[row].lower_bound, self._rows[row].upper_bound = float(low), float(high)
 
-    def set_columns(self, columns: npt.ArrayLike, lower: npt.ArrayLike, upper: npt.ArrayLike) -> None:
-        """New bounds of some columns."""
+    def set_columns(
+        self, columns: npt.ArrayLike, lower: npt.ArrayLike, upper: npt.ArrayLike, cost: npt.ArrayLike | None = None
+    ) -> None:
+        """New bounds of some columns, and new costs."""
         arrays = np.broadcast_arrays(columns, lower, upper)
         for column, low, high in zip(*(array.tolist() for array in arrays), strict=True):
             variable = self._columns[column]
             variable.lower_bound, variable.upper_bound = float(low), float(high)
+        if cost is not None:
+            for column, one in zip(*(array.tolist() for array in np.broadcast_arrays(columns, cost)), strict=True):
+                self._model.objective.set_linear_coefficient(self._columns[column], float(one))
 
     def solve(self, budget: Budget) -> tuple[float, FloatArray, FloatArray] | None:
         """Objective, values of the columns and duals of the rows; None when time is up.
