@@ -146,17 +146,16 @@ class Pricer:
             self.part, self.group, self.allowed, self.free, self.device, self.fits, left, order, self.device_start,
             self.device_free, self.device_open, self.device_index, self.device_pods, self.share_pod, self.share_parts,
             self.whole_start, self.whole_pod, self.bare_start, self.bare_pod, self.pod_kind, self.pod_bits,
-            self.bare_kinds, True,
+            self.bare_kinds,
         )  # fmt: skip
         least = LEAST_WORTH * float(values.max(initial=1.0))
         found = []
         for place, rank in np.argwhere(worth > least).tolist():
             gone = removed[place, rank]
             gone = gone[gone >= 0]
-            new, bits = added[place, rank], placed[place, rank]
-            entries = tuple(
-                (kind, _devices(mask)) for kind, mask in zip(new.tolist(), bits.tolist(), strict=True) if kind >= 0
-            )
+            new = int((added[place, rank] >= 0).sum())
+            pairs = zip(added[place, rank, :new].tolist(), placed[place, rank, :new].tolist(), strict=True)
+            entries = tuple((kind, _devices(mask)) for kind, mask in pairs)
             found.append(
                 Change(
                     int(nodes[place]), tuple(sorted(self.pods[gone].tolist())),
