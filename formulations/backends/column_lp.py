@@ -83,7 +83,9 @@ class ColumnLp:
             self._solver = self._mathopt.IncrementalSolver(self._model, self._mathopt.SolverType.GLOP)
         parameters = self._mathopt.SolveParameters(time_limit=timedelta(seconds=max(budget.remaining_s, 1e-3)))
         # Nobody reads reduced costs, and turning them into Python objects takes as long as a warm solve.
-        nothing = self._mathopt.ModelSolveParameters(reduced_costs_filter=self._mathopt.VariableFilter(filtered_items=[]))
+        nothing = self._mathopt.ModelSolveParameters(
+            reduced_costs_filter=self._mathopt.VariableFilter(filtered_items=[])
+        )
         answer = self._solver.solve(params=parameters, model_params=nothing)
         reason = self._mathopt.TerminationReason
         if answer.termination.reason is reason.NO_SOLUTION_FOUND or answer.termination.reason is reason.FEASIBLE:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from formulations.pod_packing.problem import BoolArray, PodsProblem
-from planner.kubernetes.snapshot import WHOLE_MILLI
+from planner.kubernetes.snapshot import CPU, MEMORY, WHOLE_MILLI
 from planner.workload import FloatArray, IntArray
 
 
@@ -39,6 +39,8 @@ class Kinds:
         self.request = np.ascontiguousarray(problem.request[chosen])
         self.gpus, self.milli = problem.class_gpus[chosen], problem.class_milli[chosen]
         self.is_share, self.allowed = problem.is_share[chosen], problem.allowed[chosen]
+        # A place has one slot for a pod, but whoever may place one pod there may as well find slots for more.
+        self._sized = np.array([name in (CPU, MEMORY) for name in problem.resources])
         self._fits = self._fitting(problem.crossing[chosen])
         self.exchanges = self._shortest()
 
@@ -78,7 +80,7 @@ class Kinds:
             into = np.flatnonzero(self._fits[a])
             if not into.size:
                 continue
-            asked = self.request[a] > 0
+            asked = self._sized & (self.request[a] > 0)
             times = np.full(into.size, np.inf)
             if asked.any():
                 times = (self.request[np.ix_(into, asked)] // self.request[a, asked]).min(axis=1).astype(np.float64)

@@ -39,10 +39,13 @@ def pooled(program: Program) -> list[Change]:
     return [program.changes[q] for q in _best(program, POOLED, 0)]
 
 
-def solve_master(program: Program, start: list[Change], budget: Budget, options: SolveOptions) -> list[Change] | None:
-    """The best choice of changes, `start` being one; None where the time was too short for any.
+def solve_master(
+    program: Program, start: list[Change], rest: list[Change], budget: Budget, options: SolveOptions
+) -> list[Change] | None:
+    """The best choice of changes, `start` being one, and the `rest` elsewhere; None where time was too short for any.
 
-    Places that pods of another kind take come back as places for that kind.
+    Places that pods of another kind take come back as places for that kind, of the rest too: its places are free for
+    others where the pods that took them stay now.
     """
     for change in start:
         program.add(change)
@@ -50,7 +53,7 @@ def solve_master(program: Program, start: list[Change], budget: Budget, options:
     must = [q for q, change in enumerate(program.changes) if change.key in keys]
     numbers = sorted({*_best(program, OF_A_NODE, IN_ALL), *must})
     if not numbers:
-        return []
+        return rest
     cluster, goal, share = program.cluster, program.goal, program.share
     kinds, pod_class = cluster.kinds, cluster.problem.pod_class
     changes = [program.changes[q] for q in numbers]
@@ -91,7 +94,7 @@ def solve_master(program: Program, start: list[Change], budget: Budget, options:
     if values is None:
         return None
     chosen = [changes[q] for q in np.flatnonzero(np.round(values[y])).tolist()]
-    return _passed_on(chosen, kinds, np.round(values[z]).astype(np.int64))
+    return _passed_on([*rest, *chosen], kinds, np.round(values[z]).astype(np.int64))
 
 
 def _passed_on(changes: list[Change], kinds: Kinds, times: IntArray) -> list[Change]:

@@ -41,13 +41,13 @@ from planner.workload import IntArray
 #: Rounds of changes that remove nothing, and of all changes, where nobody limits them.
 STILL_ROUNDS, ROUNDS = 40, 80
 #: Share of a tier's time for changes, and of what is left then for the first integer program.
-SEEKING, MASTER = 0.6, 0.5
+SEEKING, MASTER = 0.6, 0.35
 #: Nodes of a part, and rounds of new changes for it.
 PART, PART_ROUNDS = 250, 6
 #: Integer programs over parts, and how many in a row may bring nothing.
 TRIES, PATIENCE = 40, 6
 #: Most nodes of the search tree of an integer program over the whole, and over a part.
-MOST_NODES, PART_NODES = 5000, 500
+MOST_NODES, PART_NODES = 500, 200
 
 
 def search(problem: PodsProblem, options: SolveOptions, budget: Budget) -> SearchResult[PodsPlan]:
@@ -111,7 +111,7 @@ class _Repair(PatternSearch):
         bound = self._tightest(aim, bound, program.bound)
         if found and not self._met(place, aim, bound):
             limits = self._limits(MASTER * budget.remaining_s, MOST_NODES)
-            chosen = solve_master(program, start, budget, limits)
+            chosen = solve_master(program, start, [], budget, limits)
             if chosen is not None:
                 self._try_changes(chosen, aim)
             self._by_parts(place, aim, goal, program, bound, budget)
@@ -148,8 +148,8 @@ class _Repair(PatternSearch):
                 program.add(change)
             if not program.improve(budget, PART_ROUNDS, still=self.still):
                 return
-            chosen = solve_master(program, start, budget, self._limits(budget.remaining_s, PART_NODES))
-            better = chosen is not None and self._try_changes([*rest, *chosen], aim)
+            chosen = solve_master(program, start, rest, budget, self._limits(budget.remaining_s, PART_NODES))
+            better = chosen is not None and self._try_changes(chosen, aim)
             idle = 0 if better else idle + 1
 
     def _parted(self, nodes: IntArray) -> tuple[list[Change], list[Change]]:
