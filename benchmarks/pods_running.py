@@ -84,15 +84,8 @@ def _moves(num_nodes: int, share: float, seconds: float, asked: float) -> Iterat
     gpus = float(problem.gpus.sum()) / 100
     case = f"running, {num_nodes} nodes, {count} moves"
     rule = 100 * gpus * price(problem, kube_default(problem)).terms["gpu_allocated_fraction"]
-    yield Row(
-        case,
-        "pending placed",
-        (tier.value - here) / gpus,
-        (rule - here) / gpus,
-        "kube-default, no moves",
-        "%",
-        "higher",
-    )
+    placed = (tier.value - here) / gpus
+    yield Row(case, "pending placed", placed, (rule - here) / gpus, "kube-default, no moves", "%", "higher")
     yield Row(case, "pending placed", placed, (tier.bound - here) / gpus, "our bound", "%", "higher")
     yield Row(
         case, "below the bound", 100 * (tier.bound - tier.value) / (tier.bound - here), asked, "asked", "%", "lower"
