@@ -40,7 +40,7 @@ from planner.workload import IntArray
 
 #: Rounds of changes that remove nothing, and of all changes, where nobody limits them.
 STILL_ROUNDS, ROUNDS = 40, 80
-#: Share of a tier's time for changes, and of what is left then for the first integer program.
+#: Share of a tier's time for changes, and of what is left then for the integer program over the whole.
 SEEKING, MASTER = 0.6, 0.35
 #: Nodes of a part, and rounds of new changes for it.
 PART, PART_ROUNDS = 250, 6
@@ -100,22 +100,30 @@ class _Repair(PatternSearch):
         goal = self._changes_goal(place, aim)
         program = Program(self.cluster, goal, self.cluster.whole())
         self.solver_version = program.lp.version
-        start = changes_of(self.cluster, self.best.state)
-        for change in start:
+        for change in changes_of(self.cluster, self.best.state):
             program.add(change)
         seeking = PartBudget(budget, SEEKING * budget.remaining_s)
         rounds = ROUNDS if self.options.work_limit is None else int(self.options.work_limit)
         found = program.improve(seeking, min(rounds, STILL_ROUNDS), still=True)
         if not self.still:
+            if found:
+                # A good plan without moves is soon had, should time run out.
+                self._whole(program, aim, seeking)
             found = program.improve(seeking, rounds)
         bound = self._tightest(aim, bound, program.bound)
         if found and not self._met(place, aim, bound):
-            limits = self._limits(MASTER * budget.remaining_s, MOST_NODES)
-            chosen = solve_master(program, start, [], budget, limits)
-            if chosen is not None:
-                self._try_changes(chosen, aim)
+            self._whole(program, aim, budget)
             self._by_parts(place, aim, goal, program, bound, budget)
         return bound
+
+    def _whole(self, program: Program, aim: Aim, budget: Budget) -> None:
+        """The integer program over the whole cluster."""
+        assert self.best is not None
+        start = changes_of(self.cluster, self.best.state)
+        limits = self._limits(MASTER * budget.remaining_s, MOST_NODES)
+        chosen = solve_master(program, start, [], budget, limits)
+        if chosen is not None:
+            self._try_changes(chosen, aim)
 
     def _limits(self, seconds: float, nodes: int) -> SolveOptions:
         work = nodes if self.options.work_limit is None else min(nodes, int(self.options.work_limit))
