@@ -15,6 +15,7 @@ Data
     g[o,l]     seconds to reduce gradients and update
     e[o]       seconds a step beside, where the stage is the last
     m          micro-batches
+    r[o]       seconds to receive what a stage works on, and to send its gradient back
 Variables
     o(i), cut points 0 = b(0) < b(1) < ... < b(p) = L
 Objective
@@ -29,7 +30,10 @@ Method, exact
     every pair of bottleneck and G that the best plan may have is met. It ends where even the least bottleneck cannot
     better the plan.
 
-Ignored: overlap of the reduction with the last backward passes; orders of devices are the caller's to list.
+Sends of their own, as above, run beside the work. Where r is given, a stage waits for its sends instead: c is then
+part of T (not of the last stage), and r too (not of the first). G is a sum over layers, or given for every run of them.
+
+Ignored: orders of devices are the caller's to list.
 Reference: Metis (ATC 2024), whose rules for groups and layers this contains.
 """
 
@@ -60,6 +64,9 @@ class UnevenProblem:
     layer_s, layer_bytes, kept_bytes, sync_s : [O, L].
     send_s : [O, L + 1] by layers done; the first and last columns are not read.
     capacity_bytes, closing_s : [O].
+    receive_s : [O], where stages wait for their sends; None where those run beside the work.
+    sync_runs_s : [O, L + 1, L + 1] by first layer and the one after the last, in place of sums of sync_s.
+    stages : how many there must be; any number where None.
     """
 
     begin: IntArray
@@ -72,6 +79,9 @@ class UnevenProblem:
     capacity_bytes: FloatArray
     closing_s: FloatArray
     micro_batches: int
+    receive_s: FloatArray | None = None
+    sync_runs_s: FloatArray | None = None
+    stages: int | None = None
 
     def __post_init__(self) -> None:
         options, layers = self.layer_s.shape
@@ -80,6 +90,10 @@ class UnevenProblem:
             "layer_bytes": (options, layers), "kept_bytes": (options, layers), "sync_s": (options, layers),
             "send_s": (options, layers + 1),
         }  # fmt: skip
+        if self.receive_s is not None:
+            shapes["receive_s"] = (options,)
+        if self.sync_runs_s is not None:
+            shapes["sync_runs_s"] = (options, layers + 1, layers + 1)
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:
                 raise ValueError(f"{name} has shape {getattr(self, name).shape}; layer_s asks for {shape}")
@@ -89,6 +103,8 @@ class UnevenProblem:
             raise ValueError("an option must begin before it ends")
         for field in fields(self):
             array = getattr(self, field.name)
+            if array is None:
+                continue
             if field.name.endswith(("_s", "_bytes")) and not (np.isfinite(array).all() and (array >= 0).all()):
                 raise ValueError(f"{field.name} must be finite and not negative")
 
@@ -105,18 +121,22 @@ class UnevenProblem:
     @cached_property
     def stage_s(self) -> FloatArray:
         """T of every option and run of layers [O, L + 1, L + 1], infinite for empty ones."""
-        return self._runs(self.layer_s, np.inf)
+        worked_s = self._runs(self.layer_s, np.inf)
+        if self.receive_s is not None:
+            worked_s[:, 1:, :] += self.receive_s[:, None, None]
+            worked_s[:, :, :-1] += self.send_s[:, None, :-1]
+        return worked_s
 
     @cached_property
     def stage_sync_s(self) -> FloatArray:
         """G of every option and run of layers."""
-        return self._runs(self.sync_s, 0.0)
+        return self._runs(self.sync_s, 0.0) if self.sync_runs_s is None else self.sync_runs_s
 
     @cached_property
     def link_s(self) -> FloatArray:
-        """c of every option by layers done, [O, L + 1]; 0 after the last layer."""
+        """c of every option by layers done, [O, L + 1]; 0 after the last layer, and where it is part of T."""
         sent = self.send_s.copy()
-        sent[:, -1] = 0.0
+        sent[:, -1 if self.receive_s is None else 0 :] = 0.0
         return sent
 
     def fits(self, from_here: int) -> npt.NDArray[np.bool_]:
@@ -171,8 +191,15 @@ def cost(problem: UnevenProblem, plan: UnevenPlan) -> UnevenCost:
         run = slice(stage.first, stage.last)
         worked_s = float(problem.layer_s[stage.option, run].sum())
         sent_s = float(problem.send_s[stage.option, stage.last]) if stage.last < problem.num_layers else 0.0
-        slowest, through = max(slowest, worked_s, sent_s), through + worked_s + sent_s
-        sync = max(sync, float(problem.sync_s[stage.option, run].sum()))
+        through += worked_s + sent_s
+        if problem.receive_s is not None:
+            received_s = float(problem.receive_s[stage.option]) if stage.first else 0.0
+            through, worked_s = through + received_s, worked_s + received_s + sent_s
+        slowest = max(slowest, worked_s, sent_s)
+        if problem.sync_runs_s is None:
+            sync = max(sync, float(problem.sync_s[stage.option, run].sum()))
+        else:
+            sync = max(sync, float(problem.sync_runs_s[stage.option, stage.first, stage.last]))
     closing = float(problem.closing_s[plan.stages[-1].option])
     return UnevenCost(slowest, through, sync, closing, problem.micro_batches)
 
@@ -187,6 +214,9 @@ def check(problem: UnevenProblem, plan: UnevenPlan) -> list[Violation]:
     if [first for first, _ in cuts] != ends[:-1] or ends[-1] != problem.num_layers:
         message = f"stages hold layers {cuts} of {problem.num_layers}"
         broken.append(Violation(rule="cover", subject="pipeline", message=message))
+    if problem.stages is not None and len(plan.stages) != problem.stages:
+        message = f"{len(plan.stages)} stages, {problem.stages} are asked for"
+        broken.append(Violation(rule="stages", subject="pipeline", message=message))
     for number, stage in enumerate(plan.stages):
         subject = f"stage {number}"
         if stage.first >= stage.last:
@@ -209,7 +239,7 @@ class _Program:
 
     def __init__(self, problem: UnevenProblem) -> None:
         self.problem = problem
-        self.most = min(problem.num_layers, problem.num_devices)
+        self.most = min(problem.num_layers, problem.num_devices, problem.stages or problem.num_layers)
         stage_s = problem.stage_s
         self.pace_s = np.maximum(stage_s, problem.link_s[:, None, :])
         self.through_s = stage_s + problem.link_s[:, None, :]
@@ -228,6 +258,8 @@ class _Program:
         for k in range(1, self.most + 1):
             value_s = self._values(k, best, allowed).min(axis=2)
             np.minimum.at(best[k], problem.begin, value_s)
+        if problem.stages is not None:
+            best[: problem.stages, :, 0] = np.inf
         count, place = np.unravel_index(int(best[:, :, 0].argmin()), best.shape[:2])
         total_s = float(best[count, place, 0])
         if not np.isfinite(total_s):

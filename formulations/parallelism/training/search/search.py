@@ -24,13 +24,19 @@ MOST_OVER = 1.15
 FIRST_PLANS, MOST_PLANS = 8, 256
 
 
-def search(problem: TrainProblem, options: SolveOptions, budget: Budget) -> SearchResult[TrainingPlan]:
-    """The best plan, with a proof over the space of `space` and the splits of `pricing.splits`."""
+def search(
+    problem: TrainProblem, options: SolveOptions, budget: Budget, whole: bool = True
+) -> SearchResult[TrainingPlan]:
+    """The best plan, with a proof over the space of `space` and the splits of `pricing.splits`.
+
+    whole : this is all that is asked. Where it is a part of a larger search, the plan is not refined, and what does not
+    fit is not explained.
+    """
     started_s = time.perf_counter()
     plans = space(problem)
     build_s = time.perf_counter() - started_s
     if plans is None:
-        return _infeasible(problem, None, build_s)
+        return _infeasible(problem, None, build_s, whole)
     parts: list[Priced] = []
     seen, least = 0, np.inf
     for piece in pieces(plans):
@@ -43,23 +49,24 @@ def search(problem: TrainProblem, options: SolveOptions, budget: Budget) -> Sear
         seen += len(piece)
         if budget.stop() is not None:
             break
-    whole = seen == len(plans)
+    every_plan = seen == len(plans)
     if not parts:
-        return _infeasible(problem, leanest, build_s) if whole else _unknown(budget)
+        return _infeasible(problem, leanest, build_s, whole) if every_plan else _unknown(budget)
     every = joined(parts)
     fits = every[every.memory_bytes <= problem.capacity_bytes]
     best = _best_of(fits)
     best, split, left = _split(problem, every, best, budget)
     if best is None:
-        if not whole or left < np.inf:
+        if not every_plan or left < np.inf:
             return _unknown(budget)
-        return _infeasible(problem, leanest, build_s)
+        return _infeasible(problem, leanest, build_s, whole)
     value = float(best.goal[0])
-    proven = whole and left >= value
-    bound = None if not whole else Bound(value=min(value, left), name=_bound_name(len(plans) + split))
+    proven = every_plan and left >= value
+    bound = None if not every_plan else Bound(value=min(value, left), name=_bound_name(len(plans) + split))
     chosen = document_plan(problem, best.plans)
     others, whys = next_best(fits, tuple(getattr(chosen, name) for name in SIZES[:5]))
-    plan = refined(problem, chosen, options, budget).model_copy(
+    finished = refined(problem, chosen, options, budget) if whole else chosen
+    plan = finished.model_copy(
         update={
             "plans_priced": seen + split,
             "pareto": points(problem, fits[frontier(problem, fits)]),
@@ -126,7 +133,9 @@ def _unknown(budget: Budget) -> SearchResult[TrainingPlan]:
     )
 
 
-def _infeasible(problem: TrainProblem, leanest: TrainingPlans | None, build_s: float) -> SearchResult[TrainingPlan]:
+def _infeasible(
+    problem: TrainProblem, leanest: TrainingPlans | None, build_s: float, explained: bool
+) -> SearchResult[TrainingPlan]:
     return SearchResult(
         status=Status.INFEASIBLE,
         stop=Stop.PROOF,
@@ -134,6 +143,6 @@ def _infeasible(problem: TrainProblem, leanest: TrainingPlans | None, build_s: f
         solver="enumeration",
         solver_version=np.__version__,
         build_s=build_s,
-        reasons=reasons(problem, leanest),
-        relaxations=ways_out(problem),
+        reasons=reasons(problem, leanest) if explained else (),
+        relaxations=ways_out(problem) if explained else (),
     )
