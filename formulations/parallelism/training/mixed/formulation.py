@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from formulations.outcome import Budget, Objective, SearchResult, SolveOptions
-from formulations.parallelism.training.mixed.baseline import NAME, plain_plan
+from formulations.parallelism.training.mixed.baseline import NAME, best_alone
 from formulations.parallelism.training.mixed.check import check
 from formulations.parallelism.training.mixed.plans import price
 from formulations.parallelism.training.mixed.problem import MixedProblem
@@ -57,7 +57,7 @@ class AnyTrainingPlan:
         """What people do without a search."""
         if isinstance(problem, TrainProblem):
             return TRAINING.baseline(problem)
-        return NAME, plain_plan(problem)
+        return NAME, best_alone(problem)
 
 
 ANY_TRAINING = AnyTrainingPlan()

@@ -132,30 +132,35 @@ def _price_replicas(problem: MixedProblem, plan: TrainingPlan, owners: list[int]
         step_s = most * worked_s[0] if plan.layout == "shards" else float(step_of(block, one).step_s[0])
         slowest_s = max(slowest_s, step_s)
     gpus = [sum(s.num_gpus for s, at in zip(plan.stages, owners, strict=True) if at == number) for number in numbers]
+    told = [_by_part(one, place) for one in memory for place in range(one.total.shape[1])]
     if plan.layout == "shards":
         largest = max(max(stage.state_shares) for stage in plan.stages)
         after_s = after_shards_s(problem, tuple(numbers), tuple(plans), windows_s, largest)
-        total = tuple(
-            _with_share(problem, number, one, max(stage.state_shares))
-            for number, one, stage in zip(numbers, plans, plan.stages, strict=True)
-        )
+        for number, one, stage, parts in zip(numbers, plans, plan.stages, told, strict=True):
+            _with_share(problem, number, one, max(stage.state_shares), parts)
     else:
         after_s = between_s(problem, numbers, gpus, 2.0 * min(problem.any_block.gradient_bytes, 4))
-        total = tuple(one for found in memory for one in found.total[0].tolist())
     return Price(
         step_s=slowest_s + after_s,
         parts={"replicas": slowest_s, "data": after_s},
         work_s=tuple(work),
         exchange_s=(0.0,) * len(plan.stages),
-        memory_bytes=total,
-        memory=tuple(_by_part(one, place) for one in memory for place in range(one.total.shape[1])),
+        memory_bytes=tuple(sum(parts.values()) for parts in told),
+        memory=tuple(told),
     )
 
 
-def _with_share(problem: MixedProblem, number: int, one: TrainingPlans, share: float) -> float:
+def _with_share(
+    problem: MixedProblem, number: int, one: TrainingPlans, share: float, parts: dict[str, float]
+) -> None:
+    """Put a share of the optimizer's bytes in place of an even one; the margin grows with the states."""
     block = problem.blocks[number]
-    states = share * optimizer_bytes(block, int(one.tensor_parallel_size[0]))
-    return without_optimizer(block, one)[1] + states
+    with_margin = share * optimizer_bytes(block, int(one.tensor_parallel_size[0]))
+    states = with_margin / block.margin.states_factor
+    rest = without_optimizer(block, one)[1]
+    parts["optimizer"] = states
+    parts["margin"] = 0.0
+    parts["margin"] = rest + with_margin - sum(parts.values())
 
 
 def _by_part(memory: TrainingMemory, place: int) -> dict[str, float]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from formulations.outcome import Bound, Budget, SearchResult, SolveOptions, Status, Stop
-from formulations.parallelism.training.mixed.baseline import even_split_step
+from formulations.outcome import TOLERANCE, Bound, Budget, SearchResult, SolveOptions, Status, Stop
+from formulations.parallelism.training.mixed.baseline import equal_replicas_s, equal_stages_s
 from formulations.parallelism.training.mixed.explain import reasons, ways_out
 from formulations.parallelism.training.mixed.options import expert_sizes, tensor_sizes
 from formulations.parallelism.training.mixed.plans import alone_document, pipeline_document, shared_document
@@ -50,8 +50,13 @@ def search(problem: MixedProblem, options: SolveOptions, budget: Budget) -> Sear
     _stages(problem, options, budget, best)
     if best.plan is None:
         return _without(problem, budget, best)
-    even_s = even_split_step(problem)
-    told = Alternative(name="even split over all", step_s=even_s, why="" if even_s else "does not fit or divide")
+    told = [
+        Alternative(name=name, step_s=step_s, why="" if step_s else "does not fit or divide")
+        for name, step_s in (
+            ("equal replicas on all", equal_replicas_s(problem)),
+            ("equal stages on all", equal_stages_s(problem)),
+        )
+    ]
     plan = best.plan
     if best.block is not None:
         block = problem.blocks[best.block]
@@ -60,12 +65,12 @@ def search(problem: MixedProblem, options: SolveOptions, budget: Budget) -> Sear
     plan = plan.model_copy(
         update={
             "work_bound_s": min(floor_s, best.step_s),
-            "alternatives": (*best.told, told),
+            "alternatives": (*best.told, *told),
             "plans_priced": best.plans_priced,
         }
     )
-    proven = best.open_s >= best.step_s
-    bound_s = min(best.step_s, max(best.open_s, floor_s))
+    proven = best.open_s >= best.step_s * (1 - TOLERANCE)
+    bound_s = best.step_s if proven else max(best.open_s, floor_s)
     name = "; ".join(best.looked_at) if proven else "all work at each kind's best rate, and pipelines not looked at"
     return SearchResult(
         status=Status.OPTIMAL if proven else Status.FEASIBLE,
