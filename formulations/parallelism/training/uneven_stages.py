@@ -54,8 +54,12 @@ IntArray = npt.NDArray[np.int64]
 
 #: Caps go down by more than rounding.
 _BELOW = 1 - 1e-9
-#: Share of its value to which the least bottleneck and the least reduction are narrowed down.
+#: Bounds are sums of floats.
+_ROUNDING = 1 - 1e-9
+#: Share of its value to which the least bottleneck is narrowed down, and of the step's the least reduction.
 _NARROW = 1e-3
+#: The first cap that is tried lies this share above the bottleneck's bound; steps double from there.
+_FIRST_STEP = 0.02
 
 
 class _Program:
@@ -79,6 +83,25 @@ class _Program:
         # Runs of one option from one layer on stand together; a state is where they begin.
         self.run = option * width + first
         self.state = problem.begin[option] * width + first
+
+    def floors_s(self) -> tuple[float, float]:
+        """No pipeline has a lower bottleneck, or a shorter way through: all work at each place's best speed.
+
+        With w the work of layers under some option, and r[o] the least of an option's layers over it, a stage takes
+        T >= r sum of w; so max T is at least sum of all w over the sum of the highest 1 / (r places) of every place.
+        """
+        problem = self.problem
+        reference = problem.layer_s[0]
+        if not (reference > 0).all():
+            return 0.0, 0.0
+        ratio = (problem.layer_s / reference).min(axis=1)
+        with np.errstate(divide="ignore"):
+            speed = 1.0 / (ratio * (problem.end - problem.begin))
+        fastest = np.zeros(problem.num_devices)
+        for begin, end, one in zip(problem.begin.tolist(), problem.end.tolist(), speed.tolist(), strict=True):
+            fastest[begin:end] = np.maximum(fastest[begin:end], one)
+        whole = float(reference.sum())
+        return whole / float(fastest.sum()) * _ROUNDING, whole * float(ratio.min()) * _ROUNDING
 
     def solve(
         self, pace_cap_s: float, sync_cap_s: float, through_cap_s: float = np.inf
@@ -131,72 +154,99 @@ def choose(
     """
     options = options or SolveOptions()
     budget = budget or Budget(options.time_limit_s)
-    program = _Program(problem)
-    fastest = program.solve(np.inf, np.inf)
-    if fastest is None:
+    search = _Search(_Program(problem), budget, below_s)
+    reached = search.climb()
+    if search.stop is None and not reached:
+        if below_s < np.inf:
+            return _result(problem, None, Status.UNKNOWN, Stop.PROOF, below_s)
         reason = "no run of options leads from the first layer to the last within memory"
         return _result(problem, None, Status.INFEASIBLE, Stop.PROOF, None, (reason,))
-    search = _Search(program, budget, below_s, fastest[0])
-    if program.solve(search.worst_pace_s(), np.inf, below_s) is None:
-        return _result(problem, None, Status.UNKNOWN, Stop.PROOF, below_s)
     search.narrow()
-    search.descend(search.low_pace_s)
     # A pipeline with a slower stage than this cannot better what was found, however short its way through is.
     cap_s: float | None = search.worst_pace_s()
     while cap_s is not None and search.stop is None:
         cap_s = search.descend(min(cap_s, search.worst_pace_s()))
-    best, best_s, stop, floor_s = search.best, search.best_s, search.stop, fastest[0] + search.floor_s
+    best, best_s, stop = search.best, search.best_s, search.stop
     if stop is not None:
-        return _result(problem, best, Status.UNKNOWN if best is None else Status.FEASIBLE, stop, min(floor_s, best_s))
+        floor_s = min(search.floor_s + search.least_through_s, best_s)
+        return _result(problem, best, Status.UNKNOWN if best is None else Status.FEASIBLE, stop, floor_s)
     return _result(problem, best, Status.UNKNOWN if best is None else Status.OPTIMAL, Stop.PROOF, best_s)
 
 
 class _Search:
-    """Caps from high to low, and the best plan so far.
+    """Caps of the bottleneck, from below until there is a pipeline, then from above; and the best plan so far.
 
-    floor_s : what all micro-batches but one, and the reduction, take in any pipeline that betters the best.
-    low_pace_s : about the smallest cap of the slowest stage or link under which there is a pipeline.
+    least_* : of any pipeline that betters the best.
     """
 
-    def __init__(self, program: _Program, budget: Budget, below_s: float, through_s: float) -> None:
+    def __init__(self, program: _Program, budget: Budget, below_s: float) -> None:
         self.program, self.budget = program, budget
         self.others = program.problem.micro_batches - 1
-        self.through_s = through_s
-        self.least_sync_s = self.floor_s = 0.0
-        self.low_pace_s = np.inf
+        self.least_pace_s, self.least_through_s = program.floors_s()
+        self.least_sync_s = 0.0
         self.best: UnevenPlan | None = None
         self.best_s = below_s
         self.stop: Stop | None = None
 
-    def narrow(self) -> None:
-        """The least bottleneck and the least reduction, from below."""
-        worst_s = self.worst_pace_s()
-        least_pace_s, self.low_pace_s = self._least(self.program.pace_s, worst_s, paces=True)
-        if np.ptp(self.program.sync_s) > 0:
-            self.least_sync_s, _ = self._least(self.program.sync_s, worst_s, paces=False)
-        self.floor_s = self.others * least_pace_s + self.least_sync_s
+    @property
+    def floor_s(self) -> float:
+        """What all micro-batches but one, and the reduction, take."""
+        return self.others * self.least_pace_s + self.least_sync_s
 
-    def _least(self, values_s: FloatArray, worst_s: float, *, paces: bool) -> tuple[float, float]:
-        """No cap below the first lets a pipeline through (within the worst bottleneck); the second does."""
-        caps = np.unique(values_s[self.program.pace_s <= worst_s])
-        low, high = 0, caps.size - 1
-        while low < high and caps[high] - caps[low] > _NARROW * caps[high]:
-            self.stop = self.stop or self.budget.stop()
-            if self.stop is not None:
-                break
-            middle = (low + high) // 2
-            cap_s = float(caps[middle])
-            if self.program.solve(cap_s if paces else worst_s, np.inf if paces else cap_s) is None:
-                low = middle + 1
+    def climb(self) -> bool:
+        """Higher and higher caps until one lets a pipeline through that could better the best."""
+        most_s = float(self.program.pace_s.max(initial=0.0))
+        growth = _FIRST_STEP
+        while self.stop is None:
+            worst_s = min(self.worst_pace_s(), most_s)
+            cap_s = min(self.least_pace_s * (1.0 + growth), worst_s) if self.least_pace_s > 0 else worst_s
+            if self.least_pace_s <= worst_s and self._try(cap_s):
+                return True
+            if cap_s >= worst_s:
+                return False
+            self.least_pace_s, growth = cap_s, 2.0 * growth
+            self.stop = self.budget.stop()
+        return False
+
+    def narrow(self) -> None:
+        """Raise the least bottleneck, then the least reduction, by halves."""
+        high_s = np.inf if self.best is None else cost(self.program.problem, self.best).bottleneck_s
+        while self.stop is None and high_s - self.least_pace_s > _NARROW * high_s < np.inf:
+            middle_s = 0.5 * (self.least_pace_s + high_s)
+            if self._try(middle_s):
+                high_s = middle_s
             else:
-                high = middle
-        return float(caps[low]), float(caps[high])
+                self.least_pace_s = middle_s
+            self.stop = self.budget.stop()
+        worst_s, sync_s = self.worst_pace_s(), self.program.sync_s
+        high_s = float(sync_s.max(initial=0.0))
+        while self.stop is None and high_s - self.least_sync_s > _NARROW * self.best_s:
+            middle_s = 0.5 * (self.least_sync_s + high_s)
+            if self.program.solve(worst_s, middle_s, self.best_s - self.floor_s) is None:
+                self.least_sync_s = middle_s
+            else:
+                high_s = middle_s
+            self.stop = self.budget.stop()
+
+    def _try(self, pace_cap_s: float) -> bool:
+        """Whether a pipeline within the cap could better the best; it is taken where it does."""
+        found = self.program.solve(pace_cap_s, np.inf, self.best_s - self.floor_s)
+        if found is None:
+            return False
+        self._take(found[1])
+        return True
+
+    def _take(self, plan: UnevenPlan) -> UnevenCost:
+        priced = cost(self.program.problem, plan)
+        if priced.total_s < self.best_s:
+            self.best, self.best_s = plan, priced.total_s
+        return priced
 
     def worst_pace_s(self) -> float:
         """Bottlenecks above this are of no use."""
         if not self.others:
             return np.inf
-        return (self.best_s - self.through_s - self.least_sync_s) / self.others
+        return (self.best_s - self.least_through_s - self.least_sync_s) / self.others
 
     def descend(self, pace_cap_s: float) -> float | None:
         """All reductions under one cap of the bottleneck; the next cap below it, or None where none is of use."""
@@ -204,11 +254,11 @@ class _Search:
         found = self.program.solve(pace_cap_s, np.inf, self.best_s - self.floor_s)
         if found is None or found[0] + self.floor_s >= self.best_s:
             return None
+        # The least way through under a cap that all better pipelines keep.
+        self.least_through_s = max(self.least_through_s, found[0])
         next_cap_s = cost(problem, found[1]).bottleneck_s * _BELOW
         while found is not None and found[0] + self.floor_s < self.best_s:
-            priced = cost(problem, found[1])
-            if priced.total_s < self.best_s:
-                self.best, self.best_s = found[1], priced.total_s
+            priced = self._take(found[1])
             self.stop = self.budget.stop()
             if self.stop is not None or priced.sync_s == 0.0:
                 break
