@@ -8,7 +8,6 @@ from planner.errors import ExportError
 from planner.plan import TrainingDocument
 from planner.training_plan import TrainingPlan
 
-
 #: What launchers have one value of.
 STAGE_SIZES = (
     "tensor_parallel_size", "context_parallel_size", "expert_parallel_size", "data_parallel_size", "micro_batch_size",

@@ -150,4 +150,4 @@ def _equal_step_s(
         dense, routed = (np.array([number]) for number in stage_parameters(problem, layers, stage))
         busy_s, update_s = reduction(block, sizes, dense, routed)
         after.append(float((exposed(busy_s, np.array([work_s]), block.coefficients.overlap) + update_s)[0]))
-    return (micro_batches - 1) * max(paces) + sum(paces) + max(after)
+    return float((micro_batches - 1) * max(paces) + sum(paces) + max(after))

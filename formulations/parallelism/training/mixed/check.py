@@ -23,8 +23,7 @@ Told = tuple[str, str, str]
 
 def check(problem: MixedProblem, plan: TrainingPlan) -> list[Violation]:
     """Every broken rule; sizes before links, links before memory, which is only looked at where those are sound."""
-    rules = [_instance, check_shape, _places]
-    broken = [_violation(told) for rule in rules for told in (rule(plan) if rule is check_shape else rule(problem, plan))]  # type: ignore[operator]
+    broken = [_violation(told) for told in (*_instance(problem, plan), *check_shape(plan), *_places(problem, plan))]
     if broken:
         return broken
     if plan.layout == "one_kind":
@@ -60,7 +59,11 @@ def check_shape(plan: TrainingPlan) -> Iterator[Told]:
         if product != stage.num_gpus:
             yield "devices", subject, f"{stage.num_gpus} GPUs for tensor x context x data = {product}"
         if len(stage.micro_batches) != stage.data_parallel_size:
-            yield "batch", subject, f"micro-batches of {len(stage.micro_batches)} replicas of {stage.data_parallel_size}"
+            yield (
+                "batch",
+                subject,
+                f"micro-batches of {len(stage.micro_batches)} replicas of {stage.data_parallel_size}",
+            )
         if plan.layout == "shards" and len(stage.state_shares) != stage.data_parallel_size:
             yield "states", subject, f"shares of {len(stage.state_shares)} replicas of {stage.data_parallel_size}"
     for number, places in enumerate(pipelines_of(plan)):
@@ -71,7 +74,8 @@ def check_shape(plan: TrainingPlan) -> Iterator[Told]:
             yield "cover", subject, f"{layers} layers, another has {total}"
         if [stage.embedding for stage in own] != [True] + [False] * (len(own) - 1):
             yield "embedding", subject, "the embedding is not on the first stage alone"
-        if [stage.head for stage in own] != [False] * (len(own) - 1) + [True]:
+        turned = plan.layout == "one_kind" and plan.schedule == "zb-v"
+        if [place for place, stage in enumerate(own) if stage.head] != [0 if turned else len(own) - 1]:
             yield "head", subject, "the head is not on the last stage alone"
         worked = {sum(stage.micro_batches) * (stage.micro_batch_size or 1) for stage in own}
         if len(worked) > 1:
@@ -89,8 +93,8 @@ def check_shape(plan: TrainingPlan) -> Iterator[Told]:
         shares = sum(share for stage in plan.stages for share in stage.state_shares)
         if abs(shares - 1.0) > TOLERANCE:
             yield "states", PLAN, f"shares of the optimizer states add up to {shares:g}"
-    if plan.virtual_pipeline_size != 1 and plan.layout != "one_kind":
-        yield "interleaving", PLAN, "unequal stages do not interleave"
+    if plan.layout != "one_kind" and (plan.virtual_pipeline_size != 1 or plan.schedule != "1f1b"):
+        yield "interleaving", PLAN, "unequal stages run 1f1b without interleaving"
 
 
 def _product(stage: TrainingStage) -> int:
@@ -186,7 +190,9 @@ def _memory(problem: MixedProblem, plan: TrainingPlan) -> Iterator[Violation]:
         assert at is not None
         room = problem.blocks[at].capacity_bytes
         if used > room * (1 + TOLERANCE):
-            message = f"stage {place} needs {format_bytes(used)} on each {stage.device}, {format_bytes(room)} may be used"
+            message = (
+                f"stage {place} needs {format_bytes(used)} on each {stage.device}, {format_bytes(room)} may be used"
+            )
             yield Violation(
                 rule="gpu_memory", subject=f"stage {place}", message=message, amount=used, limit=room, unit="bytes"
             )

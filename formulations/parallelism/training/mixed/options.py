@@ -80,7 +80,9 @@ def expert_sizes(block: TrainProblem, ranks: int) -> list[int]:
     """Sizes that divide all expert counts and the ranks that hold them."""
     counts = block.model.num_experts
     wanted = [block.fixed["expert_parallel_size"]] if "expert_parallel_size" in block.fixed else divisors(ranks)
-    return [one for one in wanted if ranks % one == 0 and (one == 1 if not counts else all(c % one == 0 for c in counts))]
+    return [
+        one for one in wanted if ranks % one == 0 and (one == 1 if not counts else all(c % one == 0 for c in counts))
+    ]
 
 
 def sharding(block: TrainProblem, pipelined: bool = True) -> list[int]:
@@ -169,7 +171,7 @@ def _parameters_of_runs(problem: MixedProblem) -> tuple[FloatArray, FloatArray]:
 def runs(by_layer: FloatArray) -> FloatArray:
     """Sums over layers a .. b - 1 at [n, a, b], 0 where b <= a."""
     before = np.concatenate([np.zeros((len(by_layer), 1)), np.cumsum(by_layer, axis=1)], axis=1)
-    return np.maximum(before[:, None, :] - before[:, :, None], 0.0)
+    return np.asarray(np.maximum(before[:, None, :] - before[:, :, None], 0.0))
 
 
 def _unbeaten(options: Options) -> Options | None:

@@ -150,9 +150,7 @@ def _price_replicas(problem: MixedProblem, plan: TrainingPlan, owners: list[int]
     )
 
 
-def _with_share(
-    problem: MixedProblem, number: int, one: TrainingPlans, share: float, parts: dict[str, float]
-) -> None:
+def _with_share(problem: MixedProblem, number: int, one: TrainingPlans, share: float, parts: dict[str, float]) -> None:
     """Put a share of the optimizer's bytes in place of an even one; the margin grows with the states."""
     block = problem.blocks[number]
     with_margin = share * optimizer_bytes(block, int(one.tensor_parallel_size[0]))
@@ -188,9 +186,7 @@ def alone_document(problem: MixedProblem, number: int, plan: TrainingPlan) -> Tr
     return plan.model_copy(update={"stages": stages, "idle_gpus": idle, "layout": "one_kind"})
 
 
-def pipeline_document(
-    problem: MixedProblem, pipelines: Pipelines, stages: Sequence[Stage]
-) -> TrainingPlan:
+def pipeline_document(problem: MixedProblem, pipelines: Pipelines, stages: Sequence[Stage]) -> TrainingPlan:
     """The plan of a pipeline through blocks."""
     micro = pipelines.problem.micro_batches
     rows = []
@@ -274,7 +270,7 @@ def _document(
     one = problem.any_block
 
     def largest(name: str) -> int:
-        return max(getattr(row, name) for row in rows)
+        return max(int(getattr(row, name)) for row in rows)
 
     kinds = dict.fromkeys(row.device for row in rows if row.device is not None)
     recompute = {row.recompute for row in rows}
@@ -325,7 +321,9 @@ def priced(problem: MixedProblem, plan: TrainingPlan) -> TrainingPlan:
             "stages": stages,
             "step_s": found.step_s,
             "tokens_per_s": rate,
-            "mfu": rate * float(problem.model.model_flops_per_token(plan.sequence_length)) / peak_flop_per_s(problem, plan),
+            "mfu": rate
+            * float(problem.model.model_flops_per_token(plan.sequence_length))
+            / peak_flop_per_s(problem, plan),
             "peak_memory_bytes": max(found.memory_bytes),
         }
     )

@@ -12,10 +12,9 @@ from formulations.parallelism.training.search.plans import passes_of
 from formulations.parallelism.training.search.problem import RECOMPUTE, TrainProblem
 from planner.cost.training.communication import Links, group
 from planner.cost.training.compute import HALF, OPTIMIZER_TRAFFIC_BYTES, Rates
-from planner.cost.training.memory import TrainingMemory, training_memory_by_stage
+from planner.cost.training.memory import WEIGHT_BYTES, TrainingMemory, training_memory_by_stage
 from planner.cost.training.plans import TrainingPlans
 from planner.cost.training.sizes import PlanSizes, plan_sizes
-from planner.cost.training.step import WEIGHT_BYTES
 from planner.training_plan import TrainingPlan, TrainingStage
 
 FloatArray = npt.NDArray[np.float64]
@@ -38,9 +37,7 @@ class StagePrice:
         return float(self.memory.total[0, self.place])
 
 
-def stage_arrays(
-    block: TrainProblem, stage: TrainingStage, layers: list[int], micro_batches: int
-) -> TrainingPlans:
+def stage_arrays(block: TrainProblem, stage: TrainingStage, layers: list[int], micro_batches: int) -> TrainingPlans:
     """A pipeline whose stages are all like this one: its column at the stage's place is the stage."""
     assert stage.data_parallel_size is not None
     assert stage.micro_batch_size is not None
@@ -92,9 +89,7 @@ def exposed(busy_s: FloatArray, window_s: FloatArray, overlap: float) -> FloatAr
     return np.asarray(busy_s - overlap * np.minimum(busy_s, window_s))
 
 
-def sent_s(
-    problem: MixedProblem, block: int, other: int, gpus: npt.ArrayLike, sequences: npt.ArrayLike
-) -> FloatArray:
+def sent_s(problem: MixedProblem, block: int, other: int, gpus: npt.ArrayLike, sequences: npt.ArrayLike) -> FloatArray:
     """Seconds that stages of `gpus` GPUs of a block send or receive a micro-batch's activations, one way.
 
     Inside a block by its own links, of the node where the stage is smaller; to another one by ports and the way.

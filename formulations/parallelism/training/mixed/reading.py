@@ -9,13 +9,14 @@ import numpy as np
 from formulations.parallelism.training.mixed.problem import MixedProblem
 from formulations.parallelism.training.search.problem import TrainProblem
 from formulations.parallelism.training.search.reading import instance_sha256, read_problem
+from formulations.parallelism.training.search.space import divided_by_tensor
 from formulations.reading import Reading
 from planner.cluster import Cluster, Nodes
 from planner.descriptions.training import FixedSizes, TrainingInstance
 from planner.errors import DescriptionError
 from planner.files import SourceText, read_as
 
-#: Sizes of which a block alone may have fewer GPUs than they ask for together.
+#: Sizes that a block alone need not have the GPUs or links for; what they ask of all blocks is looked at here.
 SPREAD = ("data_parallel_size", "pipeline_parallel_size", "context_parallel_size", "tensor_parallel_size")
 
 
@@ -89,13 +90,10 @@ class _Reading(Reading):
     def _read_blocks(self, cluster: Cluster, groups: list[list[int]]) -> list[TrainProblem]:
         """Each block as a problem of its own."""
         fixed = self.instance.fixed
-        none = dict.fromkeys(SPREAD)
+        few = FixedSizes.model_validate({**fixed.model_dump(), **dict.fromkeys(SPREAD)})
         found = []
         for indices in groups:
             own = cluster.model_copy(update={"nodes": tuple(cluster.nodes[index] for index in indices)})
-            gpus = sum(nodes.num_gpus for nodes in own.resolved())
-            asked = int(np.prod([fixed.given.get(name, 1) for name in SPREAD]))
-            few = FixedSizes.model_validate({**fixed.model_dump(), **none}) if asked > gpus else fixed
             try:
                 block = read_problem(
                     self.instance.model_copy(update={"cluster": own, "sites": None, "fixed": few}), self.source
@@ -128,6 +126,15 @@ class _Reading(Reading):
         product = int(np.prod([fixed.get(name, 1) for name in SPREAD]))
         if product > problem.num_gpus:
             self.find(("fixed",), f"tensor x context x data x pipeline are {product} GPUs of {problem.num_gpus}")
+        tensor, stages = fixed.get("tensor_parallel_size", 1), fixed.get("pipeline_parallel_size", 1)
+        for count, what in divided_by_tensor(problem.any_block):
+            if count % tensor:
+                self.find(("fixed", "tensor_parallel_size"), f"{tensor} does not divide the {count} {what}")
+        if all(block.domain_gpus % tensor for block in problem.blocks):
+            self.find(("fixed", "tensor_parallel_size"), f"{tensor} divides the GPUs that fast links join of no kind")
+        if stages > problem.model.num_layers:
+            told = f"{stages} stages of {problem.model.num_layers} layers: some would be empty"
+            self.find(("fixed", "pipeline_parallel_size"), told)
 
 
 def _same(nodes: Nodes) -> tuple[object, ...]:

@@ -156,7 +156,9 @@ def after_shards_s(
     for number, one, window_s in zip(blocks, plans, unit_s, strict=True):
         block = problem.blocks[number]
         links = Links(block.network, block.coefficients.link_efficiency)
-        ranks = group(links.network, *(size.astype(np.float64) for size in (one.data_parallel_size, one.tensor_parallel_size)))
+        ranks = group(
+            links.network, *(size.astype(np.float64) for size in (one.data_parallel_size, one.tensor_parallel_size))
+        )
         held = model.total_parameters / int(one.tensor_parallel_size[0])
         busy_s = uneven * held * (gradient + WEIGHT_BYTES) * links.second_per_byte(ranks) + 2 * links.latency_s(ranks)
         waited_s = max(waited_s, float(exposed(busy_s, np.array([window_s]), block.coefficients.overlap)[0]))

@@ -196,9 +196,7 @@ def _exchange(
 ) -> tuple[FloatArray, FloatArray]:
     """Seconds that each option receives and sends, by the blocks before and behind it in the order."""
     received, sent = np.zeros(begin.size), np.zeros(begin.size)
-    starts = np.concatenate(
-        [[0], np.cumsum([problem.blocks[b].num_gpus // problem.unit(b) for b in order])]
-    )
+    starts = np.concatenate([[0], np.cumsum([problem.blocks[b].num_gpus // problem.unit(b) for b in order])])
     for position, number in enumerate(order):
         own = np.flatnonzero(block == number)
         if not own.size:

@@ -77,7 +77,9 @@ def every_pipeline(problem: MixedProblem, micro_batches: int) -> Iterator[Traini
                 run = places[at:end]
                 if len({block for block, _ in run}) > 1:
                     return
-                for tensor, name, last_layer in product((1, 2), problem.any_block.recompute, range(done + 1, layers + 1)):
+                for tensor, name, last_layer in product(
+                    (1, 2), problem.any_block.recompute, range(done + 1, layers + 1)
+                ):
                     data, left = divmod(len(run), tensor)
                     if left or sequences % data or run[0][1] % tensor:
                         continue
