@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from formulations.outcome import TOLERANCE
@@ -164,7 +165,7 @@ def _links(problem: MixedProblem, plan: TrainingPlan) -> Iterator[Told]:
     if not apart:
         chain = list(dict.fromkeys(chain))
         chain.append(chain[0])
-    for one, other in zip(chain, chain[1:], strict=False):
+    for one, other in itertools.pairwise(chain):
         if one != other and not problem.joined(one, other):
             yield "links", PLAN, f"no way between {problem.told(one)} and {problem.told(other)}"
 

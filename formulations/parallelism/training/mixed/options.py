@@ -156,7 +156,7 @@ def _priced(problem: MixedProblem, number: int, units: IntArray, plans: Training
 
 
 def _parameters_of_runs(problem: MixedProblem) -> tuple[FloatArray, FloatArray]:
-    """Parameters of layers a .. b - 1 [L + 1, L + 1] with embedding and head: of every token, and routed; 0 if empty."""
+    """Parameters of layers a .. b - 1 [L + 1, L + 1] with embedding and head: of every token, and routed ones."""
     model = problem.model
     kinds = [model.kinds[k] for k in model.pattern]
     dense = np.array([[float(kind.dense_parameters) for kind in kinds]])

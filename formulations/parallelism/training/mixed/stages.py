@@ -77,7 +77,7 @@ def best_pipeline(
 ) -> Found:
     """The fastest pipeline that takes less than `below_s`, if there is one; or the first that is found."""
     found = Found(step_s=below_s, orders=tuple(orders(problem)))
-    micro = [one for one in divisors(problem.any_block.global_batch_size)]
+    micro = list(divisors(problem.any_block.global_batch_size))
     queue: list[tuple[float, int, dict[int, Options]]] = []
     for count in micro:
         made = {block: stage_options(problem, block, count) for block in range(len(problem.blocks))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -30,7 +31,7 @@ def events(problem: MixedProblem, plan: TrainingPlan) -> ScheduleProblem:
         passes.append([found.forward_s[0, place], found.backward_s[0, place], found.weight_s[0, place]])
     sequences = plan.global_batch_size // plan.num_micro_batches
     sends = []
-    for place, (one, other) in enumerate(zip(owners, owners[1:], strict=False)):
+    for place, (one, other) in enumerate(itertools.pairwise(owners)):
         assert one is not None
         assert other is not None
         ends = (one, other, plan.stages[place].num_gpus), (other, one, plan.stages[place + 1].num_gpus)
