@@ -23,7 +23,7 @@ from planner.units import format_bytes
 #: Times the nodes of a kind that are tried before nothing is proposed.
 MOST_TIMES = 16
 #: Seconds that one change is tried.
-TRIED_S = 5.0
+TRIED_S = 2.0
 
 
 def reasons(problem: MixedProblem) -> tuple[str, ...]:
