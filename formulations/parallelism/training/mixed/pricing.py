@@ -102,10 +102,15 @@ def sent_s(problem: MixedProblem, block: int, other: int, gpus: npt.ArrayLike, s
         return links.point_to_point_s(size_bytes / each, each)
     there = problem.blocks[other]
     efficiency = min(links.efficiency, there.coefficients.link_efficiency)
-    port = min(own.network.inter_node_bytes_per_s, there.network.inter_node_bytes_per_s)
+    port = min(_port_bytes_per_s(own), _port_bytes_per_s(there))
     way, latency_s = problem.way(block, other)
     latency_s = max(own.network.inter_node_latency_s, latency_s)
     return np.asarray(size_bytes / (efficiency * np.minimum(port * each, way)) + latency_s)
+
+
+def _port_bytes_per_s(block: TrainProblem) -> float:
+    """Of one GPU to other blocks, before efficiency; over an oversubscribed spine its share of that."""
+    return block.network.inter_node_bytes_per_s
 
 
 def stage_parameters(problem: MixedProblem, layers: list[int], place: int) -> tuple[float, float]:
@@ -153,8 +158,8 @@ def between_s(problem: MixedProblem, blocks: list[int], gpus: list[int], gradien
         there = problem.blocks[other]
         efficiency = min(one.coefficients.link_efficiency, there.coefficients.link_efficiency)
         ports = min(
-            gpus[place] * one.network.inter_node_bytes_per_s,
-            gpus[(place + 1) % len(blocks)] * there.network.inter_node_bytes_per_s,
+            gpus[place] * _port_bytes_per_s(one),
+            gpus[(place + 1) % len(blocks)] * _port_bytes_per_s(there),
             problem.way(block, other)[0],
         )
         latency_s = max(one.network.inter_node_latency_s, problem.way(block, other)[1])
