@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.table import Table
-
-from cli.render import number, percent, printable, table
+from cli.render import Part, number, percent, table
 from formulations.parallelism.training.mixed.plans import owner
 from formulations.parallelism.training.mixed.problem import MixedProblem
 from planner.training_plan import TrainingPlan, TrainingStage
 from planner.units import format_bytes, format_seconds
-
-Part = tuple[str, str] | Table
 
 LAYOUT_WORDS = {
     "one_kind": "one kind alone",
@@ -56,8 +52,6 @@ def mixed_answer(plan: TrainingPlan, problem: MixedProblem) -> Iterable[Part]:
         for one in plan.alternatives
     ]
     yield table(("another way", "step", "beside this plan"), others)
-    for note in plan.notes:
-        yield "note", printable(note)
 
 
 def _room(problem: MixedProblem, stage: TrainingStage) -> float:

@@ -37,10 +37,20 @@ class ParallelSizes(Description):
         return split * self.data_parallel_size * self.pipeline_parallel_size
 
 
+class LayerBlock(Description):
+    """Neighbouring layers of a stage that do the same; of interleaved chunks, all of them together."""
+
+    num_layers: PositiveInt
+    tensor_parallel_size: PositiveInt
+    zero_stage: Annotated[int, Field(ge=0, le=3)]
+    recompute: RecomputeName
+
+
 class TrainingStage(Description):
     """A pipeline stage: layers (of all its chunks), what it holds beside, and the memory and work of each of its GPUs.
 
     micro_batch_s : forward and backward of one micro-batch. memory : bytes by part.
+    layer_blocks : in the order of depth, what the layers do; empty where all do as the plan says.
 
     Where GPUs are unequal, beside that (GPUs of one kind and site are numbered together, in the cluster's order):
     device, site, num_nodes : what the stage lies on. pipeline : which of the plan's pipelines it belongs to.
@@ -71,6 +81,7 @@ class TrainingStage(Description):
     micro_batches: tuple[NonNegativeInt, ...] = ()
     state_shares: tuple[Annotated[FiniteFloat, Field(ge=0, le=1)], ...] = ()
     exchange_s: Time = 0.0
+    layer_blocks: tuple[LayerBlock, ...] = ()
 
 
 class TrainingPoint(ParallelSizes):

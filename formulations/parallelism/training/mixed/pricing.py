@@ -110,7 +110,7 @@ def sent_s(problem: MixedProblem, block: int, other: int, gpus: npt.ArrayLike, s
 
 def _port_bytes_per_s(block: TrainProblem) -> float:
     """Of one GPU to other blocks, before efficiency; over an oversubscribed spine its share of that."""
-    return block.network.inter_node_bytes_per_s
+    return block.network.inter_node_bytes_per_s / block.network.oversubscription
 
 
 def stage_parameters(problem: MixedProblem, layers: list[int], place: int) -> tuple[float, float]:
