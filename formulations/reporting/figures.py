@@ -16,10 +16,11 @@ from formulations.parallelism.training.search.problem import TrainProblem
 from formulations.parallelism.training.search.refine import timeline_of
 from formulations.pod_packing.problem import PodsProblem
 from planner.cost.expert_parallel import gpu_load
+from planner.experts_plan import ExpertPlacement
 from planner.fleet_plan import FleetPlan, Period
 from planner.layers_plan import LayersPlan, WindowsPlan
 from planner.parallel_plan import ParallelPlan
-from planner.plan import ExpertPlacement, PlanDocument
+from planner.plan import PlanDocument
 from planner.pods_plan import PodsPlan
 from planner.reporting import charts
 from planner.reporting.page import Figure
