@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openpyxl
+from typer.testing import CliRunner
+
+from cli.app import app
 
 RNG = np.random.default_rng(0)
 TRACE = "arrival_s,input_tokens,output_tokens\n" + "".join(f"{i * 0.4},{100 + i},{50 + i}\n" for i in range(600))
@@ -108,6 +113,20 @@ def formats() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def filled_in() -> bytes:
+    """A workbook of the fleet with two mistakes in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        instance, book = Path(folder, "fleet.yaml"), Path(folder, "fleet.xlsx")
+        instance.write_text(FLEET)
+        made = CliRunner().invoke(app, ["workbook", str(instance), "--blank", "-o", str(book)])
+        assert made.exit_code == 0, made.output
+        sheets = openpyxl.load_workbook(book)
+        sheets["Inputs"]["B13"] = "lots"
+        sheets["Demand"]["B6"] = -100
+        sheets.save(book)
+        return book.read_bytes()
+
+
 #: What makes the files of each page.
 FILES: Mapping[str, Callable[[], dict[str, Any]]] = {
     "batch.md": lambda: {
@@ -120,9 +139,10 @@ FILES: Mapping[str, Callable[[], dict[str, Any]]] = {
     "parallel.md": lambda: {"workers.csv": WORKERS},
     "pods.md": lambda: {
         "nodes.json": {"kind": "NodeList", "items": [node("a"), node("b")]},
-        "pods.json": {"kind": "PodList", "items": [pod("p"), pod("q", nodeName="a")]},
+        "pods.json": {"kind": "PodList", "items": [pod("train-0"), pod("runs", nodeName="a")]},
         "budgets.yaml": "apiVersion: v1\nkind: List\nitems: []\n",
     },
     "report.md": lambda: {"fleet.yaml": FLEET},
+    "workbook.md": lambda: {"fleet.yaml": FLEET, "filled_in.xlsx": filled_in()},
     "traces.md": lambda: {"gpu_prices.csv": PRICES, "requests.csv": TRACE},
 }  # fmt: skip

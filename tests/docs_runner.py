@@ -97,7 +97,7 @@ class Runner:
     def _command(self, line: str, printed: str | None) -> None:
         line, _, comment = line.partition("  #")
         expected = int(code[1]) if (code := re.search(r"exit code (\d)", comment)) else 0
-        if line.startswith(OUTSIDE):
+        if line.startswith(OUTSIDE) or comment.strip().startswith("needs "):
             return
         if line.startswith("gpuplan "):
             result = CliRunner().invoke(app, shlex.split(line)[1:])

@@ -45,8 +45,10 @@ class Launch:
 
     @property
     def most_tokens(self) -> int:
-        """Of a request, prompt and answer."""
-        return int(self.plan.input_tokens or 0) + int(self.plan.output_tokens or 0)
+        """Of a request that comes to it in any hour, prompt and answer."""
+        routes = [*self.plan.routing, *(route for period in self.plan.periods for route in period.routing)]
+        sizes = [one.input_tokens + one.output_tokens for one in routes if one.worker == self.worker.name]
+        return max(sizes, default=(self.plan.input_tokens or 0) + (self.plan.output_tokens or 0))
 
     @property
     def step_tokens(self) -> int:

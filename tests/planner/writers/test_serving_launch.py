@@ -139,6 +139,30 @@ def test_sizes_become_flags(
 NODE = {"NODE_RANK": "0", "MASTER_ADDR": "node0"}
 
 
+@pytest.mark.parametrize(
+    ("to", "flag"), [("vllm", "--max-model-len"), ("sglang", "--context-length"), ("trtllm", "--max_seq_len")]
+)
+def test_the_longest_request_that_a_worker_gets_fits(tmp_path: Path, shared_data: Path, to: str, flag: str) -> None:
+    """Of sizes 3000/500 and 8000/800 the first goes to both workers, the second to one of them, in a later hour."""
+    short, long = worker(tp=2, name="short"), worker(tp=4, name="long")
+    sizes = [
+        {"input_tokens": 3000, "output_tokens": 500, "worker": name, "requests_per_s": 1} for name in ("short", "long")
+    ]
+    later = [*sizes, {"input_tokens": 8000, "output_tokens": 800, "worker": "long", "requests_per_s": 1}]
+    hour = {
+        "hours": [1],
+        "rate_per_s": 1,
+        "workers": [short, long],
+        "routing": later,
+        "requests_per_s": 2,
+        "num_gpus": 6,
+    }
+    plan = document(short, long, routing=sizes, periods=[hour])
+    for name, expected in (("short", "3500"), ("long", "8800")):
+        started = Started(tmp_path, plan, to, name, MODEL="the model")
+        assert flags(started, to, shared_data / TABLES[to])[flag] == expected
+
+
 def test_wide_experts_over_nodes(tmp_path: Path, shared_data: Path) -> None:
     """DeepEP between nodes, and a redundant expert for each GPU that has none."""
     one = worker("decode", dp=144, ep=144, redundant=32, batch=4608)
