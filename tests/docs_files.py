@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,6 +59,8 @@ pods:
 
 def write_files(page: str, folder: Path) -> None:
     """The files of a page into a folder: text as it is, anything else as JSON, a function writes by itself."""
+    if page == "tutorial.md":
+        shutil.copytree(Path(__file__).resolve().parents[1] / "docs" / "tutorial", folder, dirs_exist_ok=True)
     for name, content in FILES.get(page, dict)().items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
