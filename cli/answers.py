@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from cli.deploy_render import deploy_answer
 from cli.fleet_render import fleet_answer
 from cli.layers_render import layers_answer, windows_answer
 from cli.parallel_render import parallel_answer
@@ -54,6 +55,7 @@ ANSWERS: Mapping[str, Callable[[PlanDocument, Any], Iterable[tuple[str, str] | T
     "windows": windows_answer,
     "training": training_answer,
     "pods": pods_answer,
+    "deploy": deploy_answer,
 }
 
 

@@ -12,12 +12,13 @@ from cli.catalog import catalog, schema
 from cli.check import check
 from cli.command import Command, keep_stdout
 from cli.compare import compare
+from cli.deploy import deploy
 from cli.estimate import estimate
 from cli.experts import experts
 from cli.export import ExportCommand, export
 from cli.fleet import fleet
 from cli.imports import imports
-from cli.options import ExpertsCommand, FleetCommand, ParallelCommand, PodsCommand, SolveCommand
+from cli.options import DeployCommand, ExpertsCommand, FleetCommand, ParallelCommand, PodsCommand, SolveCommand
 from cli.parallel import parallel
 from cli.plan import plan
 from cli.pods import pods
@@ -39,6 +40,7 @@ app.command(cls=ParallelCommand)(parallel)
 app.command(cls=SolveCommand)(batch)
 app.command(cls=Command)(results)
 app.command(cls=PodsCommand)(pods)
+app.command(cls=DeployCommand)(deploy)
 app.command(cls=Command)(check)
 app.command(cls=Command)(compare)
 app.command(cls=Command)(report)

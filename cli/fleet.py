@@ -20,6 +20,8 @@ from cli.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from planner.files import Loc, SourceText
     from planner.overlay import Flag
 
@@ -141,7 +143,7 @@ def fleet(
     options = solve_options("fleet", time_limit, work_limit, seed, threads, gap, method)
     flags = {
         ("name",): Flag("--name", name),
-        **_file_flags(instance, offers, demand),
+        **file_flags(instance, {"--offers": (offers, OFFERS_KEYS), "--demand": (demand, DEMAND_KEYS)}),
         **_quantities(headroom, budget, max_watts, ttft, tpot),
         ("slo", "percentile"): Flag("--percentile", percentile),
         ("spare_instances",): Flag("--spare", spare),
@@ -171,16 +173,19 @@ def _default_name(demand: str | None) -> str:
     return "fleet" if demand is None else PurePath(demand).name.split(".")[0] or "fleet"
 
 
-def _file_flags(instance: str | None, offers: str | None, demand: str | None) -> dict[Loc, Flag]:
-    """What the files of --offers and --demand give; DescriptionError for other keys, or none, in them."""
+def file_flags(instance: str | None, files: Mapping[str, tuple[str | None, tuple[str, ...]]]) -> dict[Loc, Flag]:
+    """What the files of some flags give; by flag its path and the keys that it may have, the first one always.
+
+    DescriptionError for other keys, or none, in them.
+    """
     from planner.errors import DescriptionError, OptionError
     from planner.files import read_source
     from planner.overlay import Flag
 
-    if [instance, offers, demand].count("-") > 1:
-        raise OptionError("only one of INSTANCE, --offers and --demand can be standard input")
-    found: dict[Loc, Flag] = {("offers",): Flag("--offers"), ("demand",): Flag("--demand")}
-    for flag, path, keys in (("--offers", offers, OFFERS_KEYS), ("--demand", demand, DEMAND_KEYS)):
+    if [instance, *(path for path, _ in files.values())].count("-") > 1:
+        raise OptionError(f"only one of INSTANCE, {' and '.join(files)} can be standard input")
+    found: dict[Loc, Flag] = {(keys[0],): Flag(flag) for flag, (_, keys) in files.items()}
+    for flag, (path, keys) in files.items():
         if path is None:
             continue
         source = read_source(path)

@@ -62,6 +62,12 @@ class PodsCommand(Command):
     listing = ("Methods", lambda: _kind("pods").formulation.methods)
 
 
+class DeployCommand(Command):
+    """A command that searches deployments."""
+
+    listing = ("Methods", lambda: _kind("deploy").formulation.methods)
+
+
 def _kind(name: str) -> Kind[Any, Any, Any]:
     from formulations.kinds import kind
 
