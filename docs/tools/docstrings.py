@@ -1,22 +1,16 @@
-"""Docstrings for the documentation site: what is laid out by columns stays as it is, the rest becomes paragraphs.
-
-Our docstrings are plain text. Formulas and tables in them are aligned by spaces, which Markdown would run together. This
-extension of Griffe changes how they are rendered, never what they say.
-"""
+"""An extension of Griffe: how docstrings are rendered on the documentation site, never what they say."""
 
 from __future__ import annotations
 
-import html
-import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import griffe
 
-#: Of a line that is laid out: indented, or with a gap inside.
-LAID_OUT = re.compile(r"^ |\S {2,}\S")
-#: A word that begins a part of the mathematics, as in "Variables: y whole nodes ...".
-LABEL = re.compile(r"^([A-Z][a-z]+(?: [a-z]+){0,3})( \([^)]*\))?: ")
-SPECIAL = re.compile(r"([\\*_\[\]<>|#~^$])")
+sys.path.insert(0, str(Path(__file__).parent))
+
+from plain_text import to_markdown  # noqa: E402
 
 
 class PlainText(griffe.Extension):
@@ -25,40 +19,3 @@ class PlainText(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring is not None:
             obj.docstring.value = to_markdown(obj.docstring.value)
-
-
-def to_markdown(text: str) -> str:
-    """Blocks that are laid out as preformatted text, others as paragraphs; code stays code."""
-    blocks: list[tuple[bool, list[str]]] = []
-    for lines in (block.split("\n") for block in re.split(r"\n\s*\n", text)):
-        laid_out = any(LAID_OUT.search(line) for line in lines)
-        if laid_out and blocks and blocks[-1][0]:
-            blocks[-1][1].extend(["", *lines])
-        else:
-            blocks.append((laid_out, list(lines)))
-    return "\n\n".join(_formatted(lines) if laid_out else _paragraphs(lines) for laid_out, lines in blocks)
-
-
-def _formatted(lines: list[str]) -> str:
-    # In one element, and without an empty line, at which Markdown would end it.
-    text = "\n".join(html.escape(line, quote=False) or "&#32;" for line in lines)
-    return f'<pre class="plain">{text}</pre>'
-
-
-def _paragraphs(lines: list[str]) -> str:
-    """A new paragraph at every label."""
-    found: list[str] = []
-    for line in lines:
-        label = LABEL.match(line)
-        if label or not found:
-            found.append("")
-        rest = line[label.end() :] if label else line
-        head = f"**{label.group(1)}**{_escaped(label.group(2) or '')}: " if label else ""
-        found[-1] += ("\n" if found[-1] else "") + head + _escaped(rest)
-    return "\n\n".join(found)
-
-
-def _escaped(text: str) -> str:
-    """Without Markdown's own marks, but for `code`."""
-    parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if index % 2 else SPECIAL.sub(r"\\\1", part) for index, part in enumerate(parts))

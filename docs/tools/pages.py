@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import click  # noqa: E402
 import typer  # noqa: E402
+from plain_text import escaped, to_markdown  # noqa: E402
 
 from cli.app import app  # noqa: E402
 from planner.schemas import KINDS, schema  # noqa: E402
@@ -77,7 +78,7 @@ def _renamed(of: Schema, name: str, new: str) -> Schema:
 def _described(of: Schema) -> Iterator[str]:
     """What a schema says of itself, and its keys as a table."""
     if "description" in of:
-        yield of["description"]
+        yield to_markdown(of["description"])
     if "enum" in of:
         yield f"One of {_type(of)}."
     properties: Mapping[str, Schema] = of.get("properties", {})
@@ -86,7 +87,7 @@ def _described(of: Schema) -> Iterator[str]:
     rows = ["| key | what it holds | default | |", "| --- | --- | --- | --- |"]
     for key, one in properties.items():
         default = "required" if key in of.get("required", ()) else _default(one)
-        rows.append(f"| `{key}` | {_type(one)} | {default} | {_cell(_meaning(one))} |")
+        rows.append(f"| `{key}` | {_type(one)} | {default} | {_cell(escaped(_meaning(one)))} |")
     yield "\n".join(rows)
 
 
@@ -120,16 +121,16 @@ def _type(of: Schema) -> str:
     if kind == "object":
         values = of.get("additionalProperties")
         return f"map of names to {_type(values)}" if isinstance(values, dict) else "map of names to anything"
-    return " ".join([NAMES.get(kind, kind or "anything"), *_limits(of)])
+    return ", ".join([NAMES.get(kind, kind or "anything"), *_limits(of)])
 
 
 def _limits(of: Schema) -> list[str]:
     signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
-    return [f"{sign} {of[word]:g}" for word, sign in signs.items() if word in of]
+    return [f"{sign} {of[word]:,}" for word, sign in signs.items() if word in of]
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return re.sub(r"(?<!\\)\|", r"\|", " ".join(text.split()))
 
 
 def _commands() -> str:
