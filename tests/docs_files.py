@@ -87,7 +87,9 @@ def pod(name: str, **keys: Any) -> dict[str, Any]:
 
 def loads() -> dict[str, Any]:
     """Two recordings of two layers of 256 experts."""
-    return {f"{name}.json": {"logical_count": RNG.zipf(1.7, (2, 256)).clip(max=50).tolist()} for name in ("chat", "code")}
+    return {
+        f"{name}.json": {"logical_count": RNG.zipf(1.7, (2, 256)).clip(max=50).tolist()} for name in ("chat", "code")
+    }
 
 
 def formats() -> dict[str, Any]:
@@ -133,7 +135,8 @@ def filled_in() -> bytes:
 #: What makes the files of each page.
 FILES: Mapping[str, Callable[[], dict[str, Any]]] = {
     "batch.md": lambda: {
-        "night/one.yaml": FLEET, "fleet.yaml": FLEET, "chat.yaml": FLEET, "east/one.yaml": FLEET, "jobs.yaml": "jobs:\n  - instance: fleet.yaml\n",
+        "night/one.yaml": FLEET, "fleet.yaml": FLEET, "chat.yaml": FLEET, "east/one.yaml": FLEET,
+        "jobs.yaml": "jobs:\n  - instance: fleet.yaml\n",
     },
     "cost_model.md": lambda: {"runs.csv": RUNS},
     "experts.md": loads,

@@ -24,12 +24,22 @@ from planner.hardware import DeviceKind
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 #: Shown and not run: they need a cluster, an engine or a browser, or measurements that are not shipped.
-OUTSIDE = ("kubectl ", "CUDA_VISIBLE_DEVICES=", "APPLY=1 ", "sh plan.sh", "python -m benchmarks", "make ", "pip install")
+OUTSIDE = (
+    "kubectl ",
+    "CUDA_VISIBLE_DEVICES=",
+    "APPLY=1 ",
+    "sh plan.sh",
+    "python -m benchmarks",
+    "make ",
+    "pip install",
+)
 #: Run by the shell.
 SHELL = ("cat ", "head ", "sed ", "cp ")
 #: Languages of blocks that are text, or that another test reads.
 TEXT = ("text", "cron", "bash", "")
-BLOCK = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^```$|^((?:    [^\n]*\n|\n(?=    ))+)", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^```$|^((?:    [^\n]*\n|\n(?=    ))+)", re.MULTILINE | re.DOTALL
+)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import griffe
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from plain_text import to_markdown  # noqa: E402
+from plain_text import to_markdown
 
 
 class PlainText(griffe.Extension):

@@ -12,7 +12,7 @@ import re
 LAID_OUT = re.compile(r"^ |\S {2,}\S")
 #: A word that begins a part of the mathematics, as in "Variables: y whole nodes ...".
 LABEL = re.compile(r"^([A-Z][a-z]+(?: [a-z]+){0,3})( \([^)]*\))?: ")
-SPECIAL = re.compile(r"([\\*_\[\]<>|#~^$])")
+SPECIAL = re.compile(r"([\\*_\[\]#])")
 
 
 def to_markdown(text: str) -> str:
@@ -49,4 +49,6 @@ def _paragraphs(lines: list[str]) -> str:
 def escaped(text: str) -> str:
     """Without Markdown's own marks, but for `code`."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if index % 2 else SPECIAL.sub(r"\\\1", part) for index, part in enumerate(parts))
+    return "".join(
+        part if index % 2 else SPECIAL.sub(r"\\\1", html.escape(part, quote=False)) for index, part in enumerate(parts)
+    )
