@@ -72,7 +72,7 @@ class Deployment:
             bound=found.bound,
             build_s=found.build_s,
             aside_s=found.aside_s + time.perf_counter() - started,
-            reasons=found.reasons,
+            reasons=(*problem.unfit, *found.reasons) if found.reasons else (),
             relaxations=found.relaxations,
         )
 

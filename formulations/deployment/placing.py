@@ -234,10 +234,13 @@ class _Nodes:
 
     def _spots(self, size: int, order: Sequence[str], free: Mapping[str, list[int]]) -> Places | None:
         """Devices of the first node with room; of a worker of several nodes, the first whole ones of one offer."""
-        gpus = self.problem.fleet.gpus
+        fleet = self.problem.fleet
+        gpus, pool = fleet.gpus, fleet.pool_of_offer[next(iter(self.counts))]
         node = next((name for name in order if len(free[name]) >= size), None)
         if node is not None:
             return ((node, together(free[node], size)),)
+        if size <= int(gpus[fleet.pool_of_offer == pool].max()):
+            return None
         for index in self.counts:
             whole = [name for name in order if self.offer[name] == index and len(free[name]) == gpus[index]]
             number = size // int(gpus[index])

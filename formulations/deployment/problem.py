@@ -38,6 +38,7 @@ class DeployProblem:
     """fleet : the arrays. workers : every worker by service and name; predicted : those of the serving search.
 
     standing : kinds of standing nodes, the fleet's last offers. snapshot : what their files say.
+    unfit : why services have no worker at all.
     experts : problem of placing a worker's experts, by service, GPUs that share them, and slots.
     """
 
@@ -50,6 +51,7 @@ class DeployProblem:
     snapshot: Snapshot | None = None
     experts: Mapping[tuple[str, int, int], ExpertPlacementProblem]
     current: DeployPlan | None = None
+    unfit: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -85,6 +85,7 @@ class _Reading(Reading):
             snapshot=stands.snapshot,
             experts=found.experts,
             current=current,
+            unfit=tuple(found.unfit),
         )
 
     def _fleet_instance(self, offers: Sequence[Offer]) -> FleetInstance:

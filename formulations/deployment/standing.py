@@ -129,7 +129,7 @@ def _from_files(instance: DeployInstance, nodes: str, current: DeployPlan | None
     pending = sum(pod.node is None for pod in snapshot.pods)
     if pending:
         told.append(f"{pending} pending pods are not placed; `gpuplan pods` does that")
-    if not groups and not unknown:
+    if not groups and not unknown and not instance.offers:
         reading.find(("nodes",), f"no node has a free GPU: {'; '.join(told)}")
     kinds = [_kind(*key, found) for key, found in groups.items()]
     notes = (*told, *(f"not modelled: {one}" for one in snapshot.not_modelled))

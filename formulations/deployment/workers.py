@@ -7,7 +7,7 @@ share their experts are also tried with second copies of busy ones, as even as t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from planner.files import SourceText
 from planner.model.spec import ModelSpec
 from planner.parallel_plan import WorkerType
 from planner.readers.service_workers import ServiceWorker
+from planner.units import format_seconds
 from planner.workload import Slo
 
 
@@ -47,28 +48,39 @@ class Kind:
 
 @dataclass(slots=True)
 class Found:
-    """Workers in the order of the services; experts : by service, GPUs and slots; notes : what was assumed."""
+    """Workers in the order of the services; experts : by service, GPUs and slots; notes : what was assumed.
+
+    unfit : why services have no worker.
+    """
 
     workers: list[ServiceWorker]
     predicted: dict[Named, Predicted]
     experts: dict[tuple[str, int, int], ExpertPlacementProblem]
     notes: list[str]
+    unfit: list[str] = field(default_factory=list)
 
 
 def predicted_workers(
     instance: DeployInstance, kinds: Sequence[Kind], coefficients: Coefficients | None, reading: Reading
 ) -> Found:
-    """The workers of all services; a service that fits nowhere, or a mistake in its model, goes to `reading`."""
+    """The workers of all services; mistakes go to `reading`. A service without any has one that serves nothing."""
     found = Found([], {}, {}, [])
     for index, service in enumerate(instance.services):
         spec = _spec(service, index, reading)
         if spec is None:
             continue
         search = _Service(instance, service, index, spec, coefficients, reading, found)
-        refused = [search.on(kind) for kind in kinds]
-        if all(refused):
-            message = f"{service.name} fits on no node: {'; '.join(dict.fromkeys(map(str, refused)))}"
-            reading.find(("services", index, "model"), message)
+        refused = [told for kind in kinds if (told := search.on(kind)) is not None]
+        mine = [one for one in found.workers if one.service == service.name]
+        roles = {one.role for one in mine}
+        if "both" not in roles and not {"prefill", "decode"} <= roles:
+            found.workers = [one for one in found.workers if one.service != service.name]
+            found.unfit.append(f"{service.name} has no worker: {'; '.join(dict.fromkeys(refused))}")
+            sizes = {(one.input_tokens, one.output_tokens): 0.0 for one in service.demand}
+            found.workers.append(ServiceWorker("none", service.name, kinds[0].device, "both", 1, {}, sizes))
+        else:
+            types = ", ".join(f"{sum(one.device == kind.device for one in mine)} on {kind.device}" for kind in kinds)
+            found.notes.append(f"{service.name}: {types} of {search.priced} priced worker types are undominated")
     return found
 
 
@@ -99,6 +111,7 @@ class _Service:
         self.slo = service.slo or instance.slo or Slo()
         self.loads = instance.loads.get(service.name, ())
         self.even: dict[tuple[int, int], float] = {}
+        self.priced = 0
 
     def on(self, kind: Kind) -> str | None:
         """Add the workers on one kind of GPU; why there is none."""
@@ -118,13 +131,20 @@ class _Service:
         chosen = [w for w, one in enumerate(kept.types) if self._wanted(one) and (kept.size_rate[:, w] > 0).any()]
         for w in _undominated(kept, chosen):
             self._add(kept, w, kind)
-        self.found.notes += [f"{self.service.name} on {kind.device}: {note}" for note in sized.notes[:1]]
-        if not chosen:
-            limits = ", ".join(
-                f"{name} {value:g} s" for name, value in (("TTFT", self.slo.ttft_s), ("TPOT", self.slo.tpot_s)) if value
-            )
-            return f"{kind.device}: no worker keeps {limits or 'the sizes asked for'}"
-        return None
+        self.priced += len(sized.types)
+        whole = {one.role for w, one in enumerate(kept.types) if w in chosen}
+        return None if "both" in whole or {"prefill", "decode"} <= whole else self._too_slow(sized, kind)
+
+    def _too_slow(self, sized: SizedWorkers, kind: Kind) -> str:
+        """Which limits no worker keeps, and how fast the fastest is."""
+        told = []
+        for place, (name, limit) in enumerate((("TTFT", self.slo.ttft_s), ("TPOT", self.slo.tpot_s))):
+            times = np.where(sized.size_rate > 0, sized.latencies[:, :, place], np.inf)
+            best = float(np.where(times > 0, times, np.inf).min(initial=np.inf))
+            if limit is not None and np.isfinite(best):
+                told.append(f"{name} {format_seconds(best)} at best, limit {format_seconds(limit)}")
+        sizes = "" if self.service.gpus_per_worker is None else " of the sizes asked for"
+        return f"on {kind.device} none{sizes} keeps the limits together ({', '.join(told) or 'no limit'})"
 
     def _asked(self, kind: Kind, cluster: Cluster) -> ParallelInstance:
         """The service on one kind of GPU, in the terms of the serving search."""
