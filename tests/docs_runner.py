@@ -103,6 +103,8 @@ class Runner:
             Path(step.title).write_text(step.text + "\n", encoding="utf-8")
         else:
             assert step.language in ("indented", *TEXT), f"{self.page}: a block of {step.language} that nothing checks"
+            commands_in_it = step.language != "bash" and re.search(r"^gpuplan ", step.text, flags=re.MULTILINE)
+            assert not commands_in_it, f"{self.page}: a block that does not begin with its commands: {step.text}"
 
     def _command(self, line: str, printed: str | None) -> None:
         line, _, comment = line.partition("  #")

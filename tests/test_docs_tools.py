@@ -48,6 +48,11 @@ def test_every_format_and_exit_code_is_told() -> None:
     assert [code for code in ExitCode if f"| {code.value} | " not in codes] == []
 
 
+def test_every_page_has_a_place() -> None:
+    listed = set(re.findall(r"[\w/]+\.md", (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert listed == {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}, "see `nav` in mkdocs.yml"
+
+
 def test_prose_becomes_paragraphs_and_formulas_stay(tools: Any) -> None:
     text = (
         "What it is: x_i *fast*, x < 2, `a_b`.\n\nSets  i in rows\n    x[i]  <= 1\n\n    y\n\n"

@@ -40,7 +40,8 @@ def pages() -> dict[str, str]:
         by_page[page].append(kind)
     intros = {
         "instances": "# Instance files\n\nWhat `gpuplan plan INSTANCE` reads, YAML or JSON. Paths in a file are"
-        " relative to it. Quantities are numbers in SI units or text with a unit, such as `80GiB`, `400Gbit/s`, `30ms`.",
+        " relative to it. Quantities are numbers in SI units or text with a unit, such as `80GiB`, `400Gbit/s` or"
+        " `30ms`.",
         "plans": "# Plan documents\n\nWhat `gpuplan plan -o plan.json` writes, one kind for each problem. Bound and gap"
         " are null where they are not known.",
         "other_files": "# Hardware and calibration files\n\nFiles that instances name, or that options take.",
