@@ -10,7 +10,7 @@ from planner.descriptions.base import Description
 from planner.descriptions.fleet import Role
 from planner.experts_plan import ExpertPlacement
 from planner.fleet_plan import FleetPlan
-from planner.parallel_plan import WorkerType
+from planner.parallel_plan import Served, WorkerType
 
 Count = Annotated[int, Field(ge=0, le=10_000_000)]
 
@@ -143,6 +143,7 @@ class Coupling(Description):
 class DeployPlan(Description):
     """The whole of a deployment. nodes, workers, assignment and pods are those of the most expensive hours.
 
+    served : what the workers of each service run, for launch commands; without it where workers are from a table.
     cost_usd_per_hour : mean over the hours. hours : that `pods` are for. fleet : every hour's nodes, workers and
     shares, in the terms of a fleet (its models are the services), standing nodes as offers of their own price.
     """
@@ -154,6 +155,7 @@ class DeployPlan(Description):
     experts: tuple[ExpertMap, ...] = ()
     cost_usd_per_hour: FiniteFloat
     hours: tuple[Count, ...]
+    served: dict[str, Served] = Field(default_factory=dict)
     slot_prices: tuple[SlotPrice, ...] = ()
     change: Change | None = None
     couplings: tuple[Coupling, ...] = ()

@@ -25,6 +25,7 @@ def bare_plan(problem: DeployProblem, fleet: FleetPlan) -> DeployPlan:
         pods=pods,
         cost_usd_per_hour=fleet.cost_usd_per_hour,
         hours=period.hours,
+        served=dict(problem.served),
         change=change_to(problem, nodes, pods, workers),
         fleet=fleet,
     )

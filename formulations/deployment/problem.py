@@ -7,7 +7,7 @@ nodes that stand already; models are services; configurations are workers, from 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from formulations.deployment.standing import StandingKind
@@ -16,7 +16,7 @@ from formulations.gpu_fleet.problem import FleetProblem
 from planner.cost.serving.predict import ServingModel
 from planner.deploy_plan import DeployPlan
 from planner.kubernetes.snapshot import Snapshot
-from planner.parallel_plan import WorkerType
+from planner.parallel_plan import Served, WorkerType
 from planner.readers.service_workers import ServiceWorker
 from planner.workload import Slo
 
@@ -38,7 +38,7 @@ class DeployProblem:
     """fleet : the arrays. workers : every worker by service and name; predicted : those of the serving search.
 
     standing : kinds of standing nodes, the fleet's last offers. snapshot : what their files say.
-    unfit : why services have no worker at all.
+    unfit : why services have no worker at all. served : what the workers of each service run, where it is known.
     experts : problem of placing a worker's experts, by service, GPUs that share them, and slots.
     """
 
@@ -52,6 +52,7 @@ class DeployProblem:
     experts: Mapping[tuple[str, int, int], ExpertPlacementProblem]
     current: DeployPlan | None = None
     unfit: tuple[str, ...] = ()
+    served: Mapping[str, Served] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -86,6 +86,7 @@ class _Reading(Reading):
             experts=found.experts,
             current=current,
             unfit=tuple(found.unfit),
+            served=found.served,
         )
 
     def _fleet_instance(self, offers: Sequence[Offer]) -> FleetInstance:

@@ -15,7 +15,7 @@ from formulations.deployment.experts import expert_problem, imbalance
 from formulations.deployment.problem import Named, Predicted
 from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.gpu_fleet.problem import FloatArray
-from formulations.parallelism.candidates import DoesNotFit, Variants
+from formulations.parallelism.candidates import DoesNotFit, Variants, as_served
 from formulations.parallelism.margins import margins
 from formulations.parallelism.predictions import SIZES
 from formulations.parallelism.sizes import SizedWorkers, sized_workers
@@ -23,6 +23,7 @@ from formulations.reading import Reading
 from planner import catalog
 from planner.cluster import Cluster, NodeGroup
 from planner.cost.serving.coefficients import Coefficients
+from planner.cost.serving.precision import WEIGHT_FORMATS
 from planner.cost.serving.worker import ServingWorker
 from planner.descriptions.deploy import DeployInstance, Service
 from planner.descriptions.fleet import LEAST_RATE_PER_S
@@ -30,7 +31,7 @@ from planner.descriptions.parallel import ParallelInstance, RequestSize, Serving
 from planner.errors import DescriptionError, OptionError
 from planner.files import SourceText
 from planner.model.spec import ModelSpec
-from planner.parallel_plan import WorkerType
+from planner.parallel_plan import Served, WorkerType
 from planner.readers.service_workers import ServiceWorker
 from planner.units import format_seconds
 from planner.workload import Slo
@@ -50,7 +51,7 @@ class Kind:
 class Found:
     """Workers in the order of the services; experts : by service, GPUs and slots; notes : what was assumed.
 
-    unfit : why services have no worker.
+    unfit : why services have no worker. served : what the workers of each service run.
     """
 
     workers: list[ServiceWorker]
@@ -58,6 +59,7 @@ class Found:
     experts: dict[tuple[str, int, int], ExpertPlacementProblem]
     notes: list[str]
     unfit: list[str] = field(default_factory=list)
+    served: dict[str, Served] = field(default_factory=dict)
 
 
 def predicted_workers(
@@ -69,6 +71,9 @@ def predicted_workers(
         spec = _spec(service, index, reading)
         if spec is None:
             continue
+        asked = Served(model=service.model, precision=service.precision, backend=service.backend)
+        if service.precision is None or service.precision in WEIGHT_FORMATS:
+            found.served[service.name] = as_served(spec, asked)
         search = _Service(instance, service, index, spec, coefficients, reading, found)
         refused = [told for kind in kinds if (told := search.on(kind)) is not None]
         mine = [one for one in found.workers if one.service == service.name]

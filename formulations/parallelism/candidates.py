@@ -14,14 +14,14 @@ from formulations.parallelism.splits import legal_workers
 from planner.cluster import Cluster
 from planner.cost.serving.coefficients import Coefficients
 from planner.cost.serving.intervals import factors, source
-from planner.cost.serving.precision import WEIGHT_FORMATS, served
+from planner.cost.serving.precision import WEIGHT_FORMATS, kv_element_bytes, served
 from planner.cost.serving.predict import ServingModel
 from planner.cost.serving.worker import ServingWorker
 from planner.descriptions.parallel import ParallelInstance
 from planner.engines import unsupported
 from planner.errors import DescriptionError, OptionError
 from planner.model.spec import ModelSpec
-from planner.parallel_plan import WorkerType
+from planner.parallel_plan import Served, WorkerType
 
 #: Network of one GPU on a single node without one: 400 Gbit/s. Source: ConnectX-7 datasheet; datasheet.
 DEFAULT_KV_BANDWIDTH = 50e9
@@ -87,6 +87,18 @@ def predicted_workers(
         notes.append(f"a draft is right with a chance of {instance.speculation.acceptance:g}, whichever it is")
     predictions = Predictions.of(kept, instance.workload)
     return predictions.annotated(made, DECODE_UTILISATION), tuple(notes), predictions
+
+
+def as_served(spec: ModelSpec, asked: Served) -> Served:
+    """What is asked for, with the formats that weights and cache then have; its precision is known."""
+    precision = asked.precision
+    model = served(spec, precision or "", precision or "")
+    narrow = kv_element_bytes(model, asked.backend or "vllm") == 1.0
+    formats = {
+        "quantization": WEIGHT_FORMATS[precision].name if precision and model is not spec else None,
+        "kv_cache_dtype": "fp8" if narrow else None,
+    }
+    return asked.model_copy(update=formats)
 
 
 def _compiled(
