@@ -56,6 +56,11 @@ def _schema_page(intro: str, kinds: list[str]) -> str:
     text = [MADE + intro, "`gpuplan schema KIND` prints the JSON Schema, for editors and validators."]
     for kind in kinds:
         full = schema(kind)
+        # Parts that were renamed before, innermost first: what holds them is then the same, too.
+        for known in (name for name in parts if " of " in name):
+            name = known.partition(" of ")[0]
+            if full.get("$defs", {}).get(name) == parts[known]:
+                full = _renamed(full, name, known)
         for name, part in full.get("$defs", {}).items():
             if parts.get(name, part) != part:
                 full = _renamed(full, name, f"{name} of {kind}")
