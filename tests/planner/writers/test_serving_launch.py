@@ -357,6 +357,23 @@ def test_the_benchmark_is_the_load_of_the_prediction(tmp_path: Path) -> None:
     assert said(asked).endswith("--num-prompts 200 --request-rate 1.5")
 
 
+def test_of_several_sizes_it_is_told_who_serves_which(tmp_path: Path) -> None:
+    """Of 4 requests/s of 3000/500, 1 goes to a mixed worker, 3 to a pair; of 9000/500 all to the pair."""
+    both, prefill, decode = worker(tp=2, batch=4, name="m"), worker("prefill", name="p"), worker("decode", name="d")
+    rates = [(3000, "m", 1.0), (3000, "p", 3.0), (3000, "d", 3.0), (9000, "m", 0.0), (9000, "p", 2.0), (9000, "d", 2.0)]
+    routing = [
+        {"input_tokens": size, "output_tokens": 500, "worker": name, "requests_per_s": rate}
+        for size, name, rate in rates
+    ]
+    export(document(both, prefill, decode, routing=routing), "vllm", str(tmp_path / "serve.sh"))
+    head = (tmp_path / "serve.sh").read_text()
+    assert "# requests of 3000/500 tokens: 25.0% to m (both), 75.0% to p (prefill), 75.0% to d (decode)" in head
+    assert "# requests of 9000/500 tokens: 100.0% to p (prefill), 100.0% to d (decode)" in head
+    # One run of random words has one size.
+    assert "--num-prompts" not in head
+    assert "replay a trace" in head
+
+
 def test_a_folder_gets_a_file_of_its_own(tmp_path: Path) -> None:
     export(document(worker()), "vllm", str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["serve_vllm.sh"]
