@@ -7,7 +7,8 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test lint types unit notebooks docs pages bench clean
 
 demo: $(STAMP)
-	$(BIN)/gpuplan plan instances/experts/moe_256.yaml -o out/moe_256.json
+	$(BIN)/gpuplan deploy instances/deploy/demo.yaml -o out/demo.json
+	$(BIN)/gpuplan check out/demo.json --instance instances/deploy/demo.yaml
 
 test: lint types unit notebooks docs
 

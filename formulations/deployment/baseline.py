@@ -3,7 +3,8 @@
 1. On every kind of GPU, each service has the worker with the most requests/s a GPU, which does all of a request.
 2. Each service goes to the kind that costs least for its demand, at the cheapest price of a GPU; replicas for the peak.
 3. Per kind, the workers of all services are packed together onto nodes, largest first: standing nodes, then the offer
-   that is cheapest for what is left, its last node replaced by a smaller one that is enough.
+   that is cheapest for what is left, its last node replaced by a smaller one that is enough. Where the loss of a node
+   is to be survived, one more of each offer that is used.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def best_workers(problem: FleetProblem) -> BoolArray:
 def stage_by_stage(problem: FleetProblem) -> FleetPlan | None:
     """The rule's fleet; None where a service has no worker that does it alone, or nodes run out.
 
-    Limits but those of nodes, spares and the fleet in force are not looked at: the plan may break them.
+    Limits but those of nodes, spare zones and the fleet in force are not looked at: the plan may break them.
     """
     kept = best_workers(problem) & (problem.config_role == 0)
     replicas = np.zeros(problem.num_configs, dtype=np.int64)
@@ -61,12 +62,20 @@ def stage_by_stage(problem: FleetProblem) -> FleetPlan | None:
     instances = _packed(problem, replicas)
     if instances is None:
         return None
+    more = (instances > 0).astype(np.int64) * problem.spare_instances
+    instances = instances + more
     counts = {}
     for period in range(problem.num_periods):
         shares = np.zeros((len(problem.bucket_model), problem.num_configs))
         for model, config in chosen.items():
             shares[problem.bucket_model == model, config] = 1.0
-        counts[period] = Counts(instances, replicas, shares * (problem.rate[period] > 0)[:, None])
+        shares *= (problem.rate[period] > 0)[:, None]
+        # Without its spare node an offer holds all replicas as before.
+        lost = {
+            k: Counts(instances - np.eye(more.size, dtype=np.int64)[k], replicas, shares)
+            for k in np.flatnonzero(more).tolist()
+        }
+        counts[period] = Counts(instances, replicas, shares, lost=lost)
     return plan_of(problem, counts)
 
 

@@ -189,6 +189,8 @@ class _Service:
             counts = {layer.mlp.num_experts for layer, _ in worker.model.layer_groups()} - {0}
             if ranks < 2 or len(counts) != 1 or worker.redundant_experts:
                 return
+            # Without copies, tokens fall as in the operator tables; the map is made all the same.
+            self._problem(ranks, max(counts), kind)
             for redundant in self.instance.redundant_experts:
                 slots = max(counts) + redundant
                 if redundant and slots % ranks == 0 and redundant <= max(counts):
@@ -198,22 +200,25 @@ class _Service:
 
         return more
 
-    def _even(self, ranks: int, slots: int, kind: Kind) -> float | None:
-        """Load of the busiest rank over the mean; None where the loads cannot be read, which is told once."""
-        if (ranks, slots) not in self.even:
-            if self.reading.findings:
-                return None
-            name, text = self.service.name, self.reading.source
+    def _problem(self, ranks: int, slots: int, kind: Kind) -> ExpertPlacementProblem | None:
+        """Placing the experts of a worker; None where the loads cannot be read, which is told once."""
+        name, known = self.service.name, self.found.experts
+        if (name, ranks, slots) not in known and not self.reading.findings:
+            text = self.reading.source
             source = SourceText(f"loads of {name}" if text is None else text.path, "{}", {}, self.reading.base_dir)
             try:
-                problem = expert_problem(name, self.loads, ranks, slots, kind.gpus, source)
+                known[name, ranks, slots] = expert_problem(name, self.loads, ranks, slots, kind.gpus, source)
             except DescriptionError as error:
                 for finding in error.findings:
                     self.reading.find(("loads", name), finding.message)
-                return None
-            self.found.experts[name, ranks, slots] = problem
+        return known.get((name, ranks, slots))
+
+    def _even(self, ranks: int, slots: int, kind: Kind) -> float | None:
+        """Load of the busiest rank over the mean; None where the loads cannot be read."""
+        problem = self._problem(ranks, slots, kind)
+        if problem is not None and (ranks, slots) not in self.even:
             self.even[ranks, slots] = imbalance(problem)
-        return self.even[ranks, slots]
+        return self.even.get((ranks, slots))
 
     def _add(self, kept: SizedWorkers, w: int, kind: Kind) -> None:
         one = kept.types[w]

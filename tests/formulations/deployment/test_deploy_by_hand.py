@@ -79,6 +79,9 @@ def test_a_spare_node(tmp_path: Path) -> None:
     cost, plan = planned(problem(tmp_path, {"m": 10}, rows, [offer("single", 1), offer("pair", 1.8, 2)], spare=1))
     assert cost == pytest.approx(3)
     assert plan.fleet.periods[0].survival
+    _, rule = DEPLOYMENT.baseline(problem(tmp_path, {"m": 10}, rows, [offer("single", 1)], spare=1))
+    assert rule is not None
+    assert rule.cost_usd_per_hour == pytest.approx(3)
 
 
 def test_utilisation_leaves_room(tmp_path: Path) -> None:

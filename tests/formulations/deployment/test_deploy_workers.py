@@ -88,7 +88,7 @@ def test_second_copies_are_as_even_as_the_loads_let_them(tmp_path: Path) -> None
     _, plan = planned(instance)
     assert judge(instance, plan).feasible
     for one in plan.experts:
-        assert one.placement.num_slots == 144
+        assert one.placement.num_slots in (128, 144)
         assert max(one.imbalance.values()) < 1.6
 
 
