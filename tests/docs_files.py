@@ -15,6 +15,9 @@ from typer.testing import CliRunner
 
 from cli.app import app
 
+ROOT = Path(__file__).resolve().parents[1]
+#: Folders of the repository that a page has under a name of its own.
+FOLDERS = {"deploy.md": {"instances/deploy/cluster": "cluster"}, "tutorial.md": {"docs/tutorial": "."}}
 RNG = np.random.default_rng(0)
 TRACE = "arrival_s,input_tokens,output_tokens\n" + "".join(f"{i * 0.4},{100 + i},{50 + i}\n" for i in range(600))
 PRICES = (
@@ -55,12 +58,23 @@ pods:
   - {name: runs-too, cpu: 4, memory: 8Gi, gpus: 1, node: gpu-1}
   - {name: train, cpu: 4, memory: 8Gi, gpus: 2, priority: 10}
 """
+DEPLOY = """problem: deploy
+name: half-used-cluster
+nodes: cluster/nodes.json
+pods: cluster/pods.json
+services:
+  - name: chat
+    model: meta-llama/Llama-3.3-70B-Instruct
+    precision: fp8
+    demand: [{input_tokens: 1000, output_tokens: 300, rate_per_s: 10}]
+offers: [{name: p5.4xlarge, device: h100_sxm, gpus: 1, price_usd_per_hour: 6.88}]
+"""
 
 
 def write_files(page: str, folder: Path) -> None:
     """The files of a page into a folder: text as it is, anything else as JSON, a function writes by itself."""
-    if page == "tutorial.md":
-        shutil.copytree(Path(__file__).resolve().parents[1] / "docs" / "tutorial", folder, dirs_exist_ok=True)
+    for source, target in FOLDERS.get(page, {}).items():
+        shutil.copytree(ROOT / source, folder / target, dirs_exist_ok=True)
     for name, content in FILES.get(page, dict)().items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,6 +153,7 @@ FILES: Mapping[str, Callable[[], dict[str, Any]]] = {
         "jobs.yaml": "jobs:\n  - instance: fleet.yaml\n",
     },
     "cost_model.md": lambda: {"runs.csv": RUNS},
+    "deploy.md": lambda: {"new_demand.yaml": DEPLOY},
     "experts.md": loads,
     "fleet.md": lambda: {"gpu_prices.csv": PRICES, "requests.csv": TRACE, "counts.yaml": "g6e.xlarge: 2\n"},
     "formats.md": formats,
