@@ -9,7 +9,7 @@ from rich.table import Table
 from cli.render import number, percent, printable, table
 from formulations.parallelism.training.search.problem import TrainProblem
 from planner.plan import PlanDocument
-from planner.training_plan import ParallelSizes, TrainingPlan
+from planner.training_plan import ParallelSizes, TrainingPlan, TrainingStage
 from planner.units import format_bytes, format_seconds
 
 #: Rows of the frontier that are printed; the document has more.
@@ -28,8 +28,17 @@ def sizes(plan: ParallelSizes) -> str:
     shown = [
         f"{name}{value}" for key, name in SHORT.items() if (value := getattr(plan, key)) != 1 or name in ("TP", "mbs")
     ]
-    told = [] if plan.recompute == "none" else [f"recompute {plan.recompute}"]
+    told = [] if plan.recompute == "none" else [f"recompute {plan.recompute}{_of_layers(plan)}"]
     return " ".join([*shown, *([] if plan.schedule == "1f1b" else [plan.schedule]), *told])
+
+
+def _of_layers(plan: ParallelSizes) -> str:
+    """How many layers recompute, where not all do."""
+    if not isinstance(plan, TrainingPlan) or not any(stage.layer_blocks for stage in plan.stages):
+        return ""
+    every = sum(stage.num_layers for stage in plan.stages)
+    keep = sum(one.num_layers for stage in plan.stages for one in stage.layer_blocks if one.recompute == "none")
+    return f" ({every - keep} of {every} layers)"
 
 
 def training_answer(document: PlanDocument, problem: TrainProblem) -> Iterable[Part]:
@@ -82,8 +91,8 @@ def _stages(plan: TrainingPlan) -> Iterator[Table]:
     rows, first = [], 0
     for place, stage in enumerate(plan.stages):
         after = plan.stages[place + 1] if place + 1 < len(plan.stages) else None
-        same = after is not None and (after.num_layers, after.head, after.embedding) == (
-            stage.num_layers, stage.head, plan.stages[first].embedding,
+        same = after is not None and (after.num_layers, after.head, after.embedding, after.layer_blocks) == (
+            stage.num_layers, stage.head, plan.stages[first].embedding, stage.layer_blocks,
         )  # fmt: skip
         if same:
             continue
@@ -92,7 +101,7 @@ def _stages(plan: TrainingPlan) -> Iterator[Table]:
         rows.append(
             (
                 str(first) if first == place else f"{first}-{place}",
-                str(start.num_layers),
+                _layers(plan, start),
                 ", ".join(beside),
                 f"{start.first_gpu}-{stage.first_gpu + stage.num_gpus - 1}",
                 format_seconds(start.micro_batch_s),
@@ -101,6 +110,20 @@ def _stages(plan: TrainingPlan) -> Iterator[Table]:
         )
         first = place + 1
     yield table(("stage", "layers", "and", "GPUs", "a micro-batch", "memory"), rows)
+
+
+def _layers(plan: TrainingPlan, stage: TrainingStage) -> str:
+    """Layers of a stage; where they differ, what the blocks do otherwise than the plan."""
+    told = []
+    for block in stage.layer_blocks:
+        does = [] if block.recompute == "none" else [f"recompute {block.recompute}"]
+        if block.tensor_parallel_size != plan.tensor_parallel_size:
+            does.append(f"TP{block.tensor_parallel_size}")
+        if block.zero_stage != plan.zero_stage:
+            does.append(f"ZeRO{block.zero_stage}")
+        if does:
+            told.append(f"{block.num_layers} {' '.join(does)}")
+    return f"{stage.num_layers} ({', '.join(told)})" if told else str(stage.num_layers)
 
 
 def _refined(plan: TrainingPlan) -> Iterator[tuple[str, str]]:

@@ -34,10 +34,20 @@ class ParallelSizes(Description):
         return split * self.data_parallel_size * self.pipeline_parallel_size
 
 
+class LayerBlock(Description):
+    """Neighbouring layers of a stage that do the same; of interleaved chunks, all of them together."""
+
+    num_layers: PositiveInt
+    tensor_parallel_size: PositiveInt
+    zero_stage: Annotated[int, Field(ge=0, le=3)]
+    recompute: RecomputeName
+
+
 class TrainingStage(Description):
     """A pipeline stage: layers (of all its chunks), what it holds beside, and the memory and work of each of its GPUs.
 
     micro_batch_s : forward and backward of one micro-batch. memory : bytes by part.
+    layer_blocks : in the order of depth, what the layers do; empty where all do as the plan says.
     """
 
     num_layers: PositiveInt
@@ -48,6 +58,7 @@ class TrainingStage(Description):
     micro_batch_s: Time
     peak_memory_bytes: Amount
     memory: dict[str, FiniteFloat] = Field(default_factory=dict)
+    layer_blocks: tuple[LayerBlock, ...] = ()
 
 
 class TrainingPoint(ParallelSizes):

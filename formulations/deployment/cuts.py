@@ -25,7 +25,7 @@ from formulations.deployment.problem import DeployProblem
 from formulations.gpu_fleet.formulation import GPU_FLEET
 from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.packing import Counts, plan_of
-from formulations.gpu_fleet.problem import BoolArray, Draw, FleetProblem
+from formulations.gpu_fleet.problem import BoolArray, Draw, FleetProblem, IntArray
 from formulations.gpu_fleet.solution import counts_of, solver_of
 from formulations.outcome import Budget, PartBudget, SolveOptions
 from planner.deploy_plan import Coupling
@@ -101,6 +101,7 @@ def only(fleet: FleetProblem, kept: BoolArray) -> FleetProblem:
         config_model=fleet.config_model[kept],
         config_gpus=fleet.config_gpus[kept],
         config_role=fleet.config_role[kept],
+        config_offer=None if fleet.config_offer is None else fleet.config_offer[kept],
         config_worker=tuple(name for name, use in zip(fleet.config_worker, kept, strict=True) if use),
         throughput=fleet.throughput[:, kept],
         slack=None if fleet.slack is None else fleet.slack[kept],
@@ -146,11 +147,20 @@ def apart(fleet: FleetProblem) -> FleetProblem:
         config_pool=np.array(
             [place[int(m), int(p)] for m, p in zip(fleet.config_model, fleet.config_pool, strict=True)], dtype=np.int64
         ),
+        config_offer=None if fleet.config_offer is None else _copies_of(fleet, [(k, m) for k, m, _ in copies]),
         quota_names=(*fleet.quota_names, *(f"all there is of {fleet.offer_names[k]}" for k in limited)),
         quota_offers=np.concatenate([fleet.quota_offers[:, offer], limited[:, None] == offer]),
         quota_gpus=np.concatenate([fleet.quota_gpus, fleet.most[limited] * fleet.gpus[limited]]),
         draw=None if draw is None else Draw(draw.idle[offer], draw.running, draw.joules),
     ) if pools else fleet  # fmt: skip
+
+
+def _copies_of(fleet: FleetProblem, copies: Sequence[tuple[int, int]]) -> IntArray:
+    """The copy for its service of the offer that each configuration is bound to, [C]; copies : offer and service."""
+    assert fleet.config_offer is not None
+    place = {pair: index for index, pair in enumerate(copies)}
+    pairs = zip(fleet.config_offer.tolist(), fleet.config_model.tolist(), strict=True)
+    return np.array([-1 if k < 0 else place[k, m] for k, m in pairs], dtype=np.int64)
 
 
 def _by_gpu(fleet: FleetProblem, cost: float, options: SolveOptions) -> Coupling:

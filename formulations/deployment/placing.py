@@ -23,6 +23,8 @@ from planner.fleet_plan import Period
 
 #: What a worker is to its pods: its service, its name, and its GPUs.
 Key = tuple[str, str, int]
+#: Workers that are wanted: what they are, and the offer whose whole nodes they take, -1 for a part of any node.
+Wanted = tuple[Key, int]
 #: A worker's nodes, and its devices on each.
 Places = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -77,15 +79,18 @@ def workers_in(pods: Iterable[DeployedPod]) -> list[Placed]:
 def place_pods(problem: DeployProblem, period: Period) -> tuple[tuple[DeployedNodes, ...], tuple[DeployedPod, ...]]:
     """Nodes and pods of one period. Raises ValueError where workers have no room, which a right plan never makes."""
     running = [] if problem.current is None else workers_in(problem.current.pods)
-    by_offer: dict[str, Counter[Key]] = defaultdict(Counter)
+    offers = problem.fleet.offer_names
+    by_offer: dict[str, Counter[Wanted]] = defaultdict(Counter)
     for row in period.replicas:
-        by_offer[row.offer][row.model, str(row.worker), row.gpus] += row.count
+        index = offers.index(row.offer)
+        bound = index if row.gpus > problem.fleet.gpus[index] else -1
+        by_offer[row.offer][(row.model, str(row.worker), row.gpus), bound] += row.count
     counts: Counter[str] = Counter()
     for one in period.allocation:
         counts[one.offer] += one.count
     names = _Names(worker.name for worker in running)
     nodes, pods = [], []
-    for index, offer in enumerate(problem.fleet.offer_names):
+    for index, offer in enumerate(offers):
         if not counts[offer]:
             continue
         there = _Nodes(problem, {index: counts[offer]})
@@ -107,19 +112,21 @@ def near_running(problem: DeployProblem) -> Placer:
         where = np.zeros((fleet.num_configs, fleet.num_offers), dtype=np.int64)
         hosts: list[tuple[int, frozenset[int]]] = []
         names = fleet.model_names
+        bound = np.full(fleet.num_configs, -1) if fleet.config_offer is None else fleet.config_offer
         for pool in range(len(fleet.availability)):
             counts = {k: int(instances[k]) for k in np.flatnonzero(fleet.pool_of_offer == pool).tolist()}
             there = _Nodes(problem, counts)
             configs = {
-                (names[fleet.config_model[c]], str(fleet.worker(c)), int(fleet.config_gpus[c])): c
+                ((names[fleet.config_model[c]], str(fleet.worker(c)), int(fleet.config_gpus[c])), int(bound[c])): c
                 for c in np.flatnonzero((fleet.config_pool == pool) & (replicas > 0)).tolist()
             }
             wanted = Counter({key: int(replicas[c]) for key, c in configs.items()})
             hosted: dict[str, set[int]] = defaultdict(set)
             for one in there.place(wanted, running, _Names(())):
-                where[configs[one.key], there.offer[one.places[0][0]]] += 1
+                config = configs[there.wanted(one)]
+                where[config, there.offer[one.places[0][0]]] += 1
                 for node, _ in one.places:
-                    hosted[node].add(configs[one.key])
+                    hosted[node].add(config)
             hosts += [(k, frozenset(hosted[name])) for k in counts for name in there.chosen(k, set(hosted))]
         return where, hosts
 
@@ -178,7 +185,11 @@ class _Nodes:
         first = [name for name in mine if name in used]
         return [*first, *(name for name in mine if name not in used)][: self.counts[index]]
 
-    def place(self, wanted: Counter[Key], running: Sequence[Placed], names: _Names) -> list[Placed]:
+    def wanted(self, one: Placed) -> Wanted:
+        """What a worker is, as it is wanted."""
+        return one.key, self.offer[one.places[0][0]] if len(one.places) > 1 else -1
+
+    def place(self, wanted: Counter[Wanted], running: Sequence[Placed], names: _Names) -> list[Placed]:
         """Every wanted worker, as many as possible of them where they run now."""
         stays = self._that_stay(running, wanted)
         while True:
@@ -192,27 +203,29 @@ class _Nodes:
             poorest = min(worth, key=lambda node: (worth[node], node))
             stays = [one for one in stays if all(node != poorest for node, _ in one.places)]
 
-    def _that_stay(self, running: Sequence[Placed], wanted: Counter[Key]) -> list[Placed]:
+    def _that_stay(self, running: Sequence[Placed], wanted: Counter[Wanted]) -> list[Placed]:
         """Workers in force that are still wanted, on the nodes with the most of them."""
         fits = [
             one
             for one in running
-            if wanted[one.key] and all(set(devices) <= set(self.free.get(node, ())) for node, devices in one.places)
+            if all(set(devices) <= set(self.free.get(node, ())) for node, devices in one.places)
+            and wanted[self.wanted(one)]
         ]
         worth = _gpus_kept(fits)
         best: set[str] = set()
         for index, count in self.counts.items():
             mine = sorted((name for name in worth if self.offer[name] == index), key=lambda name: (-worth[name], name))
             best |= set(mine[:count])
-        kept: Counter[Key] = Counter()
+        kept: Counter[Wanted] = Counter()
         found = []
         for one in sorted(fits, key=lambda one: (-min(worth[node] for node, _ in one.places), one.name)):
-            if kept[one.key] < wanted[one.key] and all(node in best for node, _ in one.places):
-                kept[one.key] += 1
+            what = self.wanted(one)
+            if kept[what] < wanted[what] and all(node in best for node, _ in one.places):
+                kept[what] += 1
                 found.append(one)
         return found
 
-    def _filled(self, wanted: Counter[Key], stays: Sequence[Placed], names: _Names) -> list[Placed] | None:
+    def _filled(self, wanted: Counter[Wanted], stays: Sequence[Placed], names: _Names) -> list[Placed] | None:
         """Those that stay, and the others in what is left; None where they have no room."""
         free = {name: list(devices) for name, devices in self.free.items()}
         for one in stays:
@@ -220,11 +233,12 @@ class _Nodes:
                 free[node] = [d for d in free[node] if d not in devices]
         used = {node for one in stays for node, _ in one.places}
         order = [name for index in self.counts for name in self.chosen(index, used)]
-        left = wanted - Counter(one.key for one in stays)
+        left = wanted - Counter(self.wanted(one) for one in stays)
         made: list[tuple[Key, Places]] = []
-        for key in sorted(left, key=lambda key: (-key[2], key)):
-            for _ in range(left[key]):
-                spots = self._spots(key[2], order, free)
+        # Those of whole nodes first, then the largest.
+        for key, bound in sorted(left, key=lambda what: (what[1] < 0, -what[0][2], what)):
+            for _ in range(left[key, bound]):
+                spots = self._spots(key[2], bound, order, free)
                 if spots is None:
                     return None
                 for node, devices in spots:
@@ -232,21 +246,14 @@ class _Nodes:
                 made.append((key, spots))
         return [*stays, *(Placed(names.new(key[0]), key[0], key[1], spots) for key, spots in made)]
 
-    def _spots(self, size: int, order: Sequence[str], free: Mapping[str, list[int]]) -> Places | None:
-        """Devices of the first node with room; of a worker of several nodes, the first whole ones of one offer."""
-        fleet = self.problem.fleet
-        gpus, pool = fleet.gpus, fleet.pool_of_offer[next(iter(self.counts))]
-        node = next((name for name in order if len(free[name]) >= size), None)
-        if node is not None:
-            return ((node, together(free[node], size)),)
-        if size <= int(gpus[fleet.pool_of_offer == pool].max()):
-            return None
-        for index in self.counts:
-            whole = [name for name in order if self.offer[name] == index and len(free[name]) == gpus[index]]
-            number = size // int(gpus[index])
-            if size % int(gpus[index]) == 0 and len(whole) >= number > 1:
-                return tuple((name, tuple(free[name])) for name in whole[:number])
-        return None
+    def _spots(self, size: int, bound: int, order: Sequence[str], free: Mapping[str, list[int]]) -> Places | None:
+        """Devices of the first node with room; of a worker bound to whole nodes of an offer, the first of these."""
+        if bound < 0:
+            node = next((name for name in order if len(free[name]) >= size), None)
+            return None if node is None else ((node, together(free[node], size)),)
+        gpus = int(self.problem.fleet.gpus[bound])
+        whole = [name for name in order if self.offer[name] == bound and len(free[name]) == gpus][: size // gpus]
+        return None if len(whole) * gpus < size else tuple((name, tuple(free[name])) for name in whole)
 
     def told(self, index: int, used: set[str]) -> DeployedNodes:
         """The nodes of one offer in the plan: those that host something, and as many more as are paid for."""

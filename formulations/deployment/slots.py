@@ -23,11 +23,14 @@ def slot_prices(problem: FleetProblem, period: int, budget: Budget) -> tuple[Slo
     if not isinstance(relaxed, Relaxation):
         return ()
     found = []
-    totals: dict[int, float] = {}
-    for row, pool, size in sorted(built.packing[0], key=lambda one: (one[1], one[2])):
-        totals[pool] = totals.get(pool, 0.0) + max(0.0, -float(relaxed.duals[row]))
-        worth = size * totals[pool]
-        if worth > NOTHING:
-            offer = problem.described_offers[int((problem.pool_of_offer == pool).argmax())]
-            found.append(SlotPrice(device=offer.device, region=offer.region, gpus=size, usd_per_hour=worth))
+    rows = iter(built.packing[0])
+    for pool in range(len(problem.availability)):
+        offer = problem.described_offers[int((problem.pool_of_offer == pool).argmax())]
+        total = 0.0
+        # The rows of a pool's sizes come in their order.
+        for size in problem.sizes(pool).tolist():
+            total += max(0.0, -float(relaxed.duals[next(rows)]))
+            if size * total > NOTHING:
+                worth = SlotPrice(device=offer.device, region=offer.region, gpus=size, usd_per_hour=size * total)
+                found.append(worth)
     return tuple(found)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from formulations.gpu_fleet.packing import Counts, plan_of
 from formulations.gpu_fleet.pools import replicas_for
-from formulations.gpu_fleet.problem import FleetProblem
+from formulations.gpu_fleet.problem import ROUNDING, FleetProblem
 from planner.fleet_plan import FleetPlan
 
 
@@ -23,6 +25,7 @@ def best_single_offer(problem: FleetProblem) -> FleetPlan | None:
         )
         for _ in range(problem.num_periods)
     ]
+    held = problem.held
     loads = [problem.load(period) for period in range(problem.num_periods)]
     for model in range(len(problem.model_names)):
         best: tuple[float, int, int, int, int] | None = None
@@ -36,12 +39,10 @@ def best_single_offer(problem: FleetProblem) -> FleetPlan | None:
             ]
             slack = 0.0 if problem.slack is None else float(problem.slack[config])
             replicas = max(replicas_for(slack, max(needs) / there), int(problem.min_replicas[model]), 1)
-            for offer in np.flatnonzero(problem.pool_of_offer == problem.config_pool[config]).tolist():
-                each = int(problem.gpus[offer] // problem.config_gpus[config])
-                if each:
-                    instances = -(-replicas // each)
-                    found = (float(instances * problem.price[offer]), config, offer, replicas, instances)
-                    best = found if best is None or found < best else best
+            for offer in np.flatnonzero(held[config]).tolist():
+                instances = math.ceil(replicas / held[config, offer] - ROUNDING)
+                found = (float(instances * problem.price[offer]), config, offer, replicas, instances)
+                best = found if best is None or found < best else best
         if best is None and asked.any():
             return None
         if best is not None and asked.any():

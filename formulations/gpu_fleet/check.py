@@ -96,8 +96,18 @@ class _PeriodCheck:
     def _packing(self, replicas: Sequence[Replicas], counts: FloatArray, when: str) -> Iterator[Violation]:
         """Replicas of every size fit: sizes divide one another, so counting from the largest down is exact."""
         hosted: dict[int, Counter[int]] = defaultdict(Counter)
+        free = counts.copy()
         for row in replicas:
-            hosted[self.offers[row.offer]][row.gpus] += row.count
+            offer = self.offers[row.offer]
+            if row.gpus > self.problem.gpus[offer]:
+                # It takes whole instances, which nothing shares.
+                free[offer] -= row.count * (row.gpus // self.problem.gpus[offer])
+            else:
+                hosted[offer][row.gpus] += row.count
+        for offer in np.flatnonzero(free < 0).tolist():
+            name, there = self.problem.offer_names[offer], counts[offer]
+            message = f"{self.where}{when}: replicas take {there - free[offer]:g} whole {name}, {there:g} are there"
+            yield broken("packing", name, message, float(there - free[offer]), float(there))
         for offer, sizes in hosted.items():
             chain = sorted(sizes)
             if any(large % small for small, large in pairwise(chain)):
@@ -105,11 +115,11 @@ class _PeriodCheck:
                 continue
             for size in chain:
                 need = sum(gpus * count for gpus, count in sizes.items() if gpus >= size)
-                room = counts[offer] * size * (self.problem.gpus[offer] // size)
+                room = max(0.0, free[offer]) * size * (self.problem.gpus[offer] // size)
                 if need > room:
                     message = (
                         f"{self.where}{when}: replicas of {size} and more GPUs take {need} GPUs of"
-                        f" {self.problem.offer_names[offer]}, {room:g} are there"
+                        f" {self.problem.offer_names[offer]}, {room:g} are free"
                     )
                     yield broken("packing", self.problem.offer_names[offer], message, need, room)
 

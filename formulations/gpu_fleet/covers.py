@@ -36,7 +36,7 @@ def tighten(problem: FleetProblem, builder: FleetBuilder, built: FleetModel, bud
     if len(problem.model_names) < 2:
         return built
     limit = Budget(TIME_SHARE * budget.remaining_s)
-    columns, packing = built.columns[0], built.packing[0]
+    columns = built.columns[0]
     alone = [_alone(problem, built, builder.load(built.periods[0]), m) for m in range(len(problem.model_names))]
     reached = 0.0
     for _ in range(ROUNDS):
@@ -44,10 +44,7 @@ def tighten(problem: FleetProblem, builder: FleetBuilder, built: FleetModel, bud
         if not isinstance(relaxed, Relaxation) or relaxed.objective <= reached * (1 + RISE):
             break
         reached = relaxed.objective
-        price = np.zeros(problem.num_configs)
-        for row, pool, size in packing:
-            larger = (problem.config_pool == pool) & (problem.config_gpus >= size)
-            price += np.where(larger, max(0.0, -relaxed.duals[row]) * problem.config_gpus, 0.0)
+        price = slot_prices(built, relaxed)
         for configs, model in alone:
             if limit.stop() is not None or budget.stop() is not None:
                 return built
@@ -56,6 +53,16 @@ def tighten(problem: FleetProblem, builder: FleetBuilder, built: FleetModel, bud
                 builder.at_least(columns.z[configs], price[configs], least * (1 - LOOSE))
         built = replace(built, model=builder.builder.build())
     return built
+
+
+def slot_prices(built: FleetModel, relaxed: Relaxation) -> FloatArray:
+    """What the relaxation of one period pays for the room of one replica of each configuration, [C]."""
+    model, z, rows = built.model, built.columns[0].z, built.packing[0]
+    own = np.zeros(model.num_variables)
+    inside = (model.row >= rows.start) & (model.row < rows.stop)
+    paid = np.maximum(0.0, -relaxed.duals[model.row[inside]]) * model.value[inside]
+    np.add.at(own, model.column[inside], paid)
+    return own[z]
 
 
 def _alone(problem: FleetProblem, built: FleetModel, load: FloatArray, m: int) -> tuple[IntArray, LinearModel]:

@@ -263,9 +263,7 @@ class HoursSearch:
         instances, replicas = np.round(values[own.y]), np.round(values[own.z])
         # Replicas cost nothing: a pool that has one kind of them is full of it.
         alone = np.bincount(problem.config_pool)[problem.config_pool] == 1
-        inside = problem.pool_of_offer == problem.config_pool[:, None]
-        room = (inside * (problem.gpus // problem.config_gpus[:, None])) @ instances
-        replicas = np.where(alone, room, replicas)
+        replicas = np.where(alone, problem.room(instances), replicas)
         columns = self.built[period].columns[0]
         lower, upper = model.lower.copy(), model.upper.copy()
         for where, fixed in ((columns.y, instances), (columns.z, replicas)):

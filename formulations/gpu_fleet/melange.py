@@ -83,6 +83,7 @@ def refuse(problem: FleetProblem, method: str) -> None:
         for text, there in (
             ("rates that change by the hour", problem.num_periods > 1),
             ("several models or replica sizes on one kind of GPU", shared),
+            ("replicas on several instances", bool(problem.whole.any())),
             ("spare_instances", problem.spare_instances > 0),
             ("pool_slack", problem.slack is not None),
             ("power", problem.draw is not None),

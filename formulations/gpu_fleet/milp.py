@@ -21,8 +21,13 @@ Constraints
               with pool_slack: z[c] is the room of `pools`; its parts s, b[c, s] binary, sum_s b[c, s] <= 1:
               z[c] = sum_s n[c, s],  n[c, s] <= most b[c, s],  room[c] = sum_s slope[s] n[c, s] + start[s] b[c, s]
     running   x[d, c] <= z[c]    where L[d, c] is so small that a solver would take z = 0 for enough
-    packing   sum_{c: gpus >= s} gpus[c] z[c] <= sum_k s floor(gpus[k] / s) y[k]   every pool and replica size s
-              exact without a variable for any node, because the sizes of a pool divide one another
+    packing   sum_c slots[c, s] z[c] <= sum_k s floor(gpus[k] / s) y[k]            every pool and replica size s
+              slots[c, s] = gpus[c] where gpus[c] >= s, else 0: exact without a variable for any node, because the
+              sizes of a pool divide one another
+    whole     sum_{c on whole instances of k} whole[c] z[c] <= y[k],  whole[c] = gpus[c] / gpus[k]   every offer
+              For such c, slots[c, s] = whole[c] s floor(gpus[k] / s). Exact with packing: take the w[k] instances that
+              are used whole; w <= y by these rows, and moved to the other side of each packing row they leave the
+              row of the y - w instances, for the replicas that share instances.
     limits    least <= y <= most, quotas on GPUs, budget, watts, least replicas of a model,
               share of a model's served requests on spot instances, in every stage
     steps     s >= y[k, t + 1] - y[k, t], e the other way: instances started and stopped from one hour to the next,
@@ -97,7 +102,7 @@ class PeriodColumns:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FleetModel:
-    """The model of some periods, where its variables are, and each period's packing rows: (row, pool, size).
+    """The model of some periods, where its variables are, and each period's rows of packing and whole instances.
 
     changed : columns of instances added and dropped; empty without a current fleet.
     """
@@ -105,7 +110,7 @@ class FleetModel:
     model: LinearModel
     periods: tuple[int, ...]
     columns: tuple[PeriodColumns, ...]
-    packing: tuple[tuple[tuple[int, int, int], ...], ...]
+    packing: tuple[range, ...]
     changed: Columns
 
 
@@ -132,7 +137,7 @@ class FleetBuilder:
         self.most = self._most_useful() if most is None else most
         #: By family (starts, stops) and step: the rows of each offer that is not reserved, and that of their limit.
         self.step_rows: dict[tuple[str, int], tuple[Columns, int | None]] = {}
-        self.packing_rows: list[tuple[tuple[int, int, int], ...]] = []
+        self.packing_rows: list[range] = []
 
     def build(self) -> FleetModel:
         """All families of rows."""
@@ -182,7 +187,7 @@ class FleetBuilder:
         by_pool = np.bincount(
             problem.config_pool, weights=replicas * problem.config_gpus, minlength=len(problem.availability)
         )
-        least_replicas = float((problem.min_replicas * 8).sum())
+        least_replicas = float((problem.min_replicas * max(8, problem.whole.max(initial=0))).sum())
         useful = by_pool[problem.pool_of_offer] + least_replicas + problem.spare_instances
         kept = 0 if problem.current is None else problem.current
         useful = np.maximum(np.minimum(useful, MOST_INSTANCES), np.maximum(problem.least, kept))
@@ -230,12 +235,7 @@ class FleetBuilder:
 
     def _replica_bound(self) -> FloatArray:
         """Replicas that fit on all instances of the pool."""
-        problem = self.problem
-        upper = np.zeros(problem.num_configs)
-        for config in range(problem.num_configs):
-            inside = problem.pool_of_offer == problem.config_pool[config]
-            upper[config] = (self.most[inside] * (problem.gpus[inside] // problem.config_gpus[config])).sum()
-        return upper
+        return self.problem.room(self.most)
 
     def _serve(self, period: int, bucket: Columns, x: Columns, u: Columns) -> None:
         asked = np.flatnonzero(self.problem.rate[period] > 0)
@@ -273,27 +273,29 @@ class FleetBuilder:
         if small.size:
             self.builder.rows(-np.inf, 0.0, (x[small][:, None], 1.0), (z[config[small]][:, None], -1.0))
 
-    def _packing(self, z: Columns, y: Columns, lost: tuple[int, int] | None) -> tuple[tuple[int, int, int], ...]:
-        """The rows made, as (row, pool, size).
+    def _packing(self, z: Columns, y: Columns, lost: tuple[int, int] | None) -> range:
+        """The rows made, of both families.
 
         lost : the offer that has one instance less, and the column that says whether it is used at all.
         """
-        problem = self.problem
-        made = []
+        problem, first = self.problem, self.builder.num_rows
         for pool in range(len(problem.availability)):
-            inside = np.flatnonzero(problem.pool_of_offer == pool)
-            for size in problem.sizes(pool):
-                larger = np.flatnonzero((problem.config_pool == pool) & (problem.config_gpus >= size))
-                room = size * (problem.gpus[inside] // size)
-                terms: list[Entries] = [
-                    (np.zeros(larger.size), z[larger], problem.config_gpus[larger]),
-                    (np.zeros(inside.size), y[inside], -room),
-                ]
-                if lost is not None and lost[0] in inside:
-                    terms.append((0, lost[1], float(size * (problem.gpus[lost[0]] // size))))
-                made.append((self.builder.num_rows, pool, int(size)))
-                self.builder.sparse_rows([-np.inf], 0.0, *terms)
-        return tuple(made)
+            inside = np.where(problem.pool_of_offer == pool, problem.gpus, 0)
+            for size in problem.sizes(pool).tolist():
+                self._fits(z, problem.slots(pool, size), y, size * (inside // size), lost)
+        whole = problem.whole
+        for offer in np.flatnonzero(whole.any(axis=0)).tolist():
+            self._fits(z, whole[:, offer], y, np.eye(problem.num_offers)[offer], lost)
+        return range(first, self.builder.num_rows)
+
+    def _fits(
+        self, z: Columns, taken: npt.ArrayLike, y: Columns, room: npt.ArrayLike, lost: tuple[int, int] | None
+    ) -> None:
+        """One row, taken @ z <= room @ y, less the room of a lost instance."""
+        terms: list[Entries] = [(0, z, taken), (0, y, -np.asarray(room, dtype=np.float64))]
+        if lost is not None:
+            terms.append((0, lost[1], float(np.asarray(room)[lost[0]])))
+        self.builder.sparse_rows([-np.inf], 0.0, *terms)
 
     def _limits(self, period: int, y: Columns, z: Columns, routing: Routing) -> None:
         problem = self.problem

@@ -38,9 +38,11 @@ def place(
 ) -> tuple[IntArray, list[tuple[int, frozenset[int]]]]:
     """Replicas of each configuration on each offer, [C, K], and (offer, configurations on it) of every instance.
 
-    Largest first, each into the first instance with room; exact, because the sizes of a pool divide one another.
+    Those of whole instances first, then the largest, each into the first instance with room; exact, because the sizes
+    that share instances of a pool divide one another.
     Raises ValueError when they do not fit, which a right model never makes.
     """
+    whole = problem.whole
     where = np.zeros((problem.num_configs, problem.num_offers), dtype=np.int64)
     hosts: list[tuple[int, frozenset[int]]] = []
     for pool in range(len(problem.availability)):
@@ -48,7 +50,18 @@ def place(
         free = [[int(problem.gpus[k]), int(k)] for k in inside for _ in range(int(instances[k]))]
         found: list[set[int]] = [set() for _ in free]
         configs = np.flatnonzero(problem.config_pool == pool)
-        order = sorted(configs.tolist(), key=lambda c: (-problem.config_gpus[c], problem.config_model[c]))
+        for config in configs[whole[configs].any(axis=1)].tolist():
+            offer = int(np.argmax(whole[config]))
+            empty = [at for at, room in enumerate(free) if room[1] == offer and not found[at]]
+            count = int(replicas[config] * whole[config, offer])
+            if count > len(empty):
+                raise ValueError(f"{count} instances of {problem.offer_names[offer]} are not there")
+            where[config, offer] = replicas[config]
+            for at in empty[:count]:
+                free[at][0] = 0
+                found[at].add(config)
+        shared = configs[~whole[configs].any(axis=1)]
+        order = sorted(shared.tolist(), key=lambda c: (-problem.config_gpus[c], problem.config_model[c]))
         start = 0
         for config in order:
             size, left = int(problem.config_gpus[config]), int(replicas[config])

@@ -2,7 +2,7 @@
 
 Sets    t in periods (hours of equal demand, merged), k in offers, p in pools (offers whose instances are alike but for
         size and price), m in models, d in buckets (a model's requests of one size), c in configurations (a model's
-        replicas of some GPUs in a pool)
+        replicas of some GPUs in a pool; of more GPUs than an instance has: on whole instances of one offer)
 Data    rate[t, d]        requests a second
         burst[t, d]       rate to be ready for, as a multiple; NaN: 1 + headroom
         share[t]          of the hours, summing to 1
@@ -29,6 +29,8 @@ from planner.workload import read_only
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+#: Sums of fractions that are off a whole number by less are whole.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +52,7 @@ class FleetProblem:
     [P], inf if unknown. handed_bytes : of a request, [handovers, D]; NaN if unknown, which no limit then needs.
     burst : [T, D], or None where headroom counts everywhere. slack : beta of `pools`, [C]; None: pools keep none.
     draw, watt_margin : see `power`; None: max_watts is kept by the watts of all instances.
+    config_offer : of which a replica takes whole instances, [C]; -1: a part of any instance of its pool. None: all -1.
     described_offers : what their instances are, for plans to say [K].
     start_cost : USD of each instance of an offer that is started from one hour to the next, [K]; with it, or with a
         limit on starts or stops, every period is one hour, and they are in order (in a circle where `cyclic`).
@@ -88,6 +91,7 @@ class FleetProblem:
     config_gpus: IntArray
     config_role: IntArray
     config_worker: tuple[str, ...] = ()
+    config_offer: IntArray | None = None
     site_names: tuple[str | None, ...]
     site_of_pool: IntArray
     link_bytes_per_s: FloatArray
@@ -157,8 +161,37 @@ class FleetProblem:
         return (self.config_worker[config] or None) if self.config_worker else None
 
     def sizes(self, pool: int) -> IntArray:
-        """Replica sizes in a pool, ascending; each divides the next, so that packing is exact by counting."""
-        return np.unique(self.config_gpus[self.config_pool == pool])
+        """Sizes of a pool's replicas that share instances, ascending; each divides the next, so counting is exact."""
+        return np.unique(self.config_gpus[(self.config_pool == pool) & ~self.whole.any(axis=1)])
+
+    @property
+    def whole(self) -> IntArray:
+        """Instances of each offer that one replica takes whole, [C, K]."""
+        taken = np.zeros((self.num_configs, self.num_offers), dtype=np.int64)
+        if self.config_offer is not None:
+            bound = np.flatnonzero(self.config_offer >= 0)
+            offer = self.config_offer[bound]
+            taken[bound, offer] = self.config_gpus[bound] // self.gpus[offer]
+        return taken
+
+    @property
+    def held(self) -> FloatArray:
+        """Replicas of each configuration that an instance of each offer holds, [C, K]; a fraction: it takes several."""
+        inside = self.pool_of_offer == self.config_pool[:, None]
+        whole = self.whole
+        shared = inside & ~whole.any(axis=1, keepdims=True)
+        several = np.divide(1.0, whole, out=np.zeros(whole.shape), where=whole > 0)
+        return np.where(shared, self.gpus // self.config_gpus[:, None], several)
+
+    def room(self, instances: FloatArray) -> FloatArray:
+        """Replicas of each configuration that fit on instances [K] where nothing else runs, [C]."""
+        return np.asarray(np.floor(self.held @ instances + ROUNDING))
+
+    def slots(self, pool: int, size: int) -> IntArray:
+        """GPUs in slots of a size or more that one replica takes of a pool, [C]."""
+        whole = self.whole
+        shared = np.where(whole.any(axis=1) | (self.config_gpus < size), 0, self.config_gpus)
+        return np.where(self.config_pool == pool, shared + whole @ (size * (self.gpus // size)), 0)
 
     def bucket_name(self, bucket: int) -> str:
         """A bucket in the user's words."""

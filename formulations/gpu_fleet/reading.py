@@ -138,6 +138,7 @@ class FleetReading(Reading):
             config_gpus=np.array([config.gpus for config in configs], dtype=np.int64),
             config_role=np.array([config.role for config in configs], dtype=np.int64),
             config_worker=tuple(config.worker for config in configs),
+            config_offer=np.array([config.offer for config in configs], dtype=np.int64),
             **self._joined(configs, buckets, first),
             throughput=throughput,
             headroom=instance.headroom,
@@ -288,10 +289,11 @@ class FleetReading(Reading):
         """Packing by counting is exact only where the sizes of a pool divide one another."""
         found: dict[Loc, str] = {}
         for pool in sorted({config.pool for config in configs}):
-            sizes = sorted({config.gpus for config in configs if config.pool == pool})
+            shared = [one for one in configs if one.pool == pool and one.offer < 0]
+            sizes = sorted({one.gpus for one in shared})
             for small, large in pairwise(sizes):
                 if large % small:
-                    place = next(places[one] for one in configs if one.pool == pool and one.gpus == large)
+                    place = next(places[one] for one in shared if one.gpus == large)
                     found[place] = f"replicas of {small} and {large} GPUs on one offer: sizes must divide one another"
         for place, message in found.items():
             self.find(place, message)
@@ -304,9 +306,8 @@ class FleetReading(Reading):
         workers = self.workers
         if workers is None:
             workers = read_service_workers(self.path(str(instance.workers)), instance.name)
-        gpus = [[offer.gpus for offer, pool in zip(instance.offers, pools, strict=True) if pool == key] for key in keys]
-        first = [pools.index(key) for key in keys]
-        configs, throughput, notes = tabled(instance, workers, buckets, first, [max(one) for one in gpus], self.find)
+        first, pool_of_offer = [pools.index(key) for key in keys], [keys.index(pool) for pool in pools]
+        configs, throughput, notes = tabled(instance, workers, buckets, first, pool_of_offer, self.find)
         self._refuse_uneven_sizes(configs, dict.fromkeys(configs, ("workers",)))
         self.assumptions += notes
         return configs, throughput

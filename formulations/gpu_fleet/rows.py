@@ -20,9 +20,11 @@ class Rows:
         self.models = {name: m for m, name in enumerate(problem.model_names)}
         sizes = zip(problem.bucket_model, problem.input_tokens, problem.output_tokens, strict=True)
         self._buckets = {(problem.model_names[m], int(i), int(o)): d for d, (m, i, o) in enumerate(sizes)}
+        bound = np.full(problem.num_configs, -1) if problem.config_offer is None else problem.config_offer
+        where = zip(problem.config_pool.tolist(), bound.tolist(), strict=True)
         self._configs = {
-            (int(pool), int(problem.config_model[c]), int(problem.config_gpus[c]), ROLES[role], problem.worker(c)): c
-            for c, (pool, role) in enumerate(zip(problem.config_pool, problem.config_role, strict=True))
+            (*place, int(problem.config_model[c]), int(gpus), ROLES[role], problem.worker(c)): c
+            for c, (place, gpus, role) in enumerate(zip(where, problem.config_gpus, problem.config_role, strict=True))
         }
 
     def bucket(self, row: Assignment | Flow | Unserved) -> int:
@@ -31,8 +33,7 @@ class Rows:
 
     def config(self, row: Assignment | Replicas) -> int:
         """The configuration of replicas. KeyError for one that the problem does not have."""
-        pool = int(self.problem.pool_of_offer[self.offers[row.offer]])
-        return self._configs[pool, self.models[row.model], row.gpus, row.role, row.worker]
+        return self._configs[self._key(row)]
 
     def has_bucket(self, row: Assignment | Flow | Unserved) -> bool:
         """Whether there is such a bucket."""
@@ -40,8 +41,14 @@ class Rows:
 
     def has_config(self, row: Assignment | Replicas) -> bool:
         """Whether there is such a configuration, of an offer and a model that there are."""
-        pool = int(self.problem.pool_of_offer[self.offers[row.offer]])
-        return (pool, self.models[row.model], row.gpus, row.role, row.worker) in self._configs
+        return self._key(row) in self._configs
+
+    def _key(self, row: Assignment | Replicas) -> tuple[int, int, int, int, str, str | None]:
+        """Replicas of more GPUs than an instance has are bound to their offer, others to none (-1)."""
+        offer = self.offers[row.offer]
+        bound = offer if row.gpus > self.problem.gpus[offer] else -1
+        pool = int(self.problem.pool_of_offer[offer])
+        return pool, bound, self.models[row.model], row.gpus, row.role, row.worker
 
 
 def instance_counts(problem: FleetProblem, plan: FleetPlan) -> FloatArray:

@@ -21,13 +21,16 @@ def tabled(
     workers: Iterable[ServiceWorker],
     buckets: Sequence[Bucket],
     offer_of_pool: Sequence[int],
-    largest: Sequence[int],
+    pool_of_offer: Sequence[int],
     find: Callable[[Loc, str], None],
 ) -> tuple[list[Config], FloatArray, list[str]]:
     """Configurations, requests/s by bucket [D, C], and what was left out.
 
-    offer_of_pool : an offer of each pool; largest : GPUs of its largest instance. find : called with the place of each
-    demand that no worker has a row for.
+    offer_of_pool : an offer of each pool. find : called with the place of each demand that no worker has a row for.
+
+    A worker of more GPUs than an instance of the pool has takes whole instances: of one of its largest offers, where
+    they hold its tensor parallel groups and are always there. The table's figures are not those of smaller ones (cut or
+    half used): more of what a worker spans would be joined by the network between nodes, which is slower.
     """
     models = {model.name: (index, model) for index, model in enumerate(instance.models)}
     devices = [device_name(instance.offers[offer].device) for offer in offer_of_pool]
@@ -50,21 +53,34 @@ def tabled(
         for pool, (kind, region) in enumerate(zip(devices, regions, strict=True)):
             if kind != device or (model.regions is not None and region not in model.regions):
                 continue
-            if worker.gpus > largest[pool]:
+            own = [offer for offer, of in enumerate(pool_of_offer) if of == pool]
+            spanned = _spanned(instance, own, worker)
+            if spanned is None:
                 large[model.name] = large.get(model.name, 0) + 1
                 continue
-            configs.append(Config(pool, index, worker.gpus, ROLES.index(worker.role), worker.name))
-            columns.append(rates)
+            role = ROLES.index(worker.role)
+            configs += [Config(pool, index, worker.gpus, role, worker.name, offer) for offer in spanned]
+            columns += [rates] * len(spanned)
     for place, bucket in enumerate(buckets):
         if (bucket.model, bucket.input_tokens, bucket.output_tokens) not in told:
             name = instance.models[bucket.model].name
             message = f"{name} {bucket.input_tokens}/{bucket.output_tokens} tokens is not in the table of workers"
             find(("demand", place), message)
     notes = [
-        f"{count} workers of {name} take more GPUs than an instance has, and are left out"
+        f"{count} workers of {name} fit neither into an instance nor on several whole ones, and are left out"
         for name, count in sorted(large.items())
     ]
     return configs, np.array(columns).reshape(len(configs), len(buckets)).T, notes
+
+
+def _spanned(instance: FleetInstance, offers: Sequence[int], worker: ServiceWorker) -> list[int] | None:
+    """Offers of which the worker takes whole instances, [-1] where it fits into one; None where there are none."""
+    largest = max(instance.offers[offer].gpus for offer in offers)
+    if worker.gpus <= largest:
+        return [-1]
+    groups = worker.sizes.get("tensor_parallel_size", 1)
+    always = [k for k in offers if instance.offers[k].gpus == largest and instance.offers[k].availability == 1]
+    return always if always and worker.gpus % largest == 0 and largest % groups == 0 else None
 
 
 def device_name(name: str) -> str:

@@ -37,13 +37,17 @@ class Bucket(NamedTuple):
 
 
 class Config(NamedTuple):
-    """A model's replicas of some GPUs and one role in a pool. worker : its name in a table of workers, or ''."""
+    """A model's replicas of some GPUs and one role in a pool.
+
+    worker : its name in a table of workers, or ''; offer : of which it takes whole instances, or -1.
+    """
 
     pool: int
     model: int
     gpus: int
     role: int = 0
     worker: str = ""
+    offer: int = -1
 
 
 def computed(

@@ -48,8 +48,7 @@ def limits_of(problem: FleetProblem, period: int, bucket: int, fleets: IntArray)
         return (NO_OFFER,)
     found: dict[str, None] = {}
     for offer in range(problem.num_offers):
-        sizes = problem.config_gpus[can & (problem.config_pool == problem.pool_of_offer[offer])]
-        if (sizes <= problem.gpus[offer]).any():
+        if (problem.held[can, offer] > 0).any():
             # A reserved instance is there in all periods, and must be within the limits of all.
             over = fleets if problem.reserved[offer] else fleets[period : period + 1]
             found |= dict.fromkeys(broken_by_one_more(problem, offer, over))

@@ -15,6 +15,7 @@ Name = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]*$"
 #: Larger than any size of a plan; a mistyped number is told instead of filling the memory.
 Size = Annotated[PositiveInt, Field(le=1 << 24)]
 RecomputeName = Literal["none", "selective", "full"]
+LayerStrategies = Literal["uniform", "framework", "stage", "any"]
 ScheduleName = Literal["1f1b", "zb-1p", "zb-2p", "zb-v"]
 
 
@@ -90,6 +91,14 @@ class TrainingInstance(Description):
     ] = 4
     flash_attention: bool = True
     recompute: Literal["auto", "none", "selective", "full"] = "auto"
+    layer_strategies: Annotated[
+        LayerStrategies,
+        Field(
+            description="what layers may differ in. uniform: nothing; framework: what its options say (Megatron-LM:"
+            " how many of each chunk recompute); stage: how many of each stage recompute; any: also ZeRO and tensor"
+            " parallelism of each layer"
+        ),
+    ] = "framework"
     schedules: Annotated[
         tuple[ScheduleName, ...], Field(min_length=1, description="of pipelines; 1f1b includes interleaving")
     ] = ("1f1b",)

@@ -11,7 +11,7 @@ from planner.files import write_text
 from planner.plan import TrainingDocument
 from planner.training_plan import TrainingPlan
 from planner.writers.common import comments
-from planner.writers.training_launch import chunks, even, nodes, sound_plan
+from planner.writers.training_launch import chunks, even, nodes, recomputed_of_chunk, sound_plan
 
 SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 
@@ -56,7 +56,10 @@ def arguments(plan: TrainingPlan) -> list[str]:
         found.append("--use-distributed-optimizer")
     if plan.zero_stage >= 2:
         found.append(f"--use-megatron-fsdp --data-parallel-sharding-strategy {SHARDING[plan.zero_stage]}")
-    if plan.recompute == "full":
+    each = recomputed_of_chunk(plan)
+    if each is not None:
+        found.append(f"--recompute-granularity full --recompute-method block --recompute-num-layers {each}")
+    elif plan.recompute == "full":
         found.append("--recompute-granularity full --recompute-method uniform --recompute-num-layers 1")
     elif plan.recompute == "selective":
         found.append("--recompute-granularity selective")

@@ -66,6 +66,44 @@ def chunks(plan: TrainingPlan) -> list[Chunk]:
     return found
 
 
+def uniform(plan: TrainingPlan, to: str) -> None:
+    """ExportError for layers that differ, where a framework's options have no words for them."""
+    if any(stage.layer_blocks for stage in plan.stages):
+        raise ExportError(f"{to} has no option for layers that differ; plan with layer_strategies: uniform")
+
+
+def recomputed_of_chunk(plan: TrainingPlan) -> int | None:
+    """How many layers of every chunk recompute, the first ones; None where all layers do as the plan says.
+
+    ExportError for layers that differ in more, or where it is no one number.
+    """
+    if not any(stage.layer_blocks for stage in plan.stages):
+        return None
+    counts = []
+    for stage in plan.stages:
+        blocks = stage.layer_blocks
+        sizes = {(one.tensor_parallel_size, one.zero_stage) for one in blocks}
+        if not sizes <= {(plan.tensor_parallel_size, plan.zero_stage)}:
+            raise ExportError(
+                "one layer's tensor parallelism or ZeRO stage differs from another's: no option says that"
+            )
+        if [one.recompute for one in blocks] not in ([], ["full", "none"], ["full"], ["none"]):
+            raise ExportError(
+                "only whole layers recompute, the first ones of a chunk; plan with layer_strategies: framework"
+            )
+        whole = stage.num_layers if plan.recompute == "full" else 0
+        counts.append(sum(one.num_layers for one in blocks if one.recompute == "full") if blocks else whole)
+    made = chunks(plan)
+    for each in range(1, max(chunk.num_layers for chunk in made) + 1):
+        found = [0] * len(plan.stages)
+        for place, chunk in enumerate(made):
+            found[place % len(plan.stages)] += min(each, chunk.num_layers)
+        if found == counts:
+            return each
+    told = f"{counts} layers of the stages recompute, which is no one number of each chunk"
+    raise ExportError(f"{told}; plan with layer_strategies: framework")
+
+
 def even(plan: TrainingPlan) -> bool:
     """Whether all chunks have the same layers."""
     return len({chunk.num_layers for chunk in chunks(plan)}) == 1

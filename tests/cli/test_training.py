@@ -59,3 +59,42 @@ def test_mistakes_are_told_with_their_lines(gpuplan: Invoke, files: Path) -> Non
     assert "wrong.yaml:12" in result.output
     assert "16 is not a multiple" in result.output
     assert "selective recomputes" in result.output
+
+
+TIGHT = """\
+problem: parallel
+task: train
+name: tight
+model:
+  num_hidden_layers: 6
+  hidden_size: 4096
+  num_attention_heads: 32
+  num_key_value_heads: 8
+  intermediate_size: 14336
+  vocab_size: 128256
+  gated: true
+cluster:
+  nodes: [{device: a100_sxm, count: 2, gpus_per_node: 4}]
+  network: {link: ib_hdr}
+global_batch_size: 32
+sequence_length: 8192
+reserve: 0.74
+fixed: {tensor_parallel_size: 2, pipeline_parallel_size: 2, context_parallel_size: 1, micro_batch_size: 1}
+"""
+
+
+def test_layers_that_differ_are_shown_and_exported_where_there_is_an_option(gpuplan: Invoke, files: Path) -> None:
+    """Of two stages only the first needs to recompute a layer; Megatron-LM has one number for both."""
+    for scope in ("uniform", "framework", "stage"):
+        (files / f"{scope}.yaml").write_text(TIGHT + f"layer_strategies: {scope}\n")
+        result = gpuplan("plan", f"{scope}.yaml", "-o", f"{scope}.json", "--time-limit", "3")
+        assert result.exit_code == 0, result.output
+        assert ("layers)" in result.stdout) == (scope != "uniform")
+        assert ("layer_strategies: stage" in result.stdout) == (scope != "stage")
+        assert gpuplan("check", f"{scope}.json", "--instance", f"{scope}.yaml").exit_code == 0
+    assert gpuplan("export", "framework.json", "--to", "megatron", "-o", "run.sh").exit_code == 0
+    assert "--recompute-method block --recompute-num-layers" in (files / "run.sh").read_text()
+    refused = gpuplan("export", "stage.json", "--to", "megatron", "-o", "other.sh")
+    assert refused.exit_code == 2
+    assert "no one number of each chunk" in refused.output
+    assert not (files / "other.sh").exists()

@@ -65,6 +65,17 @@ def test_no_more_workers_run_than_are_needed(tmp_path: Path) -> None:
     assert len(plan.pods) == 1
 
 
+def test_a_worker_of_two_nodes_has_them_whole(tmp_path: Path) -> None:
+    """A worker of four GPUs takes two pairs; the small service beside it needs a third."""
+    rows = [worker("wide", 9, "a", gpus=4), worker("small", 5, "b")]
+    cost, plan = planned(problem(tmp_path, {"a": 9, "b": 4}, rows, [offer("pair", 3, 2)]))
+    assert cost == pytest.approx(9)
+    wide = [pod for pod in plan.pods if pod.service == "a"]
+    assert [(pod.part, pod.parts, pod.gpus) for pod in wide] == [(0, 2, (0, 1)), (1, 2, (0, 1))]
+    assert len({pod.node for pod in wide}) == 2
+    assert {row.worker: row.nodes for row in plan.workers} == {"wide": 2, "small": 1}
+
+
 def test_hours_stand_for_so_many(tmp_path: Path) -> None:
     """Rates 5 for 6 hours and 15 for 18: (6 x 1 + 18 x 3) / 24 = 2.5 instances of 1 USD/h."""
     cost, plan = planned(problem(tmp_path, {"m": [5.0, 15.0]}, [worker("w", 5)], [offer("o", 1)], hours=(6, 18)))

@@ -184,7 +184,16 @@ def _room(instance: FleetProblem, fleet: np.ndarray, most: np.ndarray) -> np.nda
     """Replicas of each configuration that fit alone."""
     inside = instance.pool_of_offer[None] == instance.config_pool[:, None]
     fits = (inside * fleet * (instance.gpus[None] // instance.config_gpus[:, None])).sum(axis=1)
+    for config, offer in _spanning(instance):
+        fits[config] = fleet[offer] * instance.gpus[offer] // instance.config_gpus[config]
     return np.minimum(fits, most)
+
+
+def _spanning(instance: FleetProblem) -> list[tuple[int, int]]:
+    """Configurations on whole instances of an offer, and that offer."""
+    if instance.config_offer is None:
+        return []
+    return [(c, k) for c, k in enumerate(instance.config_offer.tolist()) if k >= 0]
 
 
 def _replicas(instance: FleetProblem, fleet: np.ndarray, most: np.ndarray) -> Iterator[np.ndarray]:
@@ -210,8 +219,15 @@ def room(beta: float, replicas: int) -> float:
 
 
 def _fits(instance: FleetProblem, fleet: np.ndarray, replicas: np.ndarray, pool: int) -> bool:
-    bins = [int(instance.gpus[k]) for k in np.flatnonzero(instance.pool_of_offer == pool) for _ in range(int(fleet[k]))]
+    left = fleet.copy()
     own = instance.config_pool == pool
+    for config, offer in _spanning(instance):
+        if own[config]:
+            left[offer] -= replicas[config] * (instance.config_gpus[config] // instance.gpus[offer])
+            own[config] = False
+    if (left < 0).any():
+        return False
+    bins = [int(instance.gpus[k]) for k in np.flatnonzero(instance.pool_of_offer == pool) for _ in range(int(left[k]))]
     items = np.repeat(instance.config_gpus[own], replicas[own]).tolist()
     return sum(items) <= sum(bins) and packs(sorted(bins, reverse=True), sorted(items, reverse=True))
 

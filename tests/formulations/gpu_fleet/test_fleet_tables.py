@@ -36,9 +36,10 @@ def table(folder: Path, rows: str = ROWS, head: str = HEAD) -> Path:
     return folder / "workers.csv"
 
 
-def problem(folder: Path, rate: float, rows: str = ROWS, **more: Any) -> Any:
-    """`pair` has two l4 at 2 USD/h."""
-    table(folder, rows)
+def problem(folder: Path, rate: float, rows: str | None = ROWS, **more: Any) -> Any:
+    """`pair` has two l4 at 2 USD/h; rows None: the table is there."""
+    if rows is not None:
+        table(folder, rows)
     described = {
         "name": "t",
         "models": [{"name": "m"}],
@@ -81,7 +82,12 @@ def test_two_workers_alike_but_for_their_name_are_told_apart(tmp_path: Path) -> 
 
 
 def test_what_no_instance_holds_is_left_out_and_told(tmp_path: Path) -> None:
-    assert problem(tmp_path, 1).assumptions == ("1 workers of m take more GPUs than an instance has, and are left out",)
+    """Pairs hold no groups of 4 GPUs, and no whole number of them has 5 GPUs."""
+    odd = ",m,l4,A,5,100,100,9,1\n", ",m,l4,A,16,100,100,99,4\n"
+    rows = "".join(f"{name}{row}" for name, row in zip(("odd", "wide"), odd, strict=True))
+    table(tmp_path, "one,m,l4,A,1,100,100,2,1\n" + rows, HEAD.replace("\n", ",tp\n"))
+    left = problem(tmp_path, 1, None).assumptions
+    assert left == ("2 workers of m fit neither into an instance nor on several whole ones, and are left out",)
 
 
 def test_a_size_that_the_table_lacks_is_refused(tmp_path: Path) -> None:

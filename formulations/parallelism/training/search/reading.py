@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
-from formulations.parallelism.training.search.problem import TrainProblem
+from formulations.parallelism.training.search.problem import LayerScope, TrainProblem
 from formulations.parallelism.training.search.space import divided_by_tensor
 from formulations.reading import Reading
 from planner import catalog
-from planner.cluster import Cluster, Nodes
+from planner.cluster import Cluster, Network, Nodes
 from planner.cost.training.coefficients import TrainingCoefficients, calibration
 from planner.cost.training.communication import INTER_NODE_LATENCY_S, TrainingNetwork
 from planner.cost.training.model import TrainingModel
@@ -49,7 +50,6 @@ class _Reading(Reading):
         assert nodes is not None
         assert coefficients is not None
         network, domain = self._network(cluster, nodes)
-        fabric = cluster.fabric
         shipped = calibration()
         mape = next(
             (
@@ -72,7 +72,6 @@ class _Reading(Reading):
             num_gpus=nodes.num_gpus,
             gpus_per_node=nodes.gpus_per_node,
             domain_gpus=domain,
-            rail_only=fabric is not None and fabric.topology == "rail_only",
             capacity_bytes=nodes.device.known_memory_bytes * (1.0 - instance.reserve),
             global_batch_size=instance.global_batch_size,
             sequence_length=instance.sequence_length,
@@ -80,6 +79,7 @@ class _Reading(Reading):
             gradient_bytes=instance.gradient_bytes,
             flash_attention=instance.flash_attention,
             recompute=self._recompute(),
+            layer_scope=self._layer_scope(),
             schedules=tuple(dict.fromkeys(instance.schedules)),
             fixed=instance.fixed.given,
             goal=instance.objective,
@@ -161,11 +161,6 @@ class _Reading(Reading):
         outside, latency = inside, INTER_NODE_LATENCY_S
         if fabric is not None and nodes.nic_bandwidth_bytes_per_s is not None:
             outside = nodes.nic_bandwidth_bytes_per_s * nodes.rails / nodes.gpus_per_node
-            if fabric.topology == "leaf_spine" and nodes.count > (fabric.nodes_per_leaf or 1):
-                outside /= fabric.oversubscription
-                latency += fabric.spine_latency_s
-                if fabric.oversubscription > 1:
-                    self.assumptions.append("all groups between nodes are counted at the spine's share of a link")
             if link is not None and link.latency_s is not None:
                 latency = max(latency, link.latency_s)
         matrix = self._matrix()
@@ -180,6 +175,7 @@ class _Reading(Reading):
             intra_node_bytes_per_s=inside,
             inter_node_bytes_per_s=outside,
             inter_node_latency_s=latency,
+            **_tiers(fabric, nodes, domain, matrix is not None),
         )
         return network, domain
 
@@ -222,6 +218,13 @@ class _Reading(Reading):
         if instance.recompute != "auto":
             return (instance.recompute,)
         return ("none", "full") if instance.flash_attention else ("none", "selective", "full")
+
+    def _layer_scope(self) -> LayerScope:
+        """What the framework's options say of single layers, where nothing else is asked for."""
+        asked = self.instance.layer_strategies
+        if asked != "framework":
+            return asked
+        return "chunk" if self.instance.framework == "megatron" else "uniform"
 
     def _matrix(self) -> np.ndarray[tuple[int, int], np.dtype[np.float64]] | None:
         given = self.instance.node_bandwidth_bytes_per_s
@@ -270,3 +273,19 @@ class _Reading(Reading):
         for name in named:
             digest.update((self.base_dir / name).read_bytes())
         return digest.hexdigest()
+
+
+def _tiers(fabric: Network | None, nodes: Nodes, domain: int, measured: bool) -> dict[str, Any]:
+    """What lies above a node, in the words of TrainingNetwork; a measured matrix has leaves and spine in its mean."""
+    if fabric is None:
+        return {}
+    if fabric.topology == "rail_only":
+        return {"gpus_per_rail": nodes.gpus_per_node // nodes.rails}
+    leaf = (fabric.nodes_per_leaf or nodes.count) * nodes.gpus_per_node
+    if leaf >= nodes.num_gpus or measured:
+        return {}
+    return {
+        "gpus_per_leaf": -(-leaf // domain) * domain,
+        "oversubscription": fabric.oversubscription,
+        "spine_latency_s": fabric.spine_latency_s,
+    }
