@@ -10,7 +10,7 @@ from cli.batch import batch, results
 from cli.calibrate import calibrate
 from cli.catalog import catalog, schema
 from cli.check import check
-from cli.command import Command, keep_stdout
+from cli.command import Command, Group, keep_stdout
 from cli.compare import compare
 from cli.deploy import deploy
 from cli.estimate import estimate
@@ -28,6 +28,7 @@ from cli.workbook import workbook
 # Help is plain text: it starts faster than rich's panels and reads the same in a pipe.
 app = typer.Typer(
     name="gpuplan",
+    cls=Group,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -12,6 +12,7 @@ from cli.options import (
     MethodOption,
     OutputOption,
     QuietOption,
+    SaveInstanceOption,
     SeedOption,
     ThreadsOption,
     TimeLimitOption,
@@ -85,6 +86,7 @@ def deploy(
     threads: ThreadsOption = None,
     gap: GapOption = None,
     method: MethodOption = None,
+    save_instance: SaveInstanceOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
@@ -96,7 +98,7 @@ def deploy(
     Exit codes: 0 a plan, 2 usage, 3 proven infeasible, 4 short of the asked gap, 5 no plan found, 7 bad files.
     """
     from cli.fleet import OFFERS_KEYS, file_flags
-    from cli.instances import beside, merge
+    from cli.instances import beside, merge, save
     from cli.solving import Delivery, run_plan
     from formulations.planning import problem_of
     from planner.overlay import Flag
@@ -119,7 +121,9 @@ def deploy(
         ("max_moves",): Flag("--max-moves", max_moves),
         ("move_cost_usd_per_gpu_hour",): Flag("--move-cost", move_cost),
     }
-    problem = problem_of(merge(instance, flags, problem="deploy"))
+    source = merge(instance, flags, problem="deploy")
+    problem = problem_of(source)
+    save(source, save_instance)
 
     def finish(document: DeployDocument) -> DeployDocument:
         from formulations.deployment.cuts import couplings

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator
 from rich.table import Table
 
 from cli.fleet_render import HOURS_PER_MONTH, MOST_ROWS
-from cli.render import number, percent, printable, table
+from cli.render import Part, number, percent, printable, table
 from formulations.deployment.problem import DeployProblem
 from planner.deploy_plan import Change, DeployPlan
 from planner.plan import PlanDocument
 
-Part = tuple[str, str] | Table
 #: Slot prices that are printed, and couplings in words.
 MOST_PRICES = 8
 CUTS = {
@@ -27,7 +26,7 @@ CUTS = {
 
 
 def deploy_answer(document: PlanDocument, problem: DeployProblem) -> Iterable[Part]:
-    """Cost, nodes, workers with how full they are, margins, prices of slots, steps."""
+    """Cost, nodes, workers with how full they are, and what is left out."""
     plan = document.plan
     assert isinstance(plan, DeployPlan)
     terms, cost = document.outcome.terms, plan.cost_usd_per_hour
@@ -40,6 +39,12 @@ def deploy_answer(document: PlanDocument, problem: DeployProblem) -> Iterable[Pa
     yield _nodes(plan)
     yield _workers(plan, full)
     yield from _unserved(plan)
+
+
+def deploy_details(document: PlanDocument, problem: DeployProblem) -> Iterable[Part]:
+    """Placements of experts, prices of slots, steps, and what each coupling is worth."""
+    plan = document.plan
+    assert isinstance(plan, DeployPlan)
     if plan.experts:
         yield _experts(plan)
     if plan.slot_prices:

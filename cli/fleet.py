@@ -12,6 +12,7 @@ from cli.options import (
     MethodOption,
     OutputOption,
     QuietOption,
+    SaveInstanceOption,
     SeedOption,
     ThreadsOption,
     TimeLimitOption,
@@ -118,6 +119,7 @@ def fleet(
     threads: ThreadsOption = None,
     gap: GapOption = None,
     method: MethodOption = None,
+    save_instance: SaveInstanceOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
@@ -131,7 +133,7 @@ def fleet(
     """
     from cli import fleet_studies as studies
     from cli import fleet_traces as traces
-    from cli.instances import beside, merge
+    from cli.instances import beside, merge, save
     from cli.solving import Delivery
     from formulations.in_force import fleet_in_force
     from planner.errors import OptionError
@@ -160,6 +162,7 @@ def fleet(
     source = with_models(instance, merge(instance, flags, problem="fleet"), model)
     if {("slo", "ttft_s"), ("slo", "tpot_s"), ("slo", "percentile")} & {loc for loc in flags if flags[loc].value}:
         _refuse_idle_limits(source)
+    save(source, save_instance)
     if sweep is not None:
         return studies.sweep(source, options, sweep, Delivery(None, as_json, quiet), output)
     if bound_trace:

@@ -88,6 +88,15 @@ OutputOption = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+SaveInstanceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--save-instance",
+        metavar="INSTANCE.yaml",
+        help="also write what is planned, file and flags together: for check, report, workbook, compare",
+        rich_help_panel=OUTPUT,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON and nothing else", rich_help_panel=OUTPUT)]
 QuietOption = Annotated[
     bool,

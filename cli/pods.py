@@ -13,6 +13,7 @@ from cli.options import (
     MethodOption,
     OutputOption,
     QuietOption,
+    SaveInstanceOption,
     SeedOption,
     ThreadsOption,
     TimeLimitOption,
@@ -81,6 +82,7 @@ def pods(
     threads: ThreadsOption = None,
     gap: GapOption = None,
     method: MethodOption = None,
+    save_instance: SaveInstanceOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
@@ -91,7 +93,7 @@ def pods(
 
     Exit codes: 0 a plan, 2 usage, 3 proven infeasible, 4 short of the asked gap, 5 no plan found, 7 bad files.
     """
-    from cli.instances import Flag, beside, merge
+    from cli.instances import Flag, beside, merge, save
     from cli.solving import Delivery, run_plan
     from formulations.kinds import kind_name
     from formulations.planning import problem_of
@@ -122,6 +124,7 @@ def pods(
     source = merge(instance, flags, problem="pods")
     if kind_name(source) != "pods":
         raise OptionError("this is an instance of another problem; `gpuplan plan` takes any")
+    save(source, save_instance)
     if headroom is not None:
         from cli.pods_headroom import tell_headroom
 

@@ -6,17 +6,15 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from rich.table import Table
-
-from cli.render import number, percent, printable, table
+from cli.render import Part, number, percent, printable, table
 from planner.plan import PlanDocument
 
 #: Reasons that are printed; --json has every pod's.
 MOST_REASONS = 8
 
 
-def pods_answer(document: PlanDocument, problem: Any) -> Iterable[tuple[str, str] | Table]:
-    """Tiers, places by kind of node, and reasons."""
+def pods_answer(document: PlanDocument, problem: Any) -> Iterable[Part]:
+    """Pods with a place, tiers with what is proven of each, and how full the nodes are."""
     plan: Any = document.plan
     terms = document.outcome.terms
     moved = {move.pod for move in plan.moves}
@@ -41,6 +39,11 @@ def pods_answer(document: PlanDocument, problem: Any) -> Iterable[tuple[str, str
         used, total = terms["gpu_milli_allocated"] / 1000, terms["gpu_milli_total"] / 1000
         yield "GPUs", f"{used:.6g} of {total:.6g} allocated, {percent(used / total)}"
     yield "nodes", f"{terms['nodes_used']:g} of {problem.num_nodes} in use"
+
+
+def pods_details(document: PlanDocument, problem: Any) -> Iterable[Part]:
+    """Why pods have no place, by reason."""
+    plan: Any = document.plan
     reasons: Counter[str] = Counter(one.reason for one in plan.unplaced)
     first: dict[str, str] = {}
     for one in plan.unplaced:

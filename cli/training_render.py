@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from rich.table import Table
 
-from cli.render import number, percent, printable, table
+from cli.render import Part, number, percent, printable, table
 from formulations.parallelism.training.search.problem import TrainProblem
 from planner.plan import PlanDocument
 from planner.training_plan import ParallelSizes, TrainingPlan, TrainingStage
@@ -19,8 +19,6 @@ SHORT = {
     "pipeline_parallel_size": "PP", "virtual_pipeline_size": "v", "data_parallel_size": "DP",
     "micro_batch_size": "mbs", "zero_stage": "ZeRO",
 }  # fmt: skip
-
-Part = tuple[str, str] | Table
 
 
 def sizes(plan: ParallelSizes) -> str:
@@ -42,7 +40,7 @@ def _of_layers(plan: ParallelSizes) -> str:
 
 
 def training_answer(document: PlanDocument, problem: TrainProblem) -> Iterable[Part]:
-    """Step, throughput, memory, sizes, stages, and what comes next."""
+    """Step, throughput, memory, sizes and stages."""
     plan = document.plan
     assert isinstance(plan, TrainingPlan)
     found = {} if document.verdict is None else {one.name: one for one in document.verdict.metrics}
@@ -62,6 +60,12 @@ def training_answer(document: PlanDocument, problem: TrainProblem) -> Iterable[P
     free = problem.capacity_bytes - plan.peak_memory_bytes
     yield "memory", f"{format_bytes(plan.peak_memory_bytes)} on the fullest GPU, {format_bytes(free)} free"
     yield from _stages(plan)
+
+
+def training_details(document: PlanDocument, problem: TrainProblem) -> Iterable[Part]:
+    """What was refined beyond the sizes, the next best plans and the frontier."""
+    plan = document.plan
+    assert isinstance(plan, TrainingPlan)
     yield from _refined(plan)
     if plan.runners_up:
         rows = [

@@ -49,7 +49,12 @@ class _Reading(Reading):
         self.relaxations: tuple[str, ...] = ()
         self.predictions: Predictions | None = None
         self.sized: SizedWorkers | None = None
-        self.served = Served(model=instance.model, precision=instance.precision, backend=instance.backend)
+        self.served = Served(
+            model=instance.model,
+            checkpoint=instance.checkpoint,
+            precision=instance.precision,
+            backend=instance.backend,
+        )
 
     def problem(self) -> ParallelProblem:
         instance = self.instance

@@ -150,20 +150,25 @@ def quantized(engine: Engine, plan: ParallelPlan) -> list[list[str]]:
 
 
 def default_model(plan: ParallelPlan, engine: Engine) -> str:
-    """The shell value of MODEL: overridable; without a default where the checkpoint has to be converted first."""
-    if plan.model is None:
+    """The shell value of MODEL: overridable; without a default where the checkpoint has to be converted first.
+
+    A checkpoint that the plan names is taken as it is: in the planned format where the engine cannot convert.
+    """
+    if plan.model is None and plan.checkpoint is None:
         raise ExportError("the plan names no model; plan again with one (`model:`, --model)")
     if plan.input_tokens is None or plan.output_tokens is None:
         raise ExportError("the plan does not say its requests' sizes; plan again")
     if plan.backend is not None and plan.backend != engine.to:
         raise ExportError(f"the plan was made for {plan.backend}, not {engine.to}; plan again with backend {engine.to}")
+    if plan.checkpoint is not None:
+        return f"${{MODEL:-{shlex.quote(plan.checkpoint)}}}"
     if plan.quantization is not None and plan.quantization not in engine.quantizes:
         wanted = f"set MODEL to a checkpoint of {plan.model} in {plan.quantization}"
         return f"${{MODEL:?{shlex.quote(wanted)}}}"
-    config = Path(plan.model)
+    config = Path(str(plan.model))
     if config.suffix == ".json" and config.name != "config.json":
         return f"${{MODEL:?{shlex.quote(f'set MODEL to the weights that {plan.model} describes')}}}"
-    return f"${{MODEL:-{shlex.quote(str(config.parent) if config.suffix == '.json' else plan.model)}}}"
+    return f"${{MODEL:-{shlex.quote(str(config.parent) if config.suffix == '.json' else str(plan.model))}}}"
 
 
 def _launch(plan: ParallelPlan, engine: Engine, worker: Workers, place: int) -> Launch:

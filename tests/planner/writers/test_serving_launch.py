@@ -312,6 +312,8 @@ def test_the_model_can_be_said_at_start_and_must_be_where_it_has_to_be_converted
     assert "set MODEL to a checkpoint of the model in nvfp4" in refused.run.stderr
     assert "mine" in Started(tmp_path, converted, "vllm", one.name, MODEL="mine").argv
     assert Started(tmp_path, document(one, model="a/config.json"), "vllm", one.name).argv[2] == "a"
+    named = document(one, model="a/config.json", checkpoint="org/name", quantization="nvfp4")
+    assert Started(tmp_path, named, "vllm", one.name).argv[2] == "org/name"
     assert "set MODEL to the weights" in Started(tmp_path, document(one, model="a/b.json"), "vllm", one.name).run.stderr
 
 
