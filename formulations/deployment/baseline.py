@@ -116,7 +116,8 @@ def _packed(problem: FleetProblem, replicas: IntArray) -> IntArray | None:
         if left and not ways:
             return None
         if left:
-            _, last, offer, used = min(ways)
+            # Of equal cost the first: what is put last may be nothing, which has no order.
+            _, last, offer, used = min(ways, key=lambda way: way[0])
             instances[offer] += used - (last is not None)
             if last is not None:
                 instances[last] += 1
