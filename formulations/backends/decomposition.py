@@ -32,6 +32,8 @@ from formulations.outcome import Budget, SolveOptions, Status
 
 #: Share of the way from the best prices to those of the master. Source: rounds of a few instances; measured.
 STEP = 0.5
+#: Rounds in a row that do not raise the bound by the gap, after which it is left at that.
+MOST_FLAT = 4
 #: Seconds for one block's program; its bound counts.
 BLOCK_S = 5.0
 #: Price of a block without a plan, as a multiple of what all blocks need: only where nothing else is left.
@@ -121,7 +123,7 @@ class Decomposition:
 
         first : prices of the coupling rows to begin with.
         """
-        step = STEP
+        step, flat = STEP, 0
         if self._price(self._signed(first), budget) is None:
             return
         while (master := self._relaxed(None, budget)) is not None:
@@ -134,23 +136,27 @@ class Decomposition:
             new = len(self.plans) > known
             if found is None or (step == 1.0 and not new):
                 return
-            step = STEP if new or self._bound(found) > reached + LOOSE * abs(reached) else 1.0
+            rises = self._bound(found) > reached + LOOSE * abs(reached)
+            flat = 0 if self._bound(found) > reached + gap * abs(reached) else flat + 1
+            if flat == MOST_FLAT:
+                return
+            step = STEP if new or rises else 1.0
 
-    def whole(self, enough: float, budget: Budget) -> None:
-        """Rounds at whole y, until the bound is enough, shares of plans are enough for it, or time is up."""
-        while self.bound < enough and (y := self._least_whole(budget)) is not None:
-            while self.bound < enough:
-                master = self._relaxed(y, budget)
-                if master is None or master.objective <= LOOSE:
-                    return
-                known = len(self.plans)
-                found = self._price(self._signed(master.duals[: self.coupling.size]), budget)
-                if found is None:
-                    return
-                if found.gives @ y < found.need - LOOSE * abs(found.need):
-                    break
-                if len(self.plans) == known:
-                    return
+    def whole(self, enough: float, rounds: int, budget: Budget) -> bool:
+        """Rounds at whole y; True once the bound is enough, shares of plans are enough for it, or time is up."""
+        for _ in range(rounds):
+            y = None if self.bound >= enough else self._least_whole(budget)
+            master = None if y is None else self._relaxed(y, budget)
+            if y is None or master is None or master.objective <= LOOSE:
+                return True
+            known = len(self.plans)
+            found = self._price(self._signed(master.duals[: self.coupling.size]), budget)
+            if found is None:
+                return True
+            forbidden = found.gives @ y < found.need - LOOSE * abs(found.need)
+            if not forbidden and len(self.plans) == known:
+                return True
+        return False
 
     def _price(self, prices: FloatArray, budget: Budget) -> Priced | None:
         """Every block at these prices; plans that are new are kept. None when time is up before all are known."""

@@ -38,6 +38,8 @@ from formulations.outcome import Budget, PartBudget, SolveOptions, Status, Stop
 MANY_PERIODS = 6
 #: Seconds for one hour's MILP; its bound counts in any case.
 HOUR_S = 5.0
+#: The asked gap over that of an hour which is taken apart: near to all of it, as each of its parts takes long.
+HOUR_GAP = 1.1
 #: Share of an hour's time for its whole model at once, before it is taken apart by services.
 DIRECT_SHARE = 0.2
 #: Gap that counts as none, as a share of the cost: what `solve` allows for rounding, and half of it.
@@ -292,7 +294,7 @@ class HoursSearch:
         each_s = HOUR_S if self.reserved.size else self.budget.remaining_s / max(1, self.left)
         self.left -= 1
         limit_s = max(0.1, min(each_s, self.budget.remaining_s))
-        gap = None if self.options.relative_gap is None else self.gap / (2 if self.by_services else 8)
+        gap = None if self.options.relative_gap is None else self.gap / (HOUR_GAP if self.by_services else 8)
         options = replace(self.options, time_limit_s=limit_s, relative_gap=gap)
         # The gap is one of the whole: an hour that costs next to nothing beside what is reserved may be rough.
         changed = replace(model, cost=cost, lower=lower, upper=upper, offset=scale)

@@ -35,6 +35,8 @@ FEW_SHARE, MANY_SHARE = 0.5, 0.6
 COMBINED_SHARE = 0.1
 #: Gap of one service's program, at least and at most, and as a share of the gap that is asked.
 FINE, COARSE, PART_GAP = 1e-4, 1e-3, 0.1
+#: Rounds at whole instances before plans are combined anew.
+ROUNDS = 4
 #: Share of the asked gap to which prices and plans are brought together.
 MEET_GAP = 0.25
 #: Gap that counts as none.
@@ -76,8 +78,9 @@ class ServicePlans:
         if not self.parts.priced:
             self._meet(max(self.parts.gap, MEET_GAP * gap), limit, first)
         found = self._combined(None, options, budget)
-        if self.parts.priced and not self._enough(found, gap):
-            self.parts.whole(np.inf if found is None else self._cost(found) * (1 - gap), limit)
+        ended = not self.parts.priced
+        while not ended and not self._enough(found, gap):
+            ended = self.parts.whole(np.inf if found is None else self._cost(found) * (1 - gap), ROUNDS, limit)
             found = self._combined(found, options, budget)
         if self.many and found is not None:
             found = self._improved(found, gap, options, budget)
@@ -110,8 +113,8 @@ class ServicePlans:
         self.parts.meet(first, gap, budget)
 
     def _combined(self, found: FloatArray | None, options: SolveOptions, budget: Budget) -> FloatArray | None:
-        """The better of what was found and the known plans' best combination; None where what is lost counts too."""
-        if not self.complete or budget.stop() is not None:
+        """The better of what was found and the known plans' best combination, where they are all that counts."""
+        if not self.complete or not self.parts.priced or budget.stop() is not None:
             return found
         limit_s = COMBINED_SHARE * budget.remaining_s
         options = replace(options, time_limit_s=limit_s, relative_gap=self.parts.gap)

@@ -153,6 +153,18 @@ def test_no_time() -> None:
     assert (result.status, values) == (Status.UNKNOWN, None)
 
 
+def test_a_first_round_that_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans of some services, and no bound: the whole model is solved."""
+    problem = shared(0)
+    built = alone(problem)
+    plans = ServicePlans(problem, 0, built, None)
+    plans.parts._add(0, np.zeros(plans.parts.blocks[0].columns.size))
+    monkeypatch.setattr(plans.parts, "_price", lambda *_: None)
+    result, values = plans.solve(solver_of("highs"), SolveOptions(), Budget(60))
+    assert values is not None
+    assert result.objective == pytest.approx(least(built))
+
+
 @pytest.mark.parametrize("many", [1, 16])
 def test_infeasible(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
     monkeypatch.setattr(service_plans, "MANY_SERVICES", many)
