@@ -92,7 +92,8 @@ class ServicePlans:
                 found = values
             if found is None:
                 return replace(result, bound=bound if np.isfinite(bound) else None), None
-            return self._result(found, bound, result.stop, options, budget), found
+            told = self._result(found, bound, result.stop, options, budget)
+            return replace(told, solver=result.solver, solver_version=result.solver_version), found
         assert found is not None
         return self._result(found, self.parts.bound, budget.stop() or Stop.HEURISTIC, options, budget), found
 
@@ -116,9 +117,9 @@ class ServicePlans:
         """The better of what was found and the known plans' best combination, where they are all that counts."""
         if not self.complete or not self.parts.priced or budget.stop() is not None:
             return found
-        limit_s = COMBINED_SHARE * budget.remaining_s
-        options = replace(options, time_limit_s=limit_s, relative_gap=self.parts.gap)
-        better = self.parts.combined(options, PartBudget(budget, limit_s))
+        limit_s = max(0.05, COMBINED_SHARE * budget.remaining_s)
+        fine = SolveOptions(time_limit_s=limit_s, relative_gap=self.parts.gap, seed=options.seed)
+        better = self.parts.combined(fine, PartBudget(budget, limit_s))
         return better if better is not None and (found is None or self._cost(better) < self._cost(found)) else found
 
     def _improved(self, found: FloatArray, gap: float, options: SolveOptions, budget: Budget) -> FloatArray:
@@ -142,9 +143,9 @@ class ServicePlans:
         lower, upper = values.copy(), values.copy()
         lower[anew], upper[anew] = model.lower[anew], model.upper[anew]
         limit_s = max(0.05, min(FREE_S, budget.remaining_s))
-        options = replace(options, time_limit_s=limit_s, relative_gap=LEAST_GAP)
+        fine = replace(options, time_limit_s=limit_s, relative_gap=LEAST_GAP, num_threads=1)
         changed = replace(model, lower=lower, upper=upper)
-        return solve_linear_mathopt(changed, PartBudget(budget, limit_s), options, start=values)[1]
+        return solve_linear_mathopt(changed, PartBudget(budget, limit_s), fine, start=values)[1]
 
     def _cost(self, values: FloatArray) -> float:
         return float(self.whole.model.cost @ values) + self.whole.model.offset

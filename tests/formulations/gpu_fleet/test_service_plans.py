@@ -114,6 +114,13 @@ def test_many_services(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     assert optimum * (1 - 1e-6) <= outcome.objective.total <= 1.02 * optimum
 
 
+def test_threads_of_a_solver_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for many in (1, 16):
+        monkeypatch.setattr(service_plans, "MANY_SERVICES", many)
+        monkeypatch.setattr(service_plans, "MOST_FREE", 3)
+        assert run(shared(1), "scip", num_threads=2).plan is not None
+
+
 def test_a_gap_that_is_reached_ends_the_search() -> None:
     outcome = run(shared(1), relative_gap=0.5)
     assert (outcome.status, outcome.stop) == ("feasible", "gap")
