@@ -26,6 +26,7 @@ METHODS = {
     "windows": ("highs", "scip"),
     "training": ("enumeration",),
     "pods": ("auto", "repair"),
+    "deploy": ("highs",),
 }
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from rich.table import Table
-
-from cli.fleet_render import fleet_answer
+from cli.deploy_render import deploy_answer, deploy_details
+from cli.fleet_render import fleet_answer, fleet_details
 from cli.layers_render import layers_answer, windows_answer
-from cli.parallel_render import parallel_answer
-from cli.pods_render import pods_answer
-from cli.render import number, percent, ratio
-from cli.training_render import training_answer
+from cli.parallel_render import parallel_answer, parallel_details
+from cli.pods_render import pods_answer, pods_details
+from cli.render import Part, number, percent, ratio
+from cli.training_render import training_answer, training_details
 from planner.plan import PlanDocument
 from planner.units import format_bytes
 
@@ -46,7 +45,7 @@ def experts(document: PlanDocument, problem: Any) -> Iterable[tuple[str, str]]:
         yield "moves", f"{len(plan.moves)} replicas{size}, in {steps} steps" if plan.moves else "none"
 
 
-ANSWERS: Mapping[str, Callable[[PlanDocument, Any], Iterable[tuple[str, str] | Table]]] = {
+ANSWERS: Mapping[str, Callable[[PlanDocument, Any], Iterable[Part]]] = {
     "experts": experts,
     "fleet": fleet_answer,
     "parallel": parallel_answer,
@@ -54,9 +53,24 @@ ANSWERS: Mapping[str, Callable[[PlanDocument, Any], Iterable[tuple[str, str] | T
     "windows": windows_answer,
     "training": training_answer,
     "pods": pods_answer,
+    "deploy": deploy_answer,
+}
+DETAILS: Mapping[str, Callable[[PlanDocument, Any], Iterable[Part]]] = {
+    "deploy": deploy_details,
+    "fleet": fleet_details,
+    "parallel": parallel_details,
+    "training": training_details,
+    "pods": pods_details,
 }
 
 
-def answer(document: PlanDocument, problem: Any) -> Iterable[tuple[str, str] | Table]:
+def answer(document: PlanDocument, problem: Any) -> Iterable[Part]:
     """The lines and tables of any document that holds a plan, for the problem that it was made for."""
     return ANSWERS[document.kind_name](document, problem) if document.plan is not None else ()
+
+
+def details(document: PlanDocument, problem: Any) -> Iterable[Part]:
+    """What a second reading needs: where requests go, what comes next, why."""
+    if document.plan is None or document.kind_name not in DETAILS:
+        return ()
+    return DETAILS[document.kind_name](document, problem)

@@ -10,14 +10,15 @@ from cli.batch import batch, results
 from cli.calibrate import calibrate
 from cli.catalog import catalog, schema
 from cli.check import check
-from cli.command import Command, keep_stdout
+from cli.command import Command, Group, keep_stdout
 from cli.compare import compare
+from cli.deploy import deploy
 from cli.estimate import estimate
 from cli.experts import experts
 from cli.export import ExportCommand, export
 from cli.fleet import fleet
 from cli.imports import imports
-from cli.options import ExpertsCommand, FleetCommand, ParallelCommand, PodsCommand, SolveCommand
+from cli.options import DeployCommand, ExpertsCommand, FleetCommand, ParallelCommand, PodsCommand, SolveCommand
 from cli.parallel import parallel
 from cli.plan import plan
 from cli.pods import pods
@@ -27,6 +28,7 @@ from cli.workbook import workbook
 # Help is plain text: it starts faster than rich's panels and reads the same in a pipe.
 app = typer.Typer(
     name="gpuplan",
+    cls=Group,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -39,6 +41,7 @@ app.command(cls=ParallelCommand)(parallel)
 app.command(cls=SolveCommand)(batch)
 app.command(cls=Command)(results)
 app.command(cls=PodsCommand)(pods)
+app.command(cls=DeployCommand)(deploy)
 app.command(cls=Command)(check)
 app.command(cls=Command)(compare)
 app.command(cls=Command)(report)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.command import Command, ExitCode
+from cli.command import Command, ExitCode, Group
 from cli.options import JsonOption
 
 if TYPE_CHECKING:
     from formulations.base import Formulation
 
-catalog = typer.Typer(help="Look up what gpuplan knows.", no_args_is_help=True, rich_markup_mode=None)
+catalog = typer.Typer(cls=Group, help="Look up what gpuplan knows.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def _formulations() -> dict[str, Formulation[Any, Any]]:

@@ -9,7 +9,10 @@ from enum import IntEnum
 from typing import Any, ClassVar
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
+
+#: Longer than any first sentence.
+WHOLE = 500
 
 
 class ExitCode(IntEnum):
@@ -55,24 +58,39 @@ def report(error: Exception) -> ExitCode:
 
 
 def keep_stdout() -> None:
-    """Give the file descriptor 1 to stderr and keep stdout for what Python writes: solvers print there.
+    """Keep stdout for what Python writes, and silence the file descriptor 1: only solvers print there.
 
-    HiGHS (OR-Tools 9.15) prints a line of its own to stdout for some models whatever its options say.
+    HiGHS (OR-Tools 9.15) prints a line of its debugging for some models whatever its options say.
     """
-    if sys.stdout is None or sys.stderr is None:
+    if sys.stdout is None:
         return
     sys.stdout.flush()
     try:
         own = os.dup(sys.stdout.fileno())
     except OSError:
         return
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    _mute_stdout()
     sys.stdout = open(own, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: SIM115
 
 
 def _mute_stdout() -> None:
-    """Keep the interpreter from complaining about unwritten output when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Have the descriptor of stdout lead nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+class Group(TyperGroup):
+    """A group whose help tells the whole first sentence of every command."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The commands in their order, wrapped instead of cut off."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [
+            (name, one.get_short_help_str(limit=WHOLE)) for name, one in found if one is not None and not one.hidden
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 class Command(TyperCommand):
@@ -92,7 +110,7 @@ class Command(TyperCommand):
         except (typer.Exit, typer.Abort):
             raise
         except BrokenPipeError:
-            _mute_stdout()
+            _mute_stdout()  # or the interpreter complains about unwritten output when it ends
             code = ExitCode.CLOSED_PIPE
         except KeyboardInterrupt:
             tell("gpuplan: stopped; there is no plan")

@@ -14,6 +14,7 @@ from cli.options import (
     MethodOption,
     OutputOption,
     QuietOption,
+    SaveInstanceOption,
     SeedOption,
     ThreadsOption,
     TimeLimitOption,
@@ -117,6 +118,7 @@ def experts(
     threads: ThreadsOption = None,
     gap: GapOption = None,
     method: MethodOption = None,
+    save_instance: SaveInstanceOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
@@ -126,7 +128,7 @@ def experts(
     limits hold for each plan that it makes.
     """
     from cli import studies
-    from cli.instances import beside, load_source, merge, with_slots
+    from cli.instances import beside, load_source, merge, save, with_slots
     from cli.solving import Delivery, run_plan
     from formulations.planning import problem_of
     from planner.errors import OptionError
@@ -170,6 +172,7 @@ def experts(
     if redundant is not None or (find_slots is not None and _lacks_slots(source)):
         source = with_slots(source, redundant)
     problem = problem_of(source)
+    save(source, save_instance)
     if validate is not None:
         return studies.validate(problem, options, "scenario" if validate is LeaveOut.ONE else "cluster", delivery)
     if find_slots is not None:

@@ -12,6 +12,7 @@ from cli.options import (
     MethodOption,
     OutputOption,
     QuietOption,
+    SaveInstanceOption,
     SeedOption,
     ThreadsOption,
     TimeLimitOption,
@@ -20,6 +21,8 @@ from cli.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from planner.files import Loc, SourceText
     from planner.overlay import Flag
 
@@ -116,6 +119,7 @@ def fleet(
     threads: ThreadsOption = None,
     gap: GapOption = None,
     method: MethodOption = None,
+    save_instance: SaveInstanceOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
@@ -129,7 +133,7 @@ def fleet(
     """
     from cli import fleet_studies as studies
     from cli import fleet_traces as traces
-    from cli.instances import beside, merge
+    from cli.instances import beside, merge, save
     from cli.solving import Delivery
     from formulations.in_force import fleet_in_force
     from planner.errors import OptionError
@@ -141,7 +145,7 @@ def fleet(
     options = solve_options("fleet", time_limit, work_limit, seed, threads, gap, method)
     flags = {
         ("name",): Flag("--name", name),
-        **_file_flags(instance, offers, demand),
+        **file_flags(instance, {"--offers": (offers, OFFERS_KEYS), "--demand": (demand, DEMAND_KEYS)}),
         **_quantities(headroom, budget, max_watts, ttft, tpot),
         ("slo", "percentile"): Flag("--percentile", percentile),
         ("spare_instances",): Flag("--spare", spare),
@@ -158,6 +162,7 @@ def fleet(
     source = with_models(instance, merge(instance, flags, problem="fleet"), model)
     if {("slo", "ttft_s"), ("slo", "tpot_s"), ("slo", "percentile")} & {loc for loc in flags if flags[loc].value}:
         _refuse_idle_limits(source)
+    save(source, save_instance)
     if sweep is not None:
         return studies.sweep(source, options, sweep, Delivery(None, as_json, quiet), output)
     if bound_trace:
@@ -171,16 +176,19 @@ def _default_name(demand: str | None) -> str:
     return "fleet" if demand is None else PurePath(demand).name.split(".")[0] or "fleet"
 
 
-def _file_flags(instance: str | None, offers: str | None, demand: str | None) -> dict[Loc, Flag]:
-    """What the files of --offers and --demand give; DescriptionError for other keys, or none, in them."""
+def file_flags(instance: str | None, files: Mapping[str, tuple[str | None, tuple[str, ...]]]) -> dict[Loc, Flag]:
+    """What the files of some flags give; by flag its path and the keys that it may have, the first one always.
+
+    DescriptionError for other keys, or none, in them.
+    """
     from planner.errors import DescriptionError, OptionError
     from planner.files import read_source
     from planner.overlay import Flag
 
-    if [instance, offers, demand].count("-") > 1:
-        raise OptionError("only one of INSTANCE, --offers and --demand can be standard input")
-    found: dict[Loc, Flag] = {("offers",): Flag("--offers"), ("demand",): Flag("--demand")}
-    for flag, path, keys in (("--offers", offers, OFFERS_KEYS), ("--demand", demand, DEMAND_KEYS)):
+    if [instance, *(path for path, _ in files.values())].count("-") > 1:
+        raise OptionError(f"only one of INSTANCE, {' and '.join(files)} can be standard input")
+    found: dict[Loc, Flag] = {(keys[0],): Flag(flag) for flag, (_, keys) in files.items()}
+    for flag, (path, keys) in files.items():
         if path is None:
             continue
         source = read_source(path)

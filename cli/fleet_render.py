@@ -9,7 +9,7 @@ from itertools import groupby
 import numpy as np
 from rich.table import Table
 
-from cli.render import number, percent, printable, table
+from cli.render import Part, number, percent, printable, table
 from formulations.gpu_fleet.insight import binding
 from formulations.gpu_fleet.problem import FleetProblem
 from formulations.gpu_fleet.rows import Rows, instance_counts
@@ -22,11 +22,9 @@ HOURS_PER_MONTH = 730
 #: Rows of each table that are printed; the document has all.
 MOST_ROWS = 20
 
-Part = tuple[str, str] | Table
-
 
 def fleet_answer(document: PlanDocument, problem: FleetProblem) -> Iterable[Part]:
-    """Cost, instances, what is on them, routes, and what limits the plan."""
+    """Cost, instances, what is on them, what is left out, and what limits the plan."""
     plan = document.plan
     assert isinstance(plan, FleetPlan)
     cost, terms = plan.cost_usd_per_hour, document.outcome.terms
@@ -52,12 +50,20 @@ def fleet_answer(document: PlanDocument, problem: FleetProblem) -> Iterable[Part
         text = f"{drawn / 1000:.4g} kW are expected, boards are {percent(full['oversubscription'])} of the cap"
         yield "draw", f"{text}; swings reach it in {percent(chance)} of moments, if they are as assumed"
     yield _runs(problem, busiest, full)
-    yield from _routes(problem, busiest)
-    yield from _unserved(problem, plan, busiest)
+    yield from _unserved(problem, plan)
     limits = [f"{printable(limit.name)} {number(limit.now)}" for limit in binding(problem, plan)]
     yield "limits", f"reached: {', '.join(limits)}" if limits else "none is reached; demand alone sets the size"
     for model in problem.model_names:
         yield from _simulated(full, model)
+
+
+def fleet_details(document: PlanDocument, problem: FleetProblem) -> Iterable[Part]:
+    """Where requests go, sizes that are left out, and what limits cost where that was asked."""
+    plan = document.plan
+    assert isinstance(plan, FleetPlan)
+    busiest = max(plan.periods, key=lambda period: period.cost_usd_per_hour)
+    yield from _routes(problem, busiest)
+    yield from _left_out(plan, busiest)
     if plan.insight is not None:
         yield from _insight(plan.insight)
 
@@ -76,6 +82,7 @@ def _runs(problem: FleetProblem, period: Period, full: dict[str, float]) -> Tabl
     by_offer: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for replica in period.replicas:
         size = "1 GPU" if replica.gpus == 1 else f"{replica.gpus} GPUs"
+        size += "" if replica.worker is None else f" ({printable(replica.worker)})"
         who = replica.model if replica.role == "both" else f"{replica.model}, {replica.role}"
         by_offer[replica.offer][who].append(f"{replica.count} of {size}")
     rows = []
@@ -98,6 +105,7 @@ def _routes(problem: FleetProblem, period: Period) -> Iterator[Part]:
     flows = [(float(rate[known.bucket(row)]) * row.fraction, row) for row in period.assignment]
     flows.sort(key=lambda flow: -flow[0])
     split = any(row.role != "both" for row in period.assignment)
+    named = any(row.worker is not None for row in period.assignment)
     rows = [
         (
             f"{printable(row.model)} {row.input_tokens}/{row.output_tokens}",
@@ -106,10 +114,12 @@ def _routes(problem: FleetProblem, period: Period) -> Iterator[Part]:
             printable(row.offer),
             str(row.gpus),
             *([row.role] if split else []),
+            *([printable(row.worker or "")] if named else []),
         )
         for flow, row in flows[:MOST_ROWS]
     ]
-    yield table(("requests, tokens in/out", "a second", "share", "to", "GPUs", *(["role"] if split else [])), rows)
+    more = (*(["role"] if split else []), *(["worker"] if named else []))
+    yield table(("requests, tokens in/out", "a second", "share", "to", "GPUs", *more), rows)
     yield from _handovers(period)
     if len(flows) > MOST_ROWS:
         rest = sum(flow for flow, _ in flows[MOST_ROWS:]) / sum(flow for flow, _ in flows)
@@ -128,8 +138,8 @@ def _handovers(period: Period) -> Iterator[Part]:
         yield handover.replace("_", " "), f"{way}{amount}"
 
 
-def _unserved(problem: FleetProblem, plan: FleetPlan, busiest: Period) -> Iterator[Part]:
-    """What is left out by priority, with what is proven of it; the sizes of the period with most of it."""
+def _unserved(problem: FleetProblem, plan: FleetPlan) -> Iterator[Part]:
+    """What is left out by priority, with what is proven of it."""
     mean = problem.share @ problem.rate
     for tier in plan.tiers:
         if not tier.goal.startswith("unserved"):
@@ -139,6 +149,10 @@ def _unserved(problem: FleetProblem, plan: FleetPlan, busiest: Period) -> Iterat
         proven = "nothing is proven of it" if tier.bound is None else f"at least {number(tier.bound)} in any plan"
         text = f"{number(tier.value)} of {number(asked)} requests/s; {proven}" if tier.value else "none"
         yield "unserved", f"priority {priority}: {text}"
+
+
+def _left_out(plan: FleetPlan, busiest: Period) -> Iterator[Part]:
+    """The sizes that are left out in the period with most of it."""
     worst = max(plan.periods, key=lambda period: sum(row.rate_per_s for row in period.unserved))
     if not worst.unserved:
         return

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from cli.command import Command, ExitCode
+from cli.command import Command, ExitCode, Group
 from cli.imports_measured import bench, hf, sglang_recorder, trtllm_statistics, vllm_eplb
 from cli.imports_nodes import kubectl, openb, topo
 from cli.options import JsonOption
 
 imports = typer.Typer(
+    cls=Group,
     help="Turn outside files into instances and their parts: traces, prices, kubectl output, benchmarks, configs.",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -9,10 +9,12 @@ from typing import Any
 
 from formulations.in_force import in_force
 from planner.descriptions.experts import ExpertsInstance
-from planner.files import Loc, SourceText, read_source, validate
+from planner.errors import OptionError
+from planner.files import Loc, SourceText, read_source, validate, write_text
 from planner.overlay import Flag, MergedSource, over
 from planner.readers.expert_loads import read_expert_load
 from planner.readers.routing_trace import read_routing_trace
+from planner.writers.fragments import to_yaml
 
 
 def merge(instance: str | None, flags: Mapping[Loc, Flag], problem: str = "experts") -> SourceText:
@@ -31,6 +33,15 @@ def with_current(instance: str, path: str | None) -> SourceText:
     """The instance with what is in force."""
     source = read_source(instance)
     return source if path is None else over(source, in_force(source, path))
+
+
+def save(source: SourceText, path: str | None) -> None:
+    """Write what a file and flags say together. Raises OptionError for a folder from which its paths lead elsewhere."""
+    if path is None:
+        return
+    if Path(path).resolve().parent != source.base_dir.resolve():
+        raise OptionError(f"--save-instance writes beside the files that the instance names, in {source.base_dir}")
+    write_text(path, to_yaml(source.value))
 
 
 def base_dir(instance: str | None) -> Path:

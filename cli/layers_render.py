@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.table import Table
-
-from cli.render import number, printable, table
+from cli.render import Part, number, printable, table
 from formulations.parallelism.layers.problem import LayersProblem
 from formulations.parallelism.windows.problem import WindowsProblem
 from planner.layers_plan import LayersPlan, WindowsPlan
@@ -15,8 +13,6 @@ from planner.units import format_bytes, format_seconds
 
 #: Pipelines that are printed with all their stages; the document has more.
 MOST_PIPELINES = 12
-
-Part = tuple[str, str] | Table
 
 
 def layers_answer(document: PlanDocument, problem: LayersProblem) -> Iterable[Part]:

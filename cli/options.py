@@ -62,6 +62,12 @@ class PodsCommand(Command):
     listing = ("Methods", lambda: _kind("pods").formulation.methods)
 
 
+class DeployCommand(Command):
+    """A command that searches deployments."""
+
+    listing = ("Methods", lambda: _kind("deploy").formulation.methods)
+
+
 def _kind(name: str) -> Kind[Any, Any, Any]:
     from formulations.kinds import kind
 
@@ -79,6 +85,15 @@ OutputOption = Annotated[
         "-o",
         metavar="PLAN.json",
         help="write the plan document here; - is --json",
+        rich_help_panel=OUTPUT,
+    ),
+]
+SaveInstanceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--save-instance",
+        metavar="INSTANCE.yaml",
+        help="also write what is planned, file and flags together: for check, report, workbook, compare",
         rich_help_panel=OUTPUT,
     ),
 ]

@@ -13,6 +13,7 @@ from cli.options import (
     MethodOption,
     OutputOption,
     QuietOption,
+    SaveInstanceOption,
     SeedOption,
     ThreadsOption,
     TimeLimitOption,
@@ -63,7 +64,12 @@ def parallel(
         typer.Argument(metavar="INSTANCE", help="instance file that the flags override; - is standard input"),
     ] = None,
     name: Annotated[str | None, _flag("name of the instance", WHAT, "TEXT")] = None,
-    model: Annotated[str | None, _flag("catalogue name, or path of a config.json", WHAT, "NAME|config.json")] = None,
+    model: Annotated[
+        str | None, _flag("catalogue name, or path of a config.json or of its folder", WHAT, "NAME|config.json")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, _flag("what workers load: an id of the hub, or a path where they run; default: the model", WHAT)
+    ] = None,
     precision: Annotated[
         str | None, _flag("of the weights: bf16, fp8, fp8_block, nvfp4, ...; default: the checkpoint's", WHAT, "NAME")
     ] = None,
@@ -131,6 +137,7 @@ def parallel(
     threads: ThreadsOption = None,
     gap: GapOption = None,
     method: MethodOption = None,
+    save_instance: SaveInstanceOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
@@ -141,18 +148,23 @@ def parallel(
 
     Exit codes: 0 a plan, 2 usage, 3 proven infeasible, 4 short of the asked gap, 5 no plan found, 7 bad files.
     """
-    from cli.instances import beside, merge
+    from pathlib import Path
+
+    from cli.instances import beside, merge, save
     from cli.solving import Delivery, run_plan
     from formulations.kinds import kind_name
     from formulations.planning import problem_of
     from planner.overlay import Flag
 
     delivery = Delivery(output, as_json, quiet)
+    if model is not None and Path(model, "config.json").is_file():
+        model = str(Path(model, "config.json"))
     if instance is None and name is None:
-        name = _default_name(model, candidates)
+        name = _default_name(checkpoint or model, candidates)
     flags = {
         ("name",): Flag("--name", name),
         ("model",): Flag("--model", beside(instance, model) if model and model.endswith(".json") else model),
+        ("checkpoint",): Flag("--checkpoint", checkpoint),
         ("precision",): Flag("--precision", precision),
         ("backend",): Flag("--backend", backend),
         ("cluster",): _cluster(instance, cluster, device, nodes, gpus_per_node),
@@ -178,7 +190,9 @@ def parallel(
     }
     source = merge(instance, flags, problem="parallel")
     options = solve_options(kind_name(source), time_limit, work_limit, seed, threads, gap, method)
-    return run_plan(problem_of(source), options, delivery)
+    problem = problem_of(source)
+    save(source, save_instance)
+    return run_plan(problem, options, delivery)
 
 
 def _default_name(model: str | None, candidates: str | None) -> str:

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from rich.table import Table
-
-from cli.render import number, percent, printable, table
+from cli.render import Part, number, percent, printable, table
 from formulations.parallelism.problem import UNITS, ParallelProblem
 from planner.cost.verdict import Metric
 from planner.parallel_plan import Alternative, ParallelPlan, ParetoWorkers, Workers
@@ -31,11 +29,9 @@ BEYOND = {
     "decode": "  # TPOT without the rows of other sequences' prompts",
 }
 
-Part = tuple[str, str] | Table
-
 
 def parallel_answer(document: PlanDocument, problem: ParallelProblem) -> Iterable[Part]:
-    """Throughput, cost and latency, the workers, the frontier, the next best plans, and what binds."""
+    """Throughput, cost and latency beside their limits, the workers, and what runs in which hours."""
     plan = document.plan
     assert isinstance(plan, ParallelPlan)
     told = f"{number(plan.requests_per_s)} requests/s"
@@ -73,15 +69,22 @@ def parallel_answer(document: PlanDocument, problem: ParallelProblem) -> Iterabl
         for one in plan.workers
     ]
     yield table(("workers", "role", "GPUs each", "requests/s each", "TTFT", "TPOT"), rows)
-    yield from _routing(plan)
     yield from _hours(problem, plan)
+    yield "binds", "; ".join(_binds(problem, plan))
+
+
+def parallel_details(document: PlanDocument, problem: ParallelProblem) -> Iterable[Part]:
+    """Who serves what, changes, where time and memory go, the frontier, the next best plans, and what more brings."""
+    plan = document.plan
+    assert isinstance(plan, ParallelPlan)
+    found = {} if document.verdict is None else {one.name: one for one in document.verdict.metrics}
+    yield from _routing(plan)
     yield from _changes(plan)
     yield from _shares(plan, found)
     yield from _frontier(plan)
     yield from _tradeoffs(plan)
     for other in plan.runners_up:
         yield "runner-up", printable(_beside(problem, plan, other))
-    yield "binds", "; ".join(_binds(problem, plan))
     yield from _reliefs(problem, plan)
     yield from _estimates(problem, plan)
 

@@ -13,6 +13,7 @@ from cli.options import (
     MethodOption,
     OutputOption,
     QuietOption,
+    SaveInstanceOption,
     SeedOption,
     ThreadsOption,
     TimeLimitOption,
@@ -29,6 +30,7 @@ class GoalName(StrEnum):
     PRIORITY = "priority"
     ALLOCATION = "allocation"
     CONSOLIDATE = "consolidate"
+    FRAGMENTS = "fragments"
 
 
 class Counted(StrEnum):
@@ -81,17 +83,20 @@ def pods(
     threads: ThreadsOption = None,
     gap: GapOption = None,
     method: MethodOption = None,
+    save_instance: SaveInstanceOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
     """Give pending pods a place, down to the GPU: most by priority, most GPU allocated, or fewest nodes in use.
+
+    With `fragments`, move VMs on machines of two NUMA nodes so that fewer free cores are fragments.
 
     Reads what kubectl prints. Pods that run stay where they are, but for --moves. Every pod without a place is told
     with its reason. Nothing is changed in any cluster.
 
     Exit codes: 0 a plan, 2 usage, 3 proven infeasible, 4 short of the asked gap, 5 no plan found, 7 bad files.
     """
-    from cli.instances import Flag, beside, merge
+    from cli.instances import Flag, beside, merge, save
     from cli.solving import Delivery, run_plan
     from formulations.kinds import kind_name
     from formulations.planning import problem_of
@@ -122,6 +127,7 @@ def pods(
     source = merge(instance, flags, problem="pods")
     if kind_name(source) != "pods":
         raise OptionError("this is an instance of another problem; `gpuplan plan` takes any")
+    save(source, save_instance)
     if headroom is not None:
         from cli.pods_headroom import tell_headroom
 

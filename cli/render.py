@@ -89,37 +89,44 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], text_width: int
     return result
 
 
+Part = tuple[str, str] | Table
+
+
 def print_document(
-    out: Console, document: PlanDocument, answer: Iterable[tuple[str, str] | Table], path: str | None = None
+    out: Console,
+    document: PlanDocument,
+    answer: Iterable[Part],
+    details: Iterable[Part] = (),
+    path: str | None = None,
 ) -> None:
-    """The answer in labelled lines and tables, the plain rule beside it, and what is proven."""
+    """The answer with its margins, the plain rule beside it, what is proven; then details and assumptions."""
     outcome, name = document.outcome, printable(document.instance.name)
     out.print(f"{name}: {STATUS[outcome.status]} ({STOP[outcome.stop]})", style="bold", soft_wrap=True)
     if document.plan is None:
         _print_ways_out(out, outcome)
     else:
-        for part in answer:
-            if isinstance(part, Table):
-                out.print(part)
-            else:
-                out.print(f"  {part[0]:<13} {part[1]}", soft_wrap=True)
+        _print_parts(out, broken(document))
+        _print_parts(out, answer)
+        _print_parts(out, bottleneck(document))
         if document.baseline is not None:
             out.print(beside_baseline(outcome, document.baseline))
-            broken = document.baseline.violations
-            if broken:
-                rules = ", ".join(dict.fromkeys(one.rule for one in broken))
-                text = f"{document.baseline.name} breaks {rules}: {printable(broken[0].message)}"
-                out.print(f"  {'beware':<13} {text}", soft_wrap=True)
-        for label, text in proven(document):
-            out.print(f"  {label:<13} {text}", soft_wrap=True)
+            _print_parts(out, beware(document.baseline))
+        _print_parts(out, [("bound", bound(document))])
+        _print_parts(out, details)
+        if document.verdict is not None and document.verdict.assumptions:
+            _print_parts(out, [("assumptions", "; ".join(document.verdict.assumptions))])
     solver = f"{outcome.method} ({outcome.solver} {outcome.solver_version})"
     aside = f", {outcome.aside_s:.2f} s for what is told beside it" if outcome.aside_s else ""
-    out.print(
-        f"  {'search':<13} {outcome.build_s + outcome.solve_s:.2f} s, {solver}, seed {outcome.seed}{aside}",
-        soft_wrap=True,
-    )
-    if path is not None:
-        out.print(f"  {'written':<13} {path}", soft_wrap=True)
+    took = f"{outcome.build_s + outcome.solve_s:.2f} s, {solver}, seed {outcome.seed}{aside}"
+    _print_parts(out, [("search", took), *([] if path is None else [("written", path)])])
+
+
+def _print_parts(out: Console, parts: Iterable[Part]) -> None:
+    for part in parts:
+        if isinstance(part, Table):
+            out.print(part)
+        else:
+            out.print(f"  {part[0]:<13} {part[1]}", soft_wrap=True)
 
 
 def print_reasons(out: Console, outcome: OutcomeRecord) -> None:
@@ -140,15 +147,28 @@ def _print_ways_out(out: Console, outcome: OutcomeRecord) -> None:
 
 
 def beside_baseline(outcome: OutcomeRecord, baseline: BaselineRecord) -> Table:
-    """The plan's terms and those of the plain rule."""
+    """The plan's terms and those of the plain rule. What is to be most has no minus sign here."""
     rows = []
     ours = {"objective": outcome.objective, **outcome.terms}
     theirs = {"objective": baseline.objective, **baseline.terms}
+    most = _is_most(outcome) and baseline.objective <= 0.0
+    if most:
+        # A term that is the objective with its sign would only repeat it.
+        same = [name for name in ours if (ours[name], theirs.get(name)) == (outcome.objective, baseline.objective)]
+        ours = {name: value for name, value in ours.items() if name not in same}
+        theirs = {name: value for name, value in theirs.items() if name not in same}
+        ours = {"objective (most)": -(outcome.objective or 0.0), **ours}
+        theirs = {"objective (most)": -baseline.objective, **theirs}
     for name in [*ours, *(name for name in theirs if name not in ours)]:
         one, two = ours.get(name), theirs.get(name)
         cells = ["-" if value is None else quantity(name, value) for value in (one, two)]
         rows.append((name, *cells, _difference(name, one, two)))
     return table(("", "plan", baseline.name, "difference"), rows)
+
+
+def _is_most(outcome: OutcomeRecord) -> bool:
+    """Objectives that are to be most are minimised with a minus sign."""
+    return outcome.objective is not None and outcome.objective < 0.0
 
 
 def _difference(name: str, one: float | None, two: float | None) -> str:
@@ -158,22 +178,35 @@ def _difference(name: str, one: float | None, two: float | None) -> str:
     return f"{sign}{size}" + (f" ({100 * (one - two) / abs(two):+.2f}%)" if two else "")
 
 
-def proven(document: PlanDocument) -> Iterable[tuple[str, str]]:
-    """Bound, violations, bottleneck and assumptions, labelled."""
-    outcome, verdict = document.outcome, document.verdict
-    if outcome.bound is None:
-        yield "bound", "none known, so no gap either"
-    else:
-        by = "" if outcome.bound_name is None else f" ({outcome.bound_name})"
-        yield "bound", f"no plan is below {number(outcome.bound)}{by}; gap {percent(outcome.gap)}"
-    if verdict is None:
-        return
-    for violation in verdict.violations:
+def broken(document: PlanDocument) -> Iterable[tuple[str, str]]:
+    """Rules and budgets that the plan breaks."""
+    for violation in () if document.verdict is None else document.verdict.violations[:MOST_VIOLATIONS]:
         yield "VIOLATION", f"{violation.rule}: {printable(violation.message)}"
-    if verdict.bottleneck is not None:
-        yield "bottleneck", printable(verdict.bottleneck)
-    if verdict.assumptions:
-        yield "assumptions", "; ".join(verdict.assumptions)
+    if document.verdict is not None and len(document.verdict.violations) > MOST_VIOLATIONS:
+        yield "VIOLATION", f"and {len(document.verdict.violations) - MOST_VIOLATIONS} more; --json lists all"
+
+
+def bottleneck(document: PlanDocument) -> Iterable[tuple[str, str]]:
+    """What limits the plan, where the cost model says."""
+    if document.verdict is not None and document.verdict.bottleneck is not None:
+        yield "bottleneck", printable(document.verdict.bottleneck)
+
+
+def beware(baseline: BaselineRecord) -> Iterable[tuple[str, str]]:
+    """Rules that the plain rule breaks: it then is no alternative."""
+    if baseline.violations:
+        rules = ", ".join(dict.fromkeys(one.rule for one in baseline.violations))
+        yield "beware", f"{baseline.name} breaks {rules}: {printable(baseline.violations[0].message)}"
+
+
+def bound(document: PlanDocument) -> str:
+    """What is proven of the objective."""
+    outcome = document.outcome
+    if outcome.bound is None:
+        return "none known, so no gap either"
+    by = "" if outcome.bound_name is None else f" ({outcome.bound_name})"
+    limit = f"above {number(-outcome.bound)}" if _is_most(outcome) else f"below {number(outcome.bound)}"
+    return f"no plan is {limit}{by}; gap {percent(outcome.gap)}"
 
 
 def print_verdict(out: Console, name: str, verdict: Verdict) -> None:

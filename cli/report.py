@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +13,14 @@ from cli.command import ExitCode
 from cli.options import CurrentOption, PlanArgument
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.table import Column, Table
 
+    from cli.render import Part
+    from planner.cluster import Cluster
+    from planner.files import SourceText
     from planner.plan import PlanDocument
-    from planner.reporting.page import Block, Report, Section
+    from planner.reporting.page import Block, Figure, Report, Section
+    from planner.reporting.workbook.facts import Scenario
 
 FORMATS = (".html", ".md")
 
@@ -34,6 +38,10 @@ def report(
     output: PageOption,
     instance: OfInstanceOption = None,
     current: CurrentOption = None,
+    studies: Annotated[
+        bool, typer.Option("--studies/--no-studies", help="also solve a fleet at other demands, for its cost curve")
+    ] = True,
+    time_limit: Annotated[float, typer.Option(metavar="S", help="seconds for the studies together")] = 30.0,
 ) -> int:
     """Write a plan as a page: the answer first, then cost, margins, what binds, the plain rule, bound and assumptions.
 
@@ -42,7 +50,8 @@ def report(
     Exit codes: 0 written, 2 usage, 6 written, but the plan breaks a rule or a budget, 7 bad files.
     """
     from cli.instances import with_current
-    from formulations.planning import check_document, problem_of
+    from formulations.kinds import read_instance
+    from formulations.planning import check_document
     from planner.errors import DescriptionError, OptionError
     from planner.files import write_text
     from planner.plan import read_document
@@ -53,23 +62,54 @@ def report(
     if suffix not in FORMATS:
         raise OptionError(f"a report is a {' or '.join(FORMATS)} file, got {output!r}")
     document = read_document(plan)
-    problem = None
+    problem, drawn = None, []
     if instance is not None:
-        problem = problem_of(with_current(instance, current))
+        source = with_current(instance, current)
+        found, described = read_instance(source)
+        problem = found.read(described, source)
         if problem.sha256 != document.instance.sha256:
             message = f"answers another instance than {instance} (the hash of its inputs differs)"
             raise DescriptionError.single(plan, message)
         if document.plan is not None:
             document = document.model_copy(update={"verdict": check_document(document, problem)})
-    page = page_of(document, problem, plan, instance)
+            drawn = list(_figures(document, problem, _cluster(described, source), time_limit if studies else None))
+    page = page_of(document, problem, drawn, plan, instance)
     write_text(output, to_html(page) if suffix == ".html" else to_markdown(page))
     return ExitCode.BROKEN if document.verdict is not None and not document.verdict.feasible else ExitCode.OK
 
 
-def page_of(document: PlanDocument, problem: Any, plan: str, instance: str | None) -> Report:
+def _cluster(instance: Any, source: SourceText) -> Cluster | None:
+    """The cluster that an instance describes, or names."""
+    from planner.cluster import Cluster
+    from planner.files import read_as
+
+    given = getattr(instance, "cluster", None)
+    return read_as(source.base_dir / given, Cluster) if isinstance(given, str) else given
+
+
+def _figures(
+    document: PlanDocument, problem: Any, cluster: Cluster | None, time_limit_s: float | None
+) -> Iterator[Figure]:
+    """The drawings; those of other demands only with a time limit for their solving."""
+    from formulations.reporting.figures import figures
+
+    scenarios: Sequence[Scenario] = ()
+    if problem.kind == "fleet" and time_limit_s is not None:
+        from cli.options import solve_options
+        from cli.progress import watched
+        from formulations.gpu_fleet.facts import scenarios as solved
+
+        outcome = document.outcome
+        options = solve_options("fleet", time_limit_s, None, outcome.seed, 1, None, outcome.method)
+        with watched(quiet=False) as on_progress:
+            scenarios = solved(problem, options, on_progress)
+    yield from figures(document, problem, cluster, scenarios)
+
+
+def page_of(document: PlanDocument, problem: Any, drawn: Sequence[Figure], plan: str, instance: str | None) -> Report:
     """A document's page.
 
-    problem : the arrays of its instance, or None. plan, instance : the files, to make it again.
+    problem : the arrays of its instance, or None. drawn : its figures. plan, instance : the files, to make it again.
     """
     from cli.render import STATUS, STOP
     from planner.reporting.page import Report
@@ -80,12 +120,18 @@ def page_of(document: PlanDocument, problem: Any, plan: str, instance: str | Non
     answer = f"{STATUS[outcome.status]} ({STOP[outcome.stop]})" + (
         ", but it breaks a rule or a budget" if broken else ""
     )
-    sections = [*_answer(document, problem), *_judged(document), *_proof(document), *_remake(document, plan, instance)]
+    sections = [
+        *_answer(document, problem, drawn),
+        *_judged(document),
+        *_proof(document),
+        *_remake(document, plan, instance),
+    ]
     return Report(title=document.instance.name, answer=answer, good=good, sections=sections)
 
 
-def _answer(document: PlanDocument, problem: Any) -> Iterator[Section]:
-    from planner.reporting.page import Grid, Items, Section
+def _answer(document: PlanDocument, problem: Any, drawn: Sequence[Figure]) -> Iterator[Section]:
+    from cli.answers import details
+    from planner.reporting.page import Items, Section
 
     outcome = document.outcome
     if document.plan is None:
@@ -94,21 +140,15 @@ def _answer(document: PlanDocument, problem: Any) -> Iterator[Section]:
         if outcome.relaxations:
             yield Section("What would remove a reason", [Items(outcome.relaxations)])
         return
-    blocks = _told(document, problem)
-    # The first table belongs to the answer; others are for a second reading, after the figures.
-    grids = [place for place, block in enumerate(blocks) if isinstance(block, Grid)]
-    first = grids[1] if len(grids) > 1 else len(blocks)
-    yield Section("The answer", blocks[:first])
+    yield Section("The answer", _told(document, problem))
     if document.baseline is not None:
         yield Section("Beside today's rule", _baseline(document))
+    if drawn:
+        yield Section("To look at", drawn)
     if problem is not None:
-        from formulations.reporting.figures import figures
-
-        drawn = list(figures(document, problem))
-        if drawn:
-            yield Section("To look at", drawn)
-    if blocks[first:]:
-        yield Section("In detail", blocks[first:])
+        detailed = _blocks(details(document, problem))
+        if detailed:
+            yield Section("In detail", detailed)
 
 
 def _told(document: PlanDocument, problem: Any) -> list[Block]:
@@ -120,8 +160,15 @@ def _told(document: PlanDocument, problem: Any) -> list[Block]:
     outcome = document.outcome
     if problem is None:
         return [Lines([("objective", f"{number(outcome.objective)} {outcome.objective_unit}")])]
+    return _blocks(answer(document, problem))
+
+
+def _blocks(parts: Iterable[Part]) -> list[Block]:
+    """Lines that follow one another as one block, tables as they are."""
+    from planner.reporting.page import Lines
+
     blocks: list[Block] = []
-    for part in answer(document, problem):
+    for part in parts:
         last = blocks[-1] if blocks else None
         if not isinstance(part, tuple):
             blocks.append(_grid(part))
@@ -133,14 +180,14 @@ def _told(document: PlanDocument, problem: Any) -> list[Block]:
 
 
 def _baseline(document: PlanDocument) -> list[Block]:
-    from cli.render import beside_baseline
+    from cli.render import beside_baseline, beware
     from planner.reporting.page import Lines
 
     assert document.baseline is not None
     blocks: list[Block] = [_grid(beside_baseline(document.outcome, document.baseline))]
-    broken = document.baseline.violations
-    if broken:
-        blocks.append(Lines([("beware", f"{document.baseline.name} breaks {broken[0].rule}: {broken[0].message}")]))
+    told = list(beware(document.baseline))
+    if told:
+        blocks.append(Lines(told))
     return blocks
 
 
@@ -173,10 +220,10 @@ def _judged(document: PlanDocument) -> Iterator[Section]:
 
 
 def _proof(document: PlanDocument) -> Iterator[Section]:
-    from cli.render import proven
+    from cli.render import bound
     from planner.reporting.page import Items, Lines, Section
 
-    lines = [(label, text) for label, text in proven(document) if label == "bound"]
+    lines = [("bound", bound(document))]
     outcome = document.outcome
     solver = f"{outcome.method} ({outcome.solver} {outcome.solver_version}), seed {outcome.seed}"
     lines.append(("search", f"{outcome.build_s + outcome.solve_s:.2f} s, {solver}, {outcome.num_threads} thread(s)"))
@@ -199,7 +246,12 @@ def _remake(document: PlanDocument, plan: str, instance: str | None) -> Iterator
 def _grid(table: Table) -> Block:
     from planner.reporting.page import Grid
 
-    columns = [list(column.cells) for column in table.columns]
-    numeric = frozenset(place for place, column in enumerate(table.columns) if column.justify == "right")
-    rows = [tuple(str(cell) for cell in row) for row in zip(*columns, strict=True)]
-    return Grid([str(column.header) for column in table.columns], rows, numeric)
+    # Bars of characters are for terminals: a page has figures.
+    kept = [column for column in table.columns if not (column.header == "" and _is_bar(column))]
+    numeric = frozenset(place for place, column in enumerate(kept) if column.justify == "right")
+    rows = [tuple(str(cell) for cell in row) for row in zip(*(column.cells for column in kept), strict=True)]
+    return Grid([str(column.header) for column in kept], rows, numeric)
+
+
+def _is_bar(column: Column) -> bool:
+    return all(set(str(cell)) == {"#"} for cell in column.cells)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cli.answers import answer
+from cli.answers import answer, details
 from cli.command import ExitCode
 from cli.progress import watched
 from cli.render import console, print_document, print_reasons
@@ -54,7 +54,7 @@ class Delivery:
         if self.as_json or self.output == "-":
             sys.stdout.write(text)
         elif self.path is None or not self.quiet:
-            print_document(console(), document, answer(document, problem), self.path)
+            print_document(console(), document, answer(document, problem), details(document, problem), self.path)
             return
         if document.plan is None:
             print_reasons(console(stderr=True), document.outcome)

@@ -14,7 +14,8 @@ from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.expert_placement.sizing import find_slots
 from formulations.expert_placement.validation import leave_out
 from formulations.outcome import SolveOptions
-from planner.plan import ExpertsDocument, ParetoPoint
+from planner.experts_plan import ParetoPoint
+from planner.plan import ExpertsDocument
 
 
 def validate(

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator
 
 from rich.table import Table
 
-from cli.render import number, percent, printable, table
+from cli.mixed_training_render import mixed_answer
+from cli.render import Part, number, percent, printable, table
+from formulations.parallelism.training.mixed.problem import MixedProblem
 from formulations.parallelism.training.search.problem import TrainProblem
 from planner.plan import PlanDocument
-from planner.training_plan import ParallelSizes, TrainingPlan
+from planner.training_plan import ParallelSizes, TrainingPlan, TrainingStage
 from planner.units import format_bytes, format_seconds
 
 #: Rows of the frontier that are printed; the document has more.
@@ -20,20 +22,27 @@ SHORT = {
     "micro_batch_size": "mbs", "zero_stage": "ZeRO",
 }  # fmt: skip
 
-Part = tuple[str, str] | Table
-
 
 def sizes(plan: ParallelSizes) -> str:
     """TP8 PP4 .., without sizes of 1."""
     shown = [
         f"{name}{value}" for key, name in SHORT.items() if (value := getattr(plan, key)) != 1 or name in ("TP", "mbs")
     ]
-    told = [] if plan.recompute == "none" else [f"recompute {plan.recompute}"]
+    told = [] if plan.recompute == "none" else [f"recompute {plan.recompute}{_of_layers(plan)}"]
     return " ".join([*shown, *([] if plan.schedule == "1f1b" else [plan.schedule]), *told])
 
 
-def training_answer(document: PlanDocument, problem: TrainProblem) -> Iterable[Part]:
-    """Step, throughput, memory, sizes, stages, and what comes next."""
+def _of_layers(plan: ParallelSizes) -> str:
+    """How many layers recompute, where not all do."""
+    if not isinstance(plan, TrainingPlan) or not any(stage.layer_blocks for stage in plan.stages):
+        return ""
+    every = sum(stage.num_layers for stage in plan.stages)
+    keep = sum(one.num_layers for stage in plan.stages for one in stage.layer_blocks if one.recompute == "none")
+    return f" ({every - keep} of {every} layers)"
+
+
+def training_answer(document: PlanDocument, problem: TrainProblem | MixedProblem) -> Iterable[Part]:
+    """Step, throughput, memory, sizes and stages."""
     plan = document.plan
     assert isinstance(plan, TrainingPlan)
     found = {} if document.verdict is None else {one.name: one for one in document.verdict.metrics}
@@ -42,6 +51,9 @@ def training_answer(document: PlanDocument, problem: TrainProblem) -> Iterable[P
     if step is not None and step.low is not None and step.high is not None:
         interval = f", 80 % within {format_seconds(step.low)} - {format_seconds(step.high)}"
     yield "step", f"{format_seconds(plan.step_s)}{interval}"
+    if isinstance(problem, MixedProblem):
+        yield from mixed_answer(plan, problem)
+        return
     idle = f", {plan.idle_gpus} idle" if plan.idle_gpus else ""
     yield "throughput", f"{number(plan.tokens_per_s)} tokens/s, MFU {percent(plan.mfu)}, {plan.num_gpus} GPUs{idle}"
     yield "plan", f"{sizes(plan)}; {plan.num_micro_batches} micro-batches of {plan.micro_batch_size}"
@@ -53,6 +65,12 @@ def training_answer(document: PlanDocument, problem: TrainProblem) -> Iterable[P
     free = problem.capacity_bytes - plan.peak_memory_bytes
     yield "memory", f"{format_bytes(plan.peak_memory_bytes)} on the fullest GPU, {format_bytes(free)} free"
     yield from _stages(plan)
+
+
+def training_details(document: PlanDocument, problem: TrainProblem) -> Iterable[Part]:
+    """What was refined beyond the sizes, the next best plans and the frontier."""
+    plan = document.plan
+    assert isinstance(plan, TrainingPlan)
     yield from _refined(plan)
     if plan.runners_up:
         rows = [
@@ -82,8 +100,8 @@ def _stages(plan: TrainingPlan) -> Iterator[Table]:
     rows, first = [], 0
     for place, stage in enumerate(plan.stages):
         after = plan.stages[place + 1] if place + 1 < len(plan.stages) else None
-        same = after is not None and (after.num_layers, after.head, after.embedding) == (
-            stage.num_layers, stage.head, plan.stages[first].embedding,
+        same = after is not None and (after.num_layers, after.head, after.embedding, after.layer_blocks) == (
+            stage.num_layers, stage.head, plan.stages[first].embedding, stage.layer_blocks,
         )  # fmt: skip
         if same:
             continue
@@ -92,7 +110,7 @@ def _stages(plan: TrainingPlan) -> Iterator[Table]:
         rows.append(
             (
                 str(first) if first == place else f"{first}-{place}",
-                str(start.num_layers),
+                _layers(plan, start),
                 ", ".join(beside),
                 f"{start.first_gpu}-{stage.first_gpu + stage.num_gpus - 1}",
                 format_seconds(start.micro_batch_s),
@@ -101,6 +119,20 @@ def _stages(plan: TrainingPlan) -> Iterator[Table]:
         )
         first = place + 1
     yield table(("stage", "layers", "and", "GPUs", "a micro-batch", "memory"), rows)
+
+
+def _layers(plan: TrainingPlan, stage: TrainingStage) -> str:
+    """Layers of a stage; where they differ, what the blocks do otherwise than the plan."""
+    told = []
+    for block in stage.layer_blocks:
+        does = [] if block.recompute == "none" else [f"recompute {block.recompute}"]
+        if block.tensor_parallel_size != plan.tensor_parallel_size:
+            does.append(f"TP{block.tensor_parallel_size}")
+        if block.zero_stage != plan.zero_stage:
+            does.append(f"ZeRO{block.zero_stage}")
+        if does:
+            told.append(f"{block.num_layers} {' '.join(does)}")
+    return f"{stage.num_layers} ({', '.join(told)})" if told else str(stage.num_layers)
 
 
 def _refined(plan: TrainingPlan) -> Iterator[tuple[str, str]]:

@@ -33,14 +33,15 @@ BookOption = Annotated[
 
 
 def workbook(
+    output: BookOption,
     instance: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="INSTANCE|PLAN.json",
-            help="instance file or filled-in workbook, which is solved; a plan, with --instance; - is standard input",
+            help="instance file or filled-in workbook, which is solved; a plan, with --instance; - is standard input;"
+            " without one: a small fleet to write over, nothing is solved",
         ),
-    ],
-    output: BookOption,
+    ] = None,
     of: Annotated[str | None, typer.Option("--instance", metavar="INSTANCE", help="what PLAN.json answers")] = None,
     blank: Annotated[bool, typer.Option("--blank", help="only the sheets to fill in: nothing is solved")] = False,
     studies: Annotated[
@@ -67,13 +68,21 @@ def workbook(
     Exit codes: 0 written, 2 usage, 3 proven infeasible, 4 short of the asked gap, 5 no plan found,
     6 the plan breaks a rule, 7 bad files.
     """
+    from pathlib import Path
+
     from formulations.kinds import kind_name
     from planner.errors import OptionError
     from planner.files import read_source
 
     if not is_workbook(output):
         raise OptionError(f"a workbook is a {SUFFIX} file, got {output!r}")
-    source = read_source(instance)
+    if instance is None:
+        from planner.reporting.workbook.starter import starter
+
+        source, blank = starter(Path(output).resolve().parent), True
+        tell("a workbook to write over: fill in its yellow cells, save it, then: gpuplan plan plan.xlsx -o new.xlsx")
+    else:
+        source = read_source(instance)
     document = None
     if isinstance(source.value, dict) and "schema_version" in source.value:
         if of is None:

@@ -80,6 +80,7 @@ HOMES: Mapping[str, Home] = {
     "windows": Home("formulations.parallelism.windows.kind", "parallel", {"task": "windows"}),
     "training": Home("formulations.parallelism.training.search.kind", "parallel", {"task": "train"}),
     "pods": Home("formulations.pod_packing.kind", "pods"),
+    "deploy": Home("formulations.deployment.kind", "deploy"),
 }
 
 

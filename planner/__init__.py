@@ -3,8 +3,9 @@
 from planner.cost.verdict import Metric, Verdict, Violation
 from planner.descriptions.experts import Communication, ExpertsInstance, LoadSource, TraceSource
 from planner.errors import DescriptionError, PlannerError
+from planner.experts_plan import ExpertPlacement
 from planner.files import read_as
-from planner.plan import ExpertPlacement, ExpertsDocument, PlanDocument, read_document
+from planner.plan import ExpertsDocument, PlanDocument, read_document
 from planner.workload import ExpertLoad, RoutingTrace
 
 __all__ = [

@@ -152,11 +152,12 @@ class Change(Description):
 class Served(Description):
     """What the workers run, for launch commands: None where the instance does not say.
 
-    model, precision : as in the instance; quantization : the format that the checkpoint's weights have to be converted
-    to, None where they are served as stored; kv_cache_dtype : fp8, or None for the engine's own choice.
+    model, checkpoint, precision : as in the instance; quantization : the format that the checkpoint's weights have to
+    be converted to, None where they are served as stored; kv_cache_dtype : fp8, or None for the engine's own choice.
     """
 
     model: str | None = None
+    checkpoint: str | None = None
     precision: str | None = None
     quantization: str | None = None
     kv_cache_dtype: Literal["fp8"] | None = None

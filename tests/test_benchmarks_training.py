@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.training_layers import layers, networks
 from benchmarks.training_search import calculon, configurations, scale
 
 pytestmark = pytest.mark.slow
@@ -43,3 +44,20 @@ def test_large_models_have_a_proven_answer() -> None:
     steps = [row for row in rows if row.measure == "step" and row.reference_name == "our bound"]
     assert len(steps) == 3
     assert all(row.reference is not None and row.ours <= row.reference * (1 + 1e-6) for row in steps)
+
+
+def test_layers_that_differ_never_make_a_plan_worse() -> None:
+    """Each freedom is no worse than all layers alike, and free stages are better where memory is tight; bounds hold."""
+    rows = list(layers(True))
+    steps = [row for row in rows if row.measure.startswith("step")]
+    assert all(row.reference is not None and row.ours <= row.reference * (1 + 1e-9) for row in steps)
+    assert all(row.ours < 0.99 * (row.reference or 0.0) for row in steps if row.measure == "step, stage")
+    bounds = [row for row in rows if row.measure.startswith("bound")]
+    assert all(row.reference is not None and row.ours <= row.reference * (1 + 1e-9) for row in bounds)
+
+
+def test_a_plan_made_for_its_network_is_no_worse_there() -> None:
+    rows = {row.case.split(", ")[1]: row for row in networks(True)}
+    assert all(row.reference is not None and row.ours <= row.reference * (1 + 1e-9) for row in rows.values())
+    assert rows["leaf-spine 4 : 1"].ours > rows["flat"].ours
+    assert rows["leaf-spine 1 : 1"].ours == pytest.approx(rows["flat"].ours)

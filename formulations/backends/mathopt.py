@@ -9,7 +9,7 @@ What OR-Tools 9.15 does, and what follows from it here:
   interrupt its last saved solution and the last bound in its log are returned at once, and the search itself
   goes on unseen until its time limit.
 - SCIP honours the interrupter, but prints two harmless lines about SCIPcatchEvent to stderr when it gets one.
-- HiGHS prints a line to standard output past all its settings; commands keep theirs apart (`cli.command.keep_stdout`).
+- HiGHS prints a line to standard output past all its settings; commands silence it (`cli.command.keep_stdout`).
 - HiGHS's presolve can lose the optimum and prove a worse one; the rule that does so is switched off (`highs`).
 - HiGHS stops at a gap of 1e-4 unless 0 is asked, and both say "optimal" at any gap that was asked.
 - Scale the objective: where differences that matter are 1e-6 or less, HiGHS stops early (and is reported as

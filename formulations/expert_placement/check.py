@@ -18,7 +18,7 @@ from planner.cost.expert_parallel import (
     simulate_chain,
 )
 from planner.cost.verdict import Violation
-from planner.plan import ExpertPlacement
+from planner.experts_plan import ExpertPlacement
 from planner.workload import FloatArray, IntArray
 
 

@@ -65,7 +65,7 @@ from formulations.expert_placement.exact_structure import (
 from formulations.expert_placement.problem import ExpertPlacementProblem, refuse
 from formulations.outcome import TOLERANCE, Budget, SearchResult, SolveOptions, Stop
 from planner.cost.expert_parallel import membership
-from planner.plan import ExpertPlacement
+from planner.experts_plan import ExpertPlacement
 from planner.workload import FloatArray, IntArray
 
 if TYPE_CHECKING:

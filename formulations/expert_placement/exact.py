@@ -20,7 +20,7 @@ from formulations.expert_placement.problem import ExpertPlacementProblem, refuse
 from formulations.expert_placement.transport import transport_start
 from formulations.expert_placement.workspace import Workspace, greedy_start
 from formulations.outcome import TOLERANCE, Bound, Budget, PartBudget, SearchResult, SolveOptions, Status, Stop
-from planner.plan import ExpertPlacement
+from planner.experts_plan import ExpertPlacement
 from planner.workload import FloatArray, IntArray
 
 #: Largest model, in placement, product and crossing variables; larger ones build slowly and prove nothing.

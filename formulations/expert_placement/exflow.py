@@ -42,7 +42,7 @@ from formulations.expert_placement.local_method import finished_plan
 from formulations.expert_placement.problem import ExpertPlacementProblem, refuse
 from formulations.expert_placement.transport import transport_start
 from formulations.outcome import Budget, PartBudget, SearchResult, SolveOptions, Status, Stop
-from planner.plan import ExpertPlacement
+from planner.experts_plan import ExpertPlacement
 from planner.workload import FloatArray, IntArray
 
 #: Crossing constraints of the largest program (transitions that occur x parts); it builds in seconds.

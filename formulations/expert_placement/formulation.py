@@ -16,7 +16,7 @@ from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.outcome import Budget, Objective, SearchResult, SolveOptions, Status, Stop
 from planner.cost.verdict import Violation
 from planner.errors import OptionError
-from planner.plan import ExpertPlacement
+from planner.experts_plan import ExpertPlacement
 
 Search = Callable[[ExpertPlacementProblem, SolveOptions, Budget, ExpertPlacement | None], SearchResult[ExpertPlacement]]
 

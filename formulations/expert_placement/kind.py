@@ -11,7 +11,8 @@ from formulations.kinds import Kind
 from planner.cost.evaluate import evaluate_expert_placement
 from planner.cost.verdict import Verdict
 from planner.descriptions.experts import ExpertsInstance
-from planner.plan import ExpertPlacement, ExpertsDocument
+from planner.experts_plan import ExpertPlacement
+from planner.plan import ExpertsDocument
 
 #: Broken rules after which a plan has no loads to speak of.
 UNPRICEABLE = {"shape", "expert_ids", "every_expert_placed", "replicas"}

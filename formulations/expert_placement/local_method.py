@@ -15,7 +15,7 @@ from formulations.expert_placement.workspace import Workspace
 from formulations.outcome import TOLERANCE, Bound, Budget, SearchResult, SolveOptions, Status, Stop
 from planner.cost.expert_parallel import gpu_load, hottest
 from planner.errors import OptionError
-from planner.plan import ExpertPlacement
+from planner.experts_plan import ExpertPlacement
 from planner.workload import IntArray
 
 #: The pairing bound is an LP of this many variables at most (experts x possible replica counts).

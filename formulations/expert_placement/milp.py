@@ -59,7 +59,7 @@ from formulations.expert_placement.exact_structure import (
 from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.outcome import Budget, SearchResult, SolveOptions
 from planner.cost.expert_parallel import gpu_load, hottest, membership
-from planner.plan import ExpertPlacement
+from planner.experts_plan import ExpertPlacement
 from planner.workload import FloatArray, IntArray
 
 #: Model units per real unit: HiGHS stops at absolute differences of 1e-6.

@@ -47,7 +47,7 @@ from formulations.expert_placement.local_method import finished_plan
 from formulations.expert_placement.problem import ExpertPlacementProblem, refuse
 from formulations.expert_placement.transport import transport_start
 from formulations.outcome import Budget, PartBudget, SearchResult, SolveOptions, Status, Stop
-from planner.plan import ExpertPlacement
+from planner.experts_plan import ExpertPlacement
 from planner.workload import FloatArray, IntArray
 
 #: Integer units of an evenly loaded cluster; a finer balance is noise in any recording.

@@ -12,7 +12,7 @@ from collections import Counter
 import numpy as np
 
 from planner.cost.expert_parallel import membership
-from planner.plan import Move
+from planner.experts_plan import Move
 from planner.workload import IntArray
 
 

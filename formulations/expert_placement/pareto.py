@@ -11,7 +11,7 @@ from formulations.expert_placement.formulation import EXPERT_PLACEMENT
 from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.outcome import OnProgress, SolveOptions
 from planner.errors import OptionError
-from planner.plan import ExpertPlacement, ParetoPoint
+from planner.experts_plan import ExpertPlacement, ParetoPoint
 
 #: Multiples of the instance's own weight that are tried.
 WEIGHT_FACTORS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 30.0)

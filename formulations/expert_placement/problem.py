@@ -19,7 +19,7 @@ import numpy as np
 
 from planner.cost.expert_step import ExpertStep
 from planner.errors import OptionError
-from planner.plan import ExpertPlacement
+from planner.experts_plan import ExpertPlacement
 from planner.workload import FloatArray, IntArray, RoutingTrace
 
 

@@ -12,7 +12,7 @@ from formulations.gpu_fleet.check_flows import ROUNDING, broken, check_flows
 from formulations.gpu_fleet.pools import capacity
 from formulations.gpu_fleet.power import drawn
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
-from formulations.gpu_fleet.rows import Rows, in_order, instance_counts, on_spot
+from formulations.gpu_fleet.rows import Rows, in_order, instance_counts, on_spot, started_replicas
 from formulations.gpu_fleet.stages import STAGES
 from planner.cost.verdict import Violation
 from planner.fleet_plan import Allocation, Assignment, FleetPlan, Period, Replicas
@@ -308,6 +308,11 @@ def _across(problem: FleetProblem, plan: FleetPlan) -> Iterator[Violation]:
         if changed > problem.max_changes:
             message = f"{changed:g} instances are added or dropped, {problem.max_changes} are allowed"
             yield broken("max_changes", "fleet", message, changed, float(problem.max_changes))
+    if problem.running is not None and problem.max_moves is not None:
+        started = float(started_replicas(problem, plan).sum())
+        if started > problem.max_moves:
+            message = f"{started:g} replicas are started beside those in force, {problem.max_moves} are allowed"
+            yield broken("max_moves", "fleet", message, started, float(problem.max_moves))
     yield from _told(problem, plan, counts)
 
 
@@ -328,6 +333,8 @@ def _told(problem: FleetProblem, plan: FleetPlan, counts: FloatArray) -> Iterato
     changed = float(np.abs(added).sum())
     order = in_order(problem, plan)
     goal = mean + problem.change_cost * changed + problem.start_usd_per_hour(counts[order])
+    if problem.move_cost is not None:
+        goal += float(problem.move_cost @ started_replicas(problem, plan))
     yield from _told_tiers(problem, plan, goal, changed)
     if changes != (plan.changes or {}):
         yield broken("changes", "fleet", f"changes {plan.changes} are told, which are not those of the counts")

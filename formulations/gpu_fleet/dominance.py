@@ -15,9 +15,9 @@ def needless_configs(problem: FleetProblem) -> BoolArray:
     against it: instances stay as they are, replicas only become more.
     """
     found = np.zeros(problem.num_configs, dtype=np.bool_)
-    if problem.slack is not None or problem.draw is not None:
-        # The slack depends on the mix of requests, so more throughput of each size may still be less room; and the
-        # prefills of smaller replicas may draw more.
+    if problem.slack is not None or problem.draw is not None or problem.running is not None:
+        # The slack depends on the mix of requests, so more throughput of each size may still be less room; the
+        # prefills of smaller replicas may draw more; and replicas in force need not be started.
         return found
     asked = problem.throughput[(problem.rate > 0).any(axis=0)]
     whole = problem.whole

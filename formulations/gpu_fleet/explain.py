@@ -78,6 +78,8 @@ def _families(problem: FleetProblem) -> Iterator[str]:
         yield "spot share"
     if problem.max_changes is not None:
         yield "changes"
+    if problem.max_moves is not None:
+        yield "moves"
     if problem.max_starts is not None:
         yield "starts"
     if problem.max_stops is not None:
@@ -134,7 +136,8 @@ def _limits(problem: FleetProblem) -> Iterator[str]:
     if problem.config_role.any() and limited_links(problem):
         yield f"bandwidth of {limited_links(problem)}"
     for label, most in (
-        ("max_changes", problem.max_changes), ("max_starts", problem.max_starts), ("max_stops", problem.max_stops)
+        ("max_changes", problem.max_changes), ("max_moves", problem.max_moves),
+        ("max_starts", problem.max_starts), ("max_stops", problem.max_stops),
     ):  # fmt: skip
         if most is not None:
             yield f"{label} {most}"
@@ -211,7 +214,8 @@ def _say(problem: FleetProblem, groups: Groups, family: str, slacks: list[FloatA
         return f"raise budget_usd_per_hour from {now:g} to {_rounded_up(now + most):.10g}"
     if family == "watts":
         return f"raise max_watts from {problem.max_watts:g} to {_rounded_up(problem.max_watts + most):.10g}"
-    now = {"changes": problem.max_changes, "starts": problem.max_starts, "stops": problem.max_stops}[family] or 0
+    limits = {"changes": problem.max_changes, "moves": problem.max_moves}
+    now = (limits | {"starts": problem.max_starts, "stops": problem.max_stops})[family] or 0
     return f"raise max_{family} from {now} to {now + math.ceil(most - LEAST)}"
 
 

@@ -114,7 +114,7 @@ def _margins(instance: FleetInstance, problem: FleetProblem, plan: FleetPlan, so
         path = str(model.model)
         spec = catalog.model(source.base_dir / path if path.endswith(".json") else path)
         worker = replica(model, spec, devices[offer], gpus)
-        where = f"{name} on {offer}, {gpus} GPUs, {role}"
+        where = f"{name} on {offer}, {gpus} GPU{'s' if gpus > 1 else ''}, {role}"
         memory = worker_memory(worker)
         yield Margin(where, "memory without cache", memory.fixed_bytes / GIB, memory.usable_bytes / GIB, "GiB a GPU")
         served = list(sizes[kind])

@@ -11,6 +11,7 @@ Variables, in each period t (left out below)
 
 Objective
     minimise  sum_t share[t] sum_k price[k] y[k]  +  change cost x (instances added or dropped)
+              + sum_c move cost[c] s[c]
               + sum_t share[t] sum_k start cost[k] s[k, t]
 
 Constraints
@@ -32,6 +33,7 @@ Constraints
     steps     s >= y[k, t + 1] - y[k, t], e the other way: instances started and stopped from one hour to the next,
               priced and limited in sum; then all hours are periods, in order
     changes   y[k] - current[k] = added - dropped, their sum limited and priced (one period)
+    moves     s[c] >= z[c] - running[c], s >= 0: replicas started beside those in force, priced and limited in sum
     survival  (spare_instances = 1) for every offer k that is used (u[k] = 1, y[k] <= most u[k]): replicas z' <= z and
               shares x' that serve everything with one instance less of k; replicas may be packed anew
     zones     (spare_zones = 1) for every zone: shares x' that serve everything with the replicas z of the others
@@ -202,6 +204,7 @@ class FleetBuilder:
         routing = self._route(period, z, room, u, every)
         self.packing_rows.append(self._packing(z, y, None))
         self._limits(period, y, z, routing)
+        self._moves(z)
         lost: dict[int, tuple[Columns, Routing]] = {}
         if problem.spare_instances:
             used = builder.variables((problem.num_offers,), integer=True)
@@ -379,6 +382,17 @@ class FleetBuilder:
                     limit = self.builder.num_rows
                     self._limit(family, moved, np.ones(moved.size), float(most))
                 self.step_rows[family, step] = rows, limit
+
+    def _moves(self, z: Columns) -> None:
+        """Replicas that are started beside those in force."""
+        problem = self.problem
+        if problem.running is None:
+            return
+        price = np.zeros(z.size) if problem.move_cost is None else problem.move_cost * (self.relaxed is None)
+        started = self.builder.variables((z.size,), upper=self._replica_bound(), cost=price)
+        self.builder.rows(-problem.running.astype(float), np.inf, (started[:, None], 1.0), (z[:, None], -1.0))
+        if problem.max_moves is not None:
+            self._limit("moves", started, np.ones(z.size), float(problem.max_moves))
 
     def _changes(self, columns: list[PeriodColumns]) -> Columns:
         """One period only: with several, what is kept of the current fleet has no single answer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -83,10 +83,14 @@ def place(
     return where, hosts
 
 
-def plan_of(problem: FleetProblem, counts: dict[int, Counts]) -> FleetPlan:
-    """The plan of all periods."""
+#: What `place` does: replicas of each configuration on each offer, and the offer and configurations of every instance.
+Placer = Callable[[FleetProblem, IntArray, IntArray], tuple[IntArray, list[tuple[int, frozenset[int]]]]]
+
+
+def plan_of(problem: FleetProblem, counts: dict[int, Counts], placer: Placer = place) -> FleetPlan:
+    """The plan of all periods. placer : of replicas onto offers, where another than `place` is wanted."""
     instances = np.array([counts[period].instances for period in sorted(counts)])
-    periods = [_period(problem, period, counts[period], instances) for period in sorted(counts)]
+    periods = [_period(problem, period, counts[period], instances, placer) for period in sorted(counts)]
     dearest = max(periods, key=lambda one: one.cost_usd_per_hour)
     cost = sum(share * one.cost_usd_per_hour for share, one in zip(problem.share, periods, strict=True))
     changes = None
@@ -112,8 +116,8 @@ def _rented(problem: FleetProblem, instances: IntArray) -> Iterator[tuple[str, R
             yield name, described
 
 
-def _period(problem: FleetProblem, period: int, counts: Counts, fleets: IntArray) -> Period:
-    where, hosts = place(problem, counts.instances, counts.replicas)
+def _period(problem: FleetProblem, period: int, counts: Counts, fleets: IntArray, placer: Placer) -> Period:
+    where, hosts = placer(problem, counts.instances, counts.replicas)
     alone: Counter[tuple[int, str | None, str]] = Counter()
     for offer, configs in hosts:
         models = {int(problem.config_model[config]) for config in configs}

@@ -56,6 +56,8 @@ class FleetProblem:
     described_offers : what their instances are, for plans to say [K].
     start_cost : USD of each instance of an offer that is started from one hour to the next, [K]; with it, or with a
         limit on starts or stops, every period is one hour, and they are in order (in a circle where `cyclic`).
+    running : replicas in force of each configuration, [C], for one period; move_cost : USD/hour of each replica that is
+        started beside them, [C]; max_moves : how many may be.
     zone_of_pool : index into zone_names, [P]; None where no loss of a zone is asked to be survived.
     """
 
@@ -117,6 +119,9 @@ class FleetProblem:
     current: IntArray | None = None
     max_changes: int | None = None
     change_cost: float = 0.0
+    running: IntArray | None = None
+    move_cost: FloatArray | None = None
+    max_moves: int | None = None
     assumptions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

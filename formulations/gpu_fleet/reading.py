@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from planner.errors import DescriptionError, OptionError
 from planner.files import Loc, SourceText, canonical_json
 from planner.fleet_plan import RentedOffer
 from planner.hardware import DeviceKind
-from planner.readers.service_workers import read_service_workers
+from planner.readers.service_workers import ServiceWorker, read_service_workers
 
 #: Roles that need another one of the same model, and which.
 NEEDS = {
@@ -45,7 +45,7 @@ def read_problem(instance: FleetInstance, source: SourceText | None = None) -> F
 
     Raises DescriptionError with all problems found.
     """
-    return _Reading(instance, source).problem()
+    return FleetReading(instance, source).problem()
 
 
 def _zone(offer: Offer) -> str:
@@ -53,12 +53,17 @@ def _zone(offer: Offer) -> str:
     return str(offer.zone or offer.region)
 
 
-class _Reading(Reading):
-    """Builds the arrays and collects findings at the keys that cause them."""
+class FleetReading(Reading):
+    """Builds the arrays and collects findings at the keys that cause them.
 
-    def __init__(self, instance: FleetInstance, source: SourceText | None) -> None:
+    workers : what the table of workers would hold, where a caller has them already.
+    """
+
+    def __init__(
+        self, instance: FleetInstance, source: SourceText | None, workers: Sequence[ServiceWorker] | None = None
+    ) -> None:
         super().__init__(source)
-        self.instance = instance
+        self.instance, self.workers = instance, workers
         self.assumptions: list[str] = []
         self.prefill_s: FloatArray | None = None
 
@@ -298,7 +303,9 @@ class _Reading(Reading):
     ) -> tuple[list[Config], FloatArray]:
         """Configurations and throughput from a table of workers."""
         instance = self.instance
-        workers = read_service_workers(self.path(str(instance.workers)), instance.name)
+        workers = self.workers
+        if workers is None:
+            workers = read_service_workers(self.path(str(instance.workers)), instance.name)
         first, pool_of_offer = [pools.index(key) for key in keys], [keys.index(pool) for pool in pools]
         configs, throughput, notes = tabled(instance, workers, buckets, first, pool_of_offer, self.find)
         self._refuse_uneven_sizes(configs, dict.fromkeys(configs, ("workers",)))
@@ -384,7 +391,7 @@ class _Reading(Reading):
 
     def _files(self) -> Iterator[str]:
         """Contents of the files that are named."""
-        for name in (self.instance.calibration, self.instance.workers):
+        for name in (self.instance.calibration, None if self.workers is not None else self.instance.workers):
             if name is not None:
                 yield self.path(name).read_text(encoding="utf-8")
         for model in self.instance.models:

@@ -62,6 +62,17 @@ def instance_counts(problem: FleetProblem, plan: FleetPlan) -> FloatArray:
     return counts
 
 
+def started_replicas(problem: FleetProblem, plan: FleetPlan) -> FloatArray:
+    """Replicas of each configuration that the first period has beside those in force, [C]; none without such."""
+    if problem.running is None:
+        return np.zeros(problem.num_configs)
+    known = Rows(problem)
+    found = -problem.running.astype(np.float64)
+    for row in plan.periods[0].replicas:
+        found[known.config(row)] += row.count
+    return np.asarray(np.maximum(found, 0.0))
+
+
 def in_order(problem: FleetProblem, plan: FleetPlan) -> IntArray:
     """Places of the plan's periods in the order of the problem's."""
     return np.argsort([problem.hours.index(period.hours) for period in plan.periods])

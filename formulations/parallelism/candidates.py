@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from itertools import chain
+
 import numpy as np
 
 from formulations.parallelism.margins import ceilings
@@ -11,16 +14,21 @@ from formulations.parallelism.splits import legal_workers
 from planner.cluster import Cluster
 from planner.cost.serving.coefficients import Coefficients
 from planner.cost.serving.intervals import factors, source
-from planner.cost.serving.precision import WEIGHT_FORMATS, served
+from planner.cost.serving.precision import WEIGHT_FORMATS, kv_element_bytes, served
 from planner.cost.serving.predict import ServingModel
+from planner.cost.serving.worker import ServingWorker
 from planner.descriptions.parallel import ParallelInstance
 from planner.engines import unsupported
 from planner.errors import DescriptionError, OptionError
 from planner.model.spec import ModelSpec
-from planner.parallel_plan import WorkerType
+from planner.parallel_plan import Served, WorkerType
 
 #: Network of one GPU on a single node without one: 400 Gbit/s. Source: ConnectX-7 datasheet; datasheet.
 DEFAULT_KV_BANDWIDTH = 50e9
+
+
+#: More workers beside a legal one.
+Variants = Callable[[ServingWorker], Iterable[ServingWorker]]
 
 
 class DoesNotFit(OptionError):
@@ -34,11 +42,12 @@ def predicted_workers(
     coefficients: Coefficients | None = None,
     *,
     every_batch: bool = False,
+    variants: Variants | None = None,
 ) -> tuple[tuple[WorkerType, ...], tuple[str, ...], Predictions]:
     """Worker types with their predicted rates and latencies, what was assumed, and what else is known of them.
 
     coefficients : by default those of the catalogue. every_batch : dominated ones are kept: requests of other sizes
-    may want them.
+    may want them. variants : more workers to price beside each legal one.
 
     Raises OptionError for an unknown precision, DoesNotFit where the model fits nowhere.
     """
@@ -46,9 +55,9 @@ def predicted_workers(
     if precision and precision not in WEIGHT_FORMATS:
         raise OptionError(f"unknown precision {precision!r}; known: {', '.join(sorted(WEIGHT_FORMATS))}")
     model = served(spec, precision, precision)
-    kept, refused = _compiled(instance, cluster, model, coefficients)
+    kept, refused = _compiled(instance, cluster, model, coefficients, variants)
     if not kept:
-        kept, _ = _compiled(instance, cluster, model, coefficients, staged=True)
+        kept, _ = _compiled(instance, cluster, model, coefficients, variants, staged=True)
     if not kept:
         raise DoesNotFit(refused)
     given = instance.kv_bandwidth_bytes_per_s
@@ -80,18 +89,32 @@ def predicted_workers(
     return predictions.annotated(made, DECODE_UTILISATION), tuple(notes), predictions
 
 
+def as_served(spec: ModelSpec, asked: Served) -> Served:
+    """What is asked for, with the formats that weights and cache then have; its precision is known."""
+    precision = asked.precision
+    model = served(spec, precision or "", precision or "")
+    narrow = kv_element_bytes(model, asked.backend or "vllm") == 1.0
+    formats = {
+        "quantization": WEIGHT_FORMATS[precision].name if precision and model is not spec else None,
+        "kv_cache_dtype": "fp8" if narrow else None,
+    }
+    return asked.model_copy(update=formats)
+
+
 def _compiled(
     instance: ParallelInstance,
     cluster: Cluster,
     model: ModelSpec,
     coefficients: Coefficients | None,
+    variants: Variants | None,
     *,
     staged: bool = False,
 ) -> tuple[list[ServingModel], str]:
     """Splits with room for a cache; where there is none, why."""
     compiled, refused = [], f"{model.name} cannot be split over the GPUs of this cluster"
     for nodes in cluster.resolved():
-        for worker in legal_workers(instance, model, nodes, staged=staged):
+        legal = legal_workers(instance, model, nodes, staged=staged)
+        for worker in chain.from_iterable((one, *(variants(one) if variants else ())) for one in legal):
             try:
                 compiled.append(ServingModel([worker], coefficients))
             except (OptionError, DescriptionError) as error:

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from formulations.parallelism.candidates import DoesNotFit, predicted_workers
+from formulations.parallelism.candidates import DoesNotFit, as_served, predicted_workers
 from formulations.parallelism.fitting import ways_to_fit
 from formulations.parallelism.floor import floors
 from formulations.parallelism.margins import margins
@@ -18,7 +18,7 @@ from formulations.parallelism.splits import drafting
 from formulations.reading import Reading
 from planner import catalog
 from planner.cluster import Cluster
-from planner.cost.serving.precision import WEIGHT_FORMATS, kv_element_bytes, served
+from planner.cost.serving.precision import WEIGHT_FORMATS
 from planner.descriptions.efficiency import calibrated
 from planner.descriptions.parallel import ParallelInstance
 from planner.errors import DescriptionError, OptionError
@@ -49,7 +49,12 @@ class _Reading(Reading):
         self.relaxations: tuple[str, ...] = ()
         self.predictions: Predictions | None = None
         self.sized: SizedWorkers | None = None
-        self.served = Served(model=instance.model, precision=instance.precision, backend=instance.backend)
+        self.served = Served(
+            model=instance.model,
+            checkpoint=instance.checkpoint,
+            precision=instance.precision,
+            backend=instance.backend,
+        )
 
     def problem(self) -> ParallelProblem:
         instance = self.instance
@@ -175,13 +180,7 @@ class _Reading(Reading):
             self.stop_if_wrong()
             raise
         if precision is None or precision in WEIGHT_FORMATS:
-            model = served(spec, precision or "", precision or "")
-            narrow = kv_element_bytes(model, self.instance.backend) == 1.0
-            formats = {
-                "quantization": WEIGHT_FORMATS[precision].name if precision and model is not spec else None,
-                "kv_cache_dtype": "fp8" if narrow else None,
-            }
-            self.served = self.served.model_copy(update=formats)
+            self.served = as_served(spec, self.served)
         return spec
 
     def _devices(self, workers: tuple[WorkerType, ...], cluster: Cluster, names: list[str]) -> list[int]:

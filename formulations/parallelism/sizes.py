@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from formulations.parallelism.candidates import DoesNotFit, predicted_workers
+from formulations.parallelism.candidates import DoesNotFit, Variants, predicted_workers
 from formulations.parallelism.pareto import least
 from formulations.parallelism.predictions import SIZES, Predictions, Shape
 from formulations.parallelism.problem import FloatArray, IntArray
@@ -63,7 +63,11 @@ class SizedWorkers:
 
 
 def sized_workers(
-    instance: ParallelInstance, cluster: Cluster, spec: ModelSpec, coefficients: Coefficients | None
+    instance: ParallelInstance,
+    cluster: Cluster,
+    spec: ModelSpec,
+    coefficients: Coefficients | None,
+    variants: Variants | None = None,
 ) -> SizedWorkers:
     """Every type that can serve some size. Raises what `predicted_workers` does."""
     by_size: list[dict[str, WorkerType]] = []
@@ -73,7 +77,9 @@ def sized_workers(
         size = {"input_tokens": load.input_tokens, "output_tokens": load.output_tokens}
         alone = instance.model_copy(update={"workload": instance.workload.model_copy(update=size)})
         try:
-            types, notes, known = predicted_workers(alone, cluster, spec, coefficients, every_batch=True)
+            types, notes, known = predicted_workers(
+                alone, cluster, spec, coefficients, every_batch=True, variants=variants
+            )
         except DoesNotFit as error:
             raise DoesNotFit(f"requests of {load.input_tokens}/{load.output_tokens} tokens: {error}") from None
         by_size.append({one.name: one for one in types})

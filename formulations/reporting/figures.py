@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from formulations.expert_placement.baseline import eplb
 from formulations.expert_placement.problem import ExpertPlacementProblem
+from formulations.gpu_fleet.formulation import GPU_FLEET
 from formulations.gpu_fleet.problem import FleetProblem
+from formulations.gpu_fleet.sweep import scaled
 from formulations.parallelism.problem import ParallelProblem
+from formulations.parallelism.training.mixed.plans import owner
+from formulations.parallelism.training.mixed.problem import MixedProblem
+from formulations.parallelism.training.mixed.timeline import timeline_of as mixed_timeline_of
 from formulations.parallelism.training.search.explain import PART_WORDS
 from formulations.parallelism.training.search.problem import TrainProblem
 from formulations.parallelism.training.search.refine import timeline_of
 from formulations.pod_packing.problem import PodsProblem
+from formulations.reporting.placed import placed
+from planner.cluster import Cluster
 from planner.cost.expert_parallel import gpu_load
+from planner.deploy_plan import DeployPlan
+from planner.experts_plan import ExpertPlacement
 from planner.fleet_plan import FleetPlan, Period
 from planner.layers_plan import LayersPlan, WindowsPlan
 from planner.parallel_plan import ParallelPlan
-from planner.plan import ExpertPlacement, PlanDocument
+from planner.plan import PlanDocument
 from planner.pods_plan import PodsPlan
 from planner.reporting import charts
 from planner.reporting.page import Figure
-from planner.training_plan import TrainingPlan
+from planner.reporting.workbook.facts import Scenario
+from planner.training_plan import TrainingPlan, TrainingStage
 from planner.workload import FloatArray, IntArray
 
 #: Nodes that a packing picture shows: wider ones are columns of less than a pixel.
@@ -32,10 +42,19 @@ MOST_NODES = 1500
 MOST_STAGES = 32
 
 
-def figures(document: PlanDocument, problem: Any) -> Iterator[Figure]:
-    """What can be drawn of a plan, best first; nothing for a document without a plan. Raises MissingExtraError."""
-    if document.plan is not None:
-        yield from FIGURES[document.kind_name](document.plan, problem)
+def figures(
+    document: PlanDocument, problem: Any, cluster: Cluster | None = None, scenarios: Sequence[Scenario] = ()
+) -> Iterator[Figure]:
+    """What can be drawn of a plan, best first; nothing for a document without a plan. Raises MissingExtraError.
+
+    cluster : of instances that describe one. scenarios : of a fleet, solved at other demands.
+    """
+    if document.plan is None:
+        return
+    yield from placed(document, problem, cluster)
+    if scenarios:
+        yield _against_demand(document, problem, scenarios)
+    yield from FIGURES[document.kind_name](document.plan, problem)
 
 
 def _experts(plan: ExpertPlacement, problem: ExpertPlacementProblem) -> Iterator[Figure]:
@@ -60,16 +79,69 @@ def _fleet(plan: FleetPlan, problem: FleetProblem) -> Iterator[Figure]:
     busiest = max(plan.periods, key=lambda period: period.cost_usd_per_hour)
     hours = sorted((hour, period) for period in plan.periods for hour in period.hours)
     if len(hours) > 1:
-        offers = [offer for offer in problem.offer_names if any(offer in _counts(period) for _, period in hours)]
-        values = [np.array([_counts(period).get(offer, 0) for _, period in hours], dtype=float) for offer in offers]
-        x = np.array([hour for hour, _ in hours], dtype=float)
-        yield Figure(charts.steps(offers, values, x, "hour", "instances"), "Instances that run in each hour, by offer.")
+        yield from _by_hour([hour for hour, _ in hours], [_counts(period) for _, period in hours], price)
     counts = _counts(busiest)
     cost = np.array([count * price[offer] for offer, count in counts.items()])
     names = [f"{count} x {offer}" for offer, count in counts.items()]
     when = "" if len(hours) <= 1 else " in the most expensive hour"
     if names:
         yield Figure(charts.bars(names, {"USD per hour": cost}, "USD per hour"), f"What the instances cost{when}.")
+
+
+def _by_hour(hours: Sequence[int], counts: Sequence[Mapping[str, int]], price: Mapping[str, float]) -> Iterator[Figure]:
+    """Instances and their cost in each hour; offers that cost little as one, each of one colour in both."""
+    there = {offer for count in counts for offer in count}
+    rows = {offer: np.array([count.get(offer, 0) for count in counts], dtype=float) for offer in there}
+    order = sorted(there, key=lambda offer: (-float(rows[offer].sum()) * price[offer], offer))
+    kept = order if len(order) <= charts.MOST_NAMED else order[: charts.MOST_NAMED - 1]
+    names = [*kept, *(["others"] if len(kept) < len(order) else [])]
+
+    def stacked(weight: Mapping[str, float]) -> list[FloatArray]:
+        rest = sum((rows[offer] * weight[offer] for offer in order[len(kept) :]), np.zeros(len(hours)))
+        return [*(rows[offer] * weight[offer] for offer in kept), *([rest] if len(kept) < len(order) else [])]
+
+    x, cost = np.array(hours, dtype=float), stacked(price)
+    instances = stacked(dict.fromkeys(there, 1.0))
+    yield Figure(charts.steps(names, instances, x, "hour", "instances"), "Instances that run in each hour, by offer.")
+    total = np.sum(cost, axis=0)
+    caption = (
+        f"What they cost in each hour: {total.min():.4g} to {total.max():.4g} USD, {total.mean():.4g} in the mean."
+    )
+    yield Figure(charts.steps(names, cost, x, "hour", "USD per hour"), caption)
+
+
+def _against_demand(document: PlanDocument, problem: FleetProblem, scenarios: Sequence[Scenario]) -> Figure:
+    """Cost, what is proven of it and the plain rule's cost at multiples of the demand, each a fleet solved anew."""
+    outcome, mean = document.outcome, float(problem.share @ problem.rate.sum(axis=1))
+    points = [(one.factor, one.usd_per_hour, one.bound_usd_per_hour) for one in scenarios]
+    points.append((1.0, outcome.objective, outcome.bound))
+    points.sort(key=lambda point: point[0])
+    x = np.array([factor for factor, _, _ in points]) * mean
+    cost, bound = (np.array([np.nan if p[side] is None else p[side] for p in points], dtype=float) for side in (1, 2))
+    name, rule = _rule(problem, x)
+    curves = {"best fleet found": cost, "no fleet costs less": bound, f"{name}, limits aside": rule}
+    marked = {} if outcome.objective is None else {"this plan": (mean, outcome.objective)}
+    notes = [f"{one.factor:g} times: {_none(one)}." for one in scenarios if one.usd_per_hour is None]
+    caption = (
+        "Cost at other demands, every hour and size scaled alike: each mark is a fleet that was solved anew, with less"
+        " time than the plan; between marks nothing was solved. No fleet can cost less than the lower dashed curve."
+    )
+    shown = charts.lines(x, curves, marked, "requests/s, mean over the hours", "USD per hour")
+    return Figure(shown, " ".join([caption, *notes]))
+
+
+def _rule(problem: FleetProblem, rates: FloatArray) -> tuple[str, FloatArray]:
+    """Name and cost of the plain rule at each mean rate, NaN where it has no fleet."""
+    name, costs = "", []
+    for rate in rates:
+        asked = scaled(problem, float(rate))
+        name, plan = GPU_FLEET.baseline(asked)
+        costs.append(np.nan if plan is None else GPU_FLEET.objective(asked, plan).total)
+    return name, np.array(costs)
+
+
+def _none(scenario: Scenario) -> str:
+    return "no fleet exists" if scenario.status == "infeasible" else "no fleet was found in the time"
 
 
 def _counts(period: Period) -> dict[str, int]:
@@ -158,8 +230,9 @@ def _pods(plan: PodsPlan, problem: PodsProblem) -> Iterator[Figure]:
     yield Figure(charts.slots(rows[:, order], kinds, "node", "GPU"), caption)
 
 
-def _training(plan: TrainingPlan, problem: TrainProblem) -> Iterator[Figure]:
-    shown = timeline_of(problem, plan)
+def _training(plan: TrainingPlan, problem: TrainProblem | MixedProblem) -> Iterator[Figure]:
+    mixed = isinstance(problem, MixedProblem)
+    shown = mixed_timeline_of(problem, plan) if isinstance(problem, MixedProblem) else timeline_of(problem, plan)
     if shown is not None:
         asked, times = shown
         kinds = {}
@@ -170,12 +243,17 @@ def _training(plan: TrainingPlan, problem: TrainProblem) -> Iterator[Figure]:
             kinds[name] = (rows.ravel(), start_s.ravel(), lengths.ravel())
         part = "" if asked.micro_batches == plan.num_micro_batches else f" of {plan.num_micro_batches}"
         caption = f"Passes of {asked.micro_batches}{part} micro-batches under {plan.schedule}, stage by stage."
-        names = [f"stage {stage}" for stage in range(plan.pipeline_parallel_size)]
+        kind_of = [f", {stage.device}" if mixed else "" for stage in plan.stages]
+        names = [f"stage {stage}{kind_of[stage]}" for stage in range(plan.pipeline_parallel_size)]
         yield Figure(charts.timeline(names, kinds, "s"), caption)
     stages = plan.stages[:MOST_STAGES]
     parts = {PART_WORDS[name]: np.array([one.memory[name] for one in stages]) / 2.0**30 for name in PART_WORDS}
-    parts["free"] = problem.capacity_bytes / 2.0**30 - np.array([one.peak_memory_bytes for one in stages]) / 2.0**30
-    names = [f"stage {place}: {one.num_layers} layers" for place, one in enumerate(stages)]
+    room = np.array([_room(problem, one) for one in stages])
+    parts["free"] = (room - np.array([one.peak_memory_bytes for one in stages])) / 2.0**30
+    names = [
+        f"stage {place}: {one.num_layers} layers" + (f" on {one.device}" if mixed else "")
+        for place, one in enumerate(stages)
+    ]
     yield Figure(charts.bars(names, parts, "GiB of a GPU"), "Where the memory of each stage's GPUs goes.")
     if len(plan.pareto) > 1:
         hours = np.array([one.gpu_s for one in plan.pareto]) / 3600.0
@@ -183,6 +261,24 @@ def _training(plan: TrainingPlan, problem: TrainProblem) -> Iterator[Figure]:
         marked = {"this plan": (plan.step_s, plan.step_s * plan.num_gpus / 3600.0)}
         svg = charts.points(group, marked, "seconds of a step", "GPU hours of a step", log=True)
         yield Figure(svg, "Plans that none beats in step time, free memory, cost and energy together.")
+
+
+def _room(problem: TrainProblem | MixedProblem, stage: TrainingStage) -> float:
+    """Bytes of a GPU of a stage that may be used."""
+    if isinstance(problem, TrainProblem):
+        return problem.capacity_bytes
+    number = owner(problem, stage)
+    assert number is not None
+    return problem.blocks[number].capacity_bytes
+
+
+def _deploy(plan: DeployPlan, problem: Any) -> Iterator[Figure]:
+    hours = sorted((hour, period) for period in plan.fleet.periods for hour in period.hours)
+    if len(hours) > 1:
+        x = np.array([hour for hour, _ in hours], dtype=float)
+        cost = np.array([period.cost_usd_per_hour for _, period in hours])
+        told = f"{cost.min():.4g} to {cost.max():.4g} USD, {cost.mean():.4g} in the mean"
+        yield Figure(charts.steps(["all nodes"], [cost], x, "hour", "USD per hour"), f"Cost of each hour: {told}.")
 
 
 FIGURES: Mapping[str, Callable[[Any, Any], Iterator[Figure]]] = {
@@ -193,4 +289,5 @@ FIGURES: Mapping[str, Callable[[Any, Any], Iterator[Figure]]] = {
     "windows": _windows,
     "training": _training,
     "pods": _pods,
+    "deploy": _deploy,
 }

@@ -9,7 +9,7 @@ import numpy as np
 from planner.cost.expert_parallel import balancedness, fanout, gpu_load, hottest, simulate_chain
 from planner.cost.expert_step import ExpertStep, ExpertTimes, expert_times
 from planner.cost.verdict import Metric, Source, Verdict, Violation
-from planner.plan import ExpertPlacement
+from planner.experts_plan import ExpertPlacement
 from planner.units import format_bytes
 from planner.workload import FloatArray, RoutingTrace
 

@@ -16,10 +16,10 @@ from planner.cost.expert_parallel import gpu_load
 from planner.cost.operators.moe import moe_rank_seconds, moe_source
 from planner.cost.serving.sharding import quant_of
 from planner.cost.verdict import Source
+from planner.experts_plan import ExpertPlacement
 from planner.hardware import DeviceKind
 from planner.model.layers import Component, MlpKind
 from planner.model.spec import ModelSpec
-from planner.plan import ExpertPlacement
 from planner.workload import FloatArray
 
 

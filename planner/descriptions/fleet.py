@@ -93,10 +93,9 @@ class ServedModel(Description):
 Burst = Annotated[FiniteFloat, Field(ge=1, le=1001)]
 
 
-class Demand(Description):
-    """Requests of one size for one model: a constant rate, or one for each hour."""
+class Requests(Description):
+    """Requests of one size: a constant rate, or one for each hour."""
 
-    model: Name
     input_tokens: Tokens
     output_tokens: Tokens
     rate_per_s: Rate | None = None
@@ -114,6 +113,12 @@ class Demand(Description):
             yield ("burst",), message
         if (self.rate_per_s is None) == (self.hourly is None):
             yield (), "give exactly one of rate_per_s and hourly"
+
+
+class Demand(Requests):
+    """Requests of one size for one model."""
+
+    model: Name
 
 
 class Profile(Description):
@@ -167,7 +172,32 @@ class Power(Description):
     margin: Annotated[FiniteFloat, Field(ge=0, lt=1, description="share of max_watts left free by that")] = 0.1
 
 
-class FleetInstance(Description):
+class FleetLimits(Description):
+    """What limits a fleet beside its offers, and what may be given up."""
+
+    unserved: Annotated[
+        Literal["refuse", "by_priority"],
+        Field(description="where not all can be served: no plan, or the lowest priorities are left out first"),
+    ] = "refuse"
+    calibration: Annotated[
+        Name | None, Field(description="efficiency.yaml of `gpuplan calibrate`, for throughput from the cost model")
+    ] = None
+    pool_slack: PoolSlack | None = None
+    spare_zones: Annotated[
+        Literal[0, 1], Field(description="1: the loss of any one zone is survived, by re-routing")
+    ] = 0
+    budget_usd_per_hour: UsdPerHour | None = None
+    max_watts: Watts | None = None
+    power: Power | None = None
+    max_spot_share: Annotated[Share | None, Field(description="of each model's requests, on spot instances")] = None
+    quotas: tuple[Quota, ...] = ()
+    links: Annotated[tuple[Link, ...], Field(description="between regions; inside one nothing limits")] = ()
+    max_starts: Annotated[Count | None, Field(description="most instances started from one hour to the next")] = None
+    max_stops: Annotated[Count | None, Field(description="most instances stopped from one hour to the next")] = None
+    cyclic: Annotated[bool, Field(description="the first hour follows the last one, as in a day that repeats")] = False
+
+
+class FleetInstance(FleetLimits):
     """Rent the cheapest instances that serve the demand within the SLO."""
 
     problem: Literal["fleet"] = "fleet"
@@ -184,30 +214,10 @@ class FleetInstance(Description):
         Literal["refuse", "round_up"],
         Field(description="a demand of a size that was not profiled: an error, or the next larger profiled size"),
     ] = "refuse"
-    unserved: Annotated[
-        Literal["refuse", "by_priority"],
-        Field(description="where not all can be served: no plan, or the lowest priorities are left out first"),
-    ] = "refuse"
-    calibration: Annotated[
-        Name | None, Field(description="efficiency.yaml of `gpuplan calibrate`, for throughput from the cost model")
-    ] = None
     headroom: Annotated[NonNegative, Field(le=1000, description="capacity kept free, as a share of the demand")] = 0.0
-    pool_slack: PoolSlack | None = None
     spare_instances: Annotated[
         Literal[0, 1], Field(description="1: the loss of any one instance is survived, by re-routing")
     ] = 0
-    spare_zones: Annotated[
-        Literal[0, 1], Field(description="1: the loss of any one zone is survived, by re-routing")
-    ] = 0
-    budget_usd_per_hour: UsdPerHour | None = None
-    max_watts: Watts | None = None
-    power: Power | None = None
-    max_spot_share: Annotated[Share | None, Field(description="of each model's requests, on spot instances")] = None
-    quotas: tuple[Quota, ...] = ()
-    links: Annotated[tuple[Link, ...], Field(description="between regions; inside one nothing limits")] = ()
-    max_starts: Annotated[Count | None, Field(description="most instances started from one hour to the next")] = None
-    max_stops: Annotated[Count | None, Field(description="most instances stopped from one hour to the next")] = None
-    cyclic: Annotated[bool, Field(description="the first hour follows the last one, as in a day that repeats")] = False
     current: Annotated[dict[Name, Count] | None, Field(description="instances in force, by offer")] = None
     max_changes: Annotated[Count | None, Field(description="most instances added or dropped")] = None
     change_cost_usd_per_hour: Annotated[NonNegative, Field(description="price of one instance added or dropped")] = 0.0

@@ -80,6 +80,10 @@ class ParallelInstance(Description):
     name: Name
     task: Literal["serve"] = "serve"
     model: Annotated[Name | None, Field(description="catalogue name or config.json; not needed with candidates")] = None
+    checkpoint: Annotated[
+        Name | None,
+        Field(description="what workers load: an id of the hub, or a path where they run; default: the model"),
+    ] = None
     cluster: Annotated[ClusterOrPath, Field(description="path of a cluster file, or the cluster itself")]
     precision: Annotated[Name | None, Field(description="format of the weights; default: the checkpoint's")] = None
     workload: ServingLoad

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, FiniteFloat, PositiveInt, Tag
 
 from planner.descriptions.base import Description, Problem
+from planner.descriptions.layers import Sites
 from planner.descriptions.parallel import ClusterOrPath
 from planner.units import BytesPerSecond, UsdPerHour
 
@@ -15,6 +16,7 @@ Name = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]*$"
 #: Larger than any size of a plan; a mistyped number is told instead of filling the memory.
 Size = Annotated[PositiveInt, Field(le=1 << 24)]
 RecomputeName = Literal["none", "selective", "full"]
+LayerStrategies = Literal["uniform", "framework", "stage", "any"]
 ScheduleName = Literal["1f1b", "zb-1p", "zb-2p", "zb-v"]
 
 
@@ -64,6 +66,19 @@ class FixedSizes(Description):
         return {name: int(value) for name, value in self if value is not None}
 
 
+class TrainingSites(Sites):
+    """Places that slow links join. A link is the whole way between two sites, shared by all that crosses it."""
+
+    nodes: Annotated[tuple[Name, ...], Field(min_length=1, description="site of each entry of cluster.nodes")]
+
+    def problems(self) -> Iterator[Problem]:
+        """Nodes at known sites."""
+        yield from super().problems()
+        for index, name in enumerate(self.nodes):
+            if name not in self.names:
+                yield ("nodes", index), f"{name!r} is none of the sites: {', '.join(self.names)}"
+
+
 class TrainingInstance(Description):
     """Choose parallel sizes, micro-batch, sharding, recomputation and layers of stages for the best training step."""
 
@@ -72,6 +87,7 @@ class TrainingInstance(Description):
     task: Literal["train"] = "train"
     model: Annotated[ModelOrPath, Field(description="catalogue name, config.json, or dimensions")]
     cluster: Annotated[ClusterOrPath, Field(description="path of a cluster file, or the cluster itself")]
+    sites: Annotated[TrainingSites | None, Field(description="where nodes are at several places")] = None
     precision: Annotated[
         Literal["bf16", "fp16", "fp8"], Field(description="of the layers' matrix products; head and attention 16 bits")
     ] = "bf16"
@@ -90,6 +106,14 @@ class TrainingInstance(Description):
     ] = 4
     flash_attention: bool = True
     recompute: Literal["auto", "none", "selective", "full"] = "auto"
+    layer_strategies: Annotated[
+        LayerStrategies,
+        Field(
+            description="what layers may differ in. uniform: nothing; framework: what its options say (Megatron-LM:"
+            " how many of each chunk recompute); stage: how many of each stage recompute; any: also ZeRO and tensor"
+            " parallelism of each layer"
+        ),
+    ] = "framework"
     schedules: Annotated[
         tuple[ScheduleName, ...], Field(min_length=1, description="of pipelines; 1f1b includes interleaving")
     ] = ("1f1b",)

@@ -58,11 +58,11 @@ def cluster_of(
         if not node.accepts:
             left_out[f"{node.reason} ({node.gpus} GPUs)"] += 1
             continue
-        if reason := _shared(node):
+        if reason := shared_gpus(node):
             findings.append(Finding(place, f"node {node.name}: {reason}; the search plans with whole GPUs"))
             continue
         try:
-            kind = _device(node, devices or {})
+            kind = node_device(node, devices or {})
         except OptionError as error:
             unknown.setdefault(node.gpu_model, f"node {node.name}: {error}")
             continue
@@ -92,7 +92,7 @@ def _nowhere() -> Any:
     return Path.cwd()
 
 
-def _shared(node: Node) -> str:
+def shared_gpus(node: Node) -> str:
     """Why a GPU of the resource is not a whole one; empty where it is."""
     model = node.gpu_model
     replicas = node.labels.get(REPLICAS, "1")
@@ -103,7 +103,8 @@ def _shared(node: Node) -> str:
     return ""
 
 
-def _device(node: Node, devices: Mapping[str, str]) -> DeviceKind:
+def node_device(node: Node, devices: Mapping[str, str]) -> DeviceKind:
+    """GPU of a node by its labels; devices: catalogue names by product label. OptionError where it is not known."""
     if node.gpu_model in devices:
         return catalog.device(devices[node.gpu_model])
     if not node.gpu_model:

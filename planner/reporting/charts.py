@@ -24,7 +24,7 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#b
 #: Stands for the page's ink until the drawing is text; no other part of a drawing has this colour.
 INK = "#010203"
 WIDTH_IN, HEIGHT_IN = 9.0, 3.2
-#: Bars and cells of a drawing; more cannot be told apart on a page.
+#: Colours of a drawing; more cannot be told apart on a page.
 MOST_NAMED = 8
 
 
@@ -83,11 +83,11 @@ def heat_maps(maps: Mapping[str, FloatArray], across: str, down: str, meaning: s
 
 
 def steps(names: Sequence[str], values: Sequence[FloatArray], x: FloatArray, across: str, up: str) -> str:
-    """Quantities stacked over one another, one value for each step of x."""
+    """Quantities stacked over one another in their order, one value for each step of x."""
     with drawing() as canvas:
         axes: Axes = canvas.axes[0]
         base = np.zeros(len(x))
-        for place, (name, value) in enumerate(_largest(names, values)):
+        for place, (name, value) in enumerate(zip(names, values, strict=True)):
             axes.bar(x, value, width=1.0, bottom=base, label=_plain(name), color=COLOURS[place % len(COLOURS)])
             base = base + value
         axes.set(xlabel=across, ylabel=up, xlim=(x[0] - 0.5, x[-1] + 0.5))
@@ -138,6 +138,23 @@ def points(
     return canvas.svg
 
 
+def lines(
+    x: FloatArray, curves: Mapping[str, FloatArray], marked: Mapping[str, tuple[float, float]], across: str, up: str
+) -> str:
+    """Curves over one x with a mark at each point, NaN where there is none; the second and later ones are dashed."""
+    with drawing() as canvas:
+        axes: Axes = canvas.axes[0]
+        for index, (name, y) in enumerate(curves.items()):
+            line, mark = ("--", ".") if index else ("-", "o")
+            axes.plot(x, y, line, marker=mark, markersize=5, label=_plain(name), color=COLOURS[index % len(COLOURS)])
+        for name, (one, two) in marked.items():
+            axes.scatter([one], [two], s=80, facecolors="none", edgecolors=INK, zorder=3)
+            axes.annotate(_plain(name), (one, two), xytext=(8, -12), textcoords="offset points")
+        axes.set(xlabel=across, ylabel=up, ylim=(0, None))
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return canvas.svg
+
+
 def slots(rows: IntArray, names: Sequence[str], across: str, down: str) -> str:
     """A matrix [down, across] of what fills each place: positions in `names`, -1 for nothing, -2 for no place."""
     shown = [*COLOURS[: len(names)], "#88888833", "#00000000"]
@@ -173,16 +190,6 @@ def timeline(names: Sequence[str], kinds: Mapping[str, tuple[IntArray, FloatArra
         axes.set(xlabel=across)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return canvas.svg
-
-
-def _largest(names: Sequence[str], values: Sequence[FloatArray]) -> Iterator[tuple[str, FloatArray]]:
-    """The largest few, and the sum of the others."""
-    order = sorted(range(len(names)), key=lambda place: -float(np.sum(values[place])))
-    if len(order) <= MOST_NAMED:
-        yield from ((names[place], values[place]) for place in order)
-        return
-    yield from ((names[place], values[place]) for place in order[: MOST_NAMED - 1])
-    yield "others", np.sum([values[place] for place in order[MOST_NAMED - 1 :]], axis=0)
 
 
 def _plain(text: str) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+#: Characters from which a cell is wrapped.
+WORDY = 40
+
 
 @dataclass(frozen=True, slots=True)
 class Lines:
@@ -22,10 +25,19 @@ class Grid:
     rows: Sequence[Sequence[str]]
     numeric: frozenset[int] = frozenset()
 
+    @property
+    def wordy(self) -> frozenset[int]:
+        """Columns of sentences and lists, which are wrapped and need room for that."""
+        long = (place for row in self.rows for place, cell in enumerate(row) if len(cell) > WORDY)
+        return frozenset(long) - self.numeric
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A drawing as inline SVG. caption : what it shows, and how to read it; also what stands for it in Markdown."""
+    """A drawing: one inline SVG, or boxes of it that flow (`topology`).
+
+    caption : what it shows, and how to read it; also what stands for it in Markdown.
+    """
 
     svg: str
     caption: str

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from planner.errors import ExportError
+from planner.experts_plan import ExpertPlacement
 from planner.files import canonical_json, write_atomically, write_text
-from planner.plan import ExpertPlacement, ExpertsDocument, PlanDocument
+from planner.plan import ExpertsDocument, PlanDocument
 
 
 def checked_plan(document: ExpertsDocument) -> ExpertPlacement:

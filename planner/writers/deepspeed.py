@@ -12,7 +12,7 @@ from planner.errors import ExportError
 from planner.files import write_text
 from planner.plan import TrainingDocument
 from planner.training_plan import TrainingPlan
-from planner.writers.training_launch import nodes, sound_plan
+from planner.writers.training_launch import nodes, sound_plan, uniform
 
 
 def write(document: TrainingDocument, path: str) -> None:
@@ -24,6 +24,7 @@ def write(document: TrainingDocument, path: str) -> None:
 
 def config(plan: TrainingPlan) -> dict[str, Any]:
     """The JSON's keys. train_batch_size = micro-batch x accumulation x data-parallel ranks, which DeepSpeed checks."""
+    uniform(plan, "DeepSpeed's JSON")
     for name, what in (
         ("pipeline_parallel_size", "a pipeline is a PipelineModule of the program"),
         ("expert_parallel_size", "experts are MoE layers of the program"),

@@ -23,6 +23,7 @@ from planner.writers.kube import (
     products,
     shared_memory,
     started_workers,
+    weights_told,
     write_manifests,
 )
 from planner.writers.serving_launch import Engine, Launch, told
@@ -46,7 +47,7 @@ def write(document: ParallelDocument, path: str) -> None:
         for (launch, body), name in zip(started, names(started), strict=True)
         for manifest in _worker(launch, body, engine, model, name, app)
     ]
-    write_manifests(document, path, "k8s", manifests, *_told(document, engine, started))
+    write_manifests(document, path, "k8s", manifests, *_told(document, engine, started, model))
 
 
 def _worker(
@@ -92,10 +93,10 @@ def _affinity(launch: Launch) -> dict[str, Any]:
     return {"affinity": {"nodeAffinity": required}}
 
 
-def _told(document: ParallelDocument, engine: Engine, started: Started) -> Iterator[str]:
+def _told(document: ParallelDocument, engine: Engine, started: Started, model: str) -> Iterator[str]:
     assert document.plan is not None
     yield f"start: kubectl apply --dry-run=server -f FILE, then without; images of {engine.title}, port {PORT}"
-    yield "weights: pods download MODEL unless a volume with them is added"
+    yield weights_told(model)
     for device in dict.fromkeys(launch.worker.device for launch, _ in started):
         if not products(device_of(device)):
             yield f"no node label is known of {device}: its pods go to any node with such a resource"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,18 @@ def started_workers(document: ParallelDocument) -> tuple[Engine, Started, str]:
     if plan.backend is None:
         raise ExportError("the plan names no engine; plan again with one (`backend:`, --backend)")
     engine = {"vllm": vllm_serve, "sglang": sglang_serve, "trtllm": trtllm_serve}[plan.backend].ENGINE
-    return engine, launches(plan, engine), default_model(plan, engine)
+    model = default_model(plan, engine)
+    if plan.checkpoint is None and str(plan.model).endswith(".json") and not model.startswith("${MODEL:?"):
+        wanted = f"set MODEL, or plan with checkpoint (--checkpoint): pods do not see {plan.model}"
+        model = f"${{MODEL:?{shlex.quote(wanted)}}}"
+    return engine, launches(plan, engine), model
+
+
+def weights_told(model: str) -> str:
+    """Where pods have the weights from, by the shell value of MODEL."""
+    if model.startswith("${MODEL:?"):
+        return "weights: the plan does not say what pods can load; set the variable MODEL of every container"
+    return "weights: pods download MODEL unless a volume with them is added"
 
 
 def container(launch: Launch, body: Sequence[str], engine: Engine, model: str, *, leads: bool = True) -> dict[str, Any]:
@@ -64,9 +76,11 @@ def container(launch: Launch, body: Sequence[str], engine: Engine, model: str, *
         "resources": {"limits": {resource(device_of(launch.worker.device)): str(launch.node_gpus)}},
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
     }
+    if model.startswith("${MODEL:?"):
+        found["env"] = [{"name": "MODEL", "value": ""}]
     if engine.to == "vllm" and launch.worker.role != "both":
         field = {"fieldRef": {"fieldPath": "status.podIP"}}
-        found["env"] = [{"name": "VLLM_NIXL_SIDE_CHANNEL_HOST", "valueFrom": field}]
+        found.setdefault("env", []).append({"name": "VLLM_NIXL_SIDE_CHANNEL_HOST", "valueFrom": field})
     if leads:
         found["ports"] = [{"containerPort": PORT, "name": "http"}]
         found["readinessProbe"] = {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": 10}

@@ -24,6 +24,7 @@ from planner.writers.kube import (
     products,
     shared_memory,
     started_workers,
+    weights_told,
     write_manifests,
 )
 from planner.writers.serving_launch import Engine, Launch, told
@@ -36,7 +37,7 @@ def write(document: ParallelDocument, path: str) -> None:
         _manifest(name, _spec(launch, body, engine, model))
         for (launch, body), name in zip(started, names(started), strict=True)
     ]
-    write_manifests(document, path, "lws", sets, *_told(document, engine))
+    write_manifests(document, path, "lws", sets, *_told(document, engine, model))
 
 
 def write_disaggregated(document: ParallelDocument, path: str) -> None:
@@ -56,7 +57,7 @@ def write_disaggregated(document: ParallelDocument, path: str) -> None:
         "spec": {"roles": roles},
     }
     mixed = [_manifest(name, spec) for name, (launch, spec) in specs.items() if launch.worker.role == "both"]
-    write_manifests(document, path, "disaggregatedset", [whole, *mixed], *_told(document, engine))
+    write_manifests(document, path, "disaggregatedset", [whole, *mixed], *_told(document, engine, model))
 
 
 def _started(document: ParallelDocument) -> tuple[Engine, Started, str]:
@@ -98,8 +99,8 @@ def _pod(launch: Launch, body: Sequence[str], engine: Engine, model: str, *, lea
     return {"metadata": {"labels": {"gpuplan/role": launch.worker.role}}, "spec": spec}
 
 
-def _told(document: ParallelDocument, engine: Engine) -> Iterator[str]:
+def _told(document: ParallelDocument, engine: Engine, model: str) -> Iterator[str]:
     assert document.plan is not None
     yield f"start: kubectl apply -f FILE, with LeaderWorkerSet v1 installed; images of {engine.title}, port {PORT}"
-    yield "weights: pods download MODEL unless a volume with them is added"
+    yield weights_told(model)
     yield from told(document.plan, engine)

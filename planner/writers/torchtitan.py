@@ -11,7 +11,7 @@ from planner.files import write_text
 from planner.plan import TrainingDocument
 from planner.training_plan import TrainingPlan
 from planner.writers.common import comments
-from planner.writers.training_launch import chunks, nodes, sound_plan
+from planner.writers.training_launch import chunks, nodes, sound_plan, uniform
 
 
 def write(document: TrainingDocument, path: str) -> None:
@@ -25,6 +25,7 @@ def write(document: TrainingDocument, path: str) -> None:
 
 def overrides(plan: TrainingPlan) -> list[str]:
     """The overrides, one option a line."""
+    uniform(plan, "torchtitan")
     if plan.zero_stage < 2 and plan.data_parallel_size * plan.context_parallel_size > 1:
         raise ExportError("torchtitan shards with FSDP: ZeRO 2 or 3; plan with framework: torchtitan")
     if plan.recompute == "selective":

@@ -44,10 +44,17 @@ def test_help_and_version_import_nothing_heavy() -> None:
 
 
 def test_what_a_solver_prints_is_not_data() -> None:
-    """HiGHS printed a line before the JSON of 256 H200 that serve a 671B."""
+    """HiGHS printed a line of its debugging before the JSON of 256 H200 that serve a 671B."""
     code = "import os, sys; from cli.command import keep_stdout; keep_stdout(); os.write(1, b'HiGHS'); print('data')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (result.stdout, result.stderr) == ("data\n", "HiGHS")
+    assert (result.stdout, result.stderr) == ("data\n", "")
+
+
+def test_help_tells_what_every_command_does() -> None:
+    """No sentence is cut off on a terminal of 80 columns."""
+    for command in ((), ("import",), ("catalog",)):
+        shown = run(*command, "--help").stdout
+        assert "..." not in shown.partition("Commands:")[2]
 
 
 def test_completion_lists_commands_and_methods() -> None:

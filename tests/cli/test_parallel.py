@@ -406,3 +406,31 @@ def test_the_answer_tells_intervals_shares_reliefs_and_the_frontier_of_plans(gpu
     assert "nodes of h100_sxm from 1 to 2: +" in text
     watts = gpuplan("parallel", *SMALL, "--rate", "5", "--objective", "joules").stdout
     assert "J an output token" in watts
+
+
+def test_flags_become_an_instance(gpuplan: Any, folder: Path) -> None:
+    """--save-instance: what the flags said, as a file that gives the same plan, a report and a check."""
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text(json.dumps(TINY_CONFIG))
+    flags = ["--model", "model", "--checkpoint", "org/tiny", "--device", "h100_sxm", "--input-tokens", "500"]
+    flags += ["--output-tokens", "100", "--rate", "2", "--tpot", "50ms"]
+    result = gpuplan("parallel", *flags, "--save-instance", "tiny.yaml", "-o", "plan.json", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert gpuplan("check", "plan.json", "--instance", "tiny.yaml").exit_code == 0
+    again = gpuplan("plan", "tiny.yaml", "--json", "--quiet")
+    first = json.loads((folder / "plan.json").read_text())
+    assert json.loads(again.stdout)["instance"] == first["instance"]
+    assert first["plan"]["checkpoint"] == "org/tiny"
+    assert first["plan"]["model"] == "model/config.json"
+    (folder / "away").mkdir()
+    refused = gpuplan("parallel", *flags, "--save-instance", "away/tiny.yaml", "-o", "plan.json", "--quiet")
+    assert refused.exit_code == 2
+    assert "beside the files" in refused.stderr
+
+
+#: A Hugging Face config of a small dense model.
+TINY_CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 1024, "num_hidden_layers": 8,
+    "num_attention_heads": 16, "num_key_value_heads": 8, "intermediate_size": 4096, "vocab_size": 32000,
+    "max_position_embeddings": 8192, "torch_dtype": "bfloat16",
+}  # fmt: skip

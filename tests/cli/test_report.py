@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from html import escape, unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import Result
@@ -25,13 +27,14 @@ KINDS = {
     "windows": "parallel/windows_home.yaml",
     "training": "parallel/train_70b_rails.yaml",
     "pods": "pods/two_nodes.yaml",
+    "deploy": "deploy/three_services.yaml",
 }
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def planned(gpuplan: Invoke, name: str) -> tuple[str, str]:
     instance = str(INSTANCES / name)
-    result = gpuplan("plan", instance, "-o", "plan.json", "--quiet", "--time-limit", "10")
+    result = gpuplan("plan", instance, "-o", "plan.json", "--quiet", "--time-limit", "5")
     assert result.exit_code == 0, result.output
     return "plan.json", instance
 
@@ -93,46 +96,95 @@ def test_bad_requests(gpuplan: Invoke, folder: Path) -> None:
     assert not (folder / "page.html").exists()
 
 
-#: What a page asks of itself: elements that stick out of it, unless they scroll in a box of their own.
+def test_a_fleet_is_solved_at_other_demands(gpuplan: Invoke, folder: Path) -> None:
+    """Two offers serve 0.5, 0.75, 1.25, 1.5 and 2 times the demand, beside the plan: six marks of cost."""
+    plan, instance = planned(gpuplan, KINDS["fleet"])
+    assert gpuplan("report", plan, "--instance", instance, "-o", "page.html").exit_code == 0
+    page = (folder / "page.html").read_text()
+    assert "each mark is a fleet that was solved anew" in page
+    assert "no fleet costs less" in page
+    assert gpuplan("report", plan, "--instance", instance, "-o", "page.html", "--no-studies").exit_code == 0
+    assert "solved anew" not in (folder / "page.html").read_text()
+
+
+def test_hours_are_drawn_with_their_cost(gpuplan: Invoke, folder: Path) -> None:
+    plan, instance = planned(gpuplan, "fleet/day.yaml")
+    assert gpuplan("report", plan, "--instance", instance, "-o", "page.md", "--no-studies").exit_code == 0
+    text = (folder / "page.md").read_text()
+    assert "Instances that run in each hour" in text
+    assert "What they cost in each hour" in text
+
+
+#: What a page asks of the pages in its frames: elements that stick out, unless they scroll in a box of their own, and
+#: letters that are too small to read.
 MEASURE = """<script>
-addEventListener("load", () => {
-  const out = [];
-  for (const one of document.querySelectorAll("body *")) {
-    if (one.closest(".scroll, svg, script") && !one.matches("svg")) continue;
-    const box = one.getBoundingClientRect();
-    if (box.right > innerWidth + 1 || box.left < -1) out.push(one.tagName + " " + Math.round(box.right));
+addEventListener("load", () => setTimeout(() => {
+  const found = [];
+  for (const frame of document.querySelectorAll("iframe")) {
+    const page = frame.contentDocument, view = frame.contentWindow, out = [], small = new Set();
+    for (const one of page.querySelectorAll("body *")) {
+      if (one.closest(".scroll table, .chart > svg, .box svg")) continue;
+      const box = one.getBoundingClientRect();
+      if (box.right > view.innerWidth + 1 || box.left < -1) out.push(`${one.tagName} ${Math.round(box.right)}`);
+    }
+    for (const text of page.querySelectorAll("figure text, figcaption, .box span, .box small, td, dd")) {
+      const box = text.getBoundingClientRect();
+      if (box.height && box.height < 6.5) small.add(`${text.textContent} ${box.height}`);
+    }
+    const colours = view.getComputedStyle(page.body);
+    found.push({
+      out, small: [...small], width: view.innerWidth, ink: colours.color, paper: colours.backgroundColor,
+      drawn: page.querySelectorAll("svg").length,
+    });
   }
-  const colours = getComputedStyle(document.body);
   const said = document.createElement("p");
   said.id = "measured";
-  said.textContent = JSON.stringify({out, width: innerWidth, ink: colours.color, paper: colours.backgroundColor});
+  said.textContent = JSON.stringify(found);
   document.body.append(said);
-});
+}, 0));
 </script>"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-@pytest.mark.parametrize(("width", "dark"), [(1000, False), (500, True)])
-def test_a_browser_shows_a_page_whole(gpuplan: Invoke, folder: Path, width: int, dark: bool) -> None:
-    plan, instance = planned(gpuplan, KINDS["parallel"])
-    assert gpuplan("report", plan, "--instance", instance, "-o", "page.html").exit_code == 0
-    page = (folder / "page.html").read_text().replace("</body>", f"{MEASURE}</body>")
-    (folder / "measured.html").write_text(page)
+def test_a_browser_shows_every_page_whole(gpuplan: Invoke, folder: Path) -> None:
+    """All kinds on a phone, 360 pixels wide, and on a screen, light and dark: nothing cut off or small, no errors."""
+    pages = []
+    for name in KINDS.values():
+        plan, instance = planned(gpuplan, name)
+        result = gpuplan("report", plan, "--instance", instance, "-o", "page.html", "--time-limit", "3")
+        assert result.exit_code == 0
+        pages.append((folder / "page.html").read_text())
+    frames = [
+        f'<iframe srcdoc="{escape(page)}" style="border:0; width:{width}px; height:900px"></iframe>'
+        for page in pages
+        for width in (360, 1000)
+    ]
+    (folder / "frames.html").write_text(f"<!doctype html><body>{''.join(frames)}{MEASURE}</body>")
+    for dark in (False, True):
+        for one in seen_by_chromium(folder, dark):
+            assert one["drawn"] >= 1
+            assert one["out"] == []
+            assert one["small"] == []
+            bright = [sum(map(int, re.findall(r"\d+", one[name])[:3])) for name in ("paper", "ink")]
+            assert (bright[0] < bright[1]) == dark
+
+
+def seen_by_chromium(folder: Path, dark: bool) -> list[dict[str, Any]]:
+    """What every page in frames.html measured of itself."""
     assert CHROMIUM is not None
     done = subprocess.run(
         [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},2000", "--dump-dom",
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,1000", "--dump-dom",
             "--enable-logging=stderr", "--v=0", f"--user-data-dir={folder / 'profile'}",
             *(["--blink-settings=preferredColorScheme=0"] if dark else []),
-            (folder / "measured.html").as_uri(),
+            (folder / "frames.html").as_uri(),
         ],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
+    assert "CONSOLE" not in done.stderr
     found = re.search(r'<p id="measured">(.*?)</p>', done.stdout)
     assert found is not None
-    measured = json.loads(found.group(1))
-    assert measured["out"] == []
-    assert "CONSOLE" not in done.stderr
-    bright = [sum(map(int, re.findall(r"\d+", measured[name])[:3])) for name in ("paper", "ink")]
-    assert (bright[0] < bright[1]) == dark
+    measured: list[dict[str, Any]] = json.loads(unescape(found.group(1)))
+    assert [one["width"] for one in measured] == [360, 1000] * len(KINDS)
+    return measured

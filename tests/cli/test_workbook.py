@@ -119,6 +119,39 @@ def test_other_problems_have_workbooks(gpuplan: Any, folder: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
+def test_a_first_workbook_needs_no_file(gpuplan: Any, folder: Path) -> None:
+    """Written, filled in as a person would, planned, and planned again from the new one."""
+    made = gpuplan("workbook", "-o", "first.xlsx")
+    assert made.exit_code == 0, made.output
+    assert "gpuplan plan" in made.stderr
+    book = openpyxl.load_workbook("first.xlsx")
+    demand, catalogue = book["Demand"], book["Catalogue"]
+    assert demand["A6"].value == "chat"
+    demand["E6"].value = 40
+    for col, value in enumerate(("a10", "a10g", 1, 1.0), start=1):
+        catalogue.cell(8, col).value = value
+    book["Inputs"]["B8"].value = "ours"
+    book.save("filled.xlsx")
+    done = gpuplan("plan", "filled.xlsx", "-o", "planned.xlsx", "--quiet", "--time-limit", "5")
+    assert done.exit_code == 0, done.output
+    said = read_source("planned.xlsx").value
+    assert said["name"] == "ours"
+    assert [offer["name"] for offer in said["offers"]] == ["g6e.xlarge", "p5.4xlarge", "a10"]
+    assert said["demand"][0]["rate_per_s"] == 40
+
+
+def test_a_deployment_has_a_workbook(gpuplan: Any, folder: Path) -> None:
+    """Its workers come with no latency of their own; their GPUs are summed, and it is planned again from its book."""
+    instance = str(FLEET.parent / "deploy" / "half_used_cluster.yaml")
+    result = gpuplan("workbook", instance, "-o", "plan.xlsx", "--csv", "sheets")
+    assert result.exit_code == 0, result.output
+    told = [row for row in rows(folder / "sheets" / "plan.csv") if row]
+    (head,) = (row for row in told if "num_gpus" in row)
+    (total,) = (row for row in told if row[0] == "GPUs in all")
+    assert float(total[head.index("num_gpus")]) == 11
+    assert gpuplan("plan", "plan.xlsx", "--json", "--quiet").exit_code == 0
+
+
 def test_latency_of_workers_follows_its_limit(gpuplan: Any, folder: Path) -> None:
     instance = str(FLEET.parent / "parallel" / "given_table.yaml")
     result = gpuplan("workbook", instance, "-o", "plan.xlsx", "--csv", "sheets")

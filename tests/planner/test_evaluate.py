@@ -9,7 +9,7 @@ import pytest
 
 from planner.cost.evaluate import evaluate_expert_placement
 from planner.cost.verdict import Metric, Verdict, Violation
-from planner.plan import ExpertPlacement
+from planner.experts_plan import ExpertPlacement
 from planner.workload import RoutingTrace
 
 

@@ -13,8 +13,9 @@ from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.outcome import SolveOptions
 from formulations.planning import check_document, judge, plan
 from planner.errors import DescriptionError
+from planner.experts_plan import ExpertPlacement
 from planner.files import read_as, to_json, write_text
-from planner.plan import ExpertPlacement, ExpertsDocument
+from planner.plan import ExpertsDocument
 from planner.workload import RoutingTrace
 
 LIMITS = SolveOptions(work_limit=50)

@@ -126,4 +126,4 @@ def _what_fits(model: TrainingModel, plan: TrainingPlans, margin: MemoryMargin, 
 
 
 def _changed(plan: TrainingPlans, values: Mapping[str, int]) -> TrainingPlans:
-    return replace(plan, **{name: np.array([value]) for name, value in values.items()})
+    return replace(plan, variants=(), **{name: np.array([value]) for name, value in values.items()})

@@ -13,8 +13,8 @@ from planner.cost.training.coefficients import MemoryMargin
 from planner.cost.training.model import LayerKind, TrainingModel
 from planner.cost.training.pipeline import in_flight
 from planner.cost.training.plans import Schedule, TrainingPlans, check
-from planner.cost.training.sizes import PlanSizes, plan_sizes
-from planner.cost.training.stages import StageClasses, stage_classes
+from planner.cost.training.sizes import PlanSizes
+from planner.cost.training.stages import StageClasses, stage_classes, strategies
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -73,7 +73,7 @@ def training_memory(model: TrainingModel, plans: TrainingPlans, margin: MemoryMa
     for start in range(0, len(plans), CHUNK_PLANS):
         chunk = plans[start : start + CHUNK_PLANS]
         stages = stage_classes(chunk, model)
-        every = _memory(model, plan_sizes(chunk), stages, margin)
+        every = _memory(model, chunk, stages, margin)
         total = np.where(stages.count > 0, every.total, -1.0)
         fullest = total.argmax(axis=0)
         parts.append(_map(every, lambda array, at=fullest: array[at, np.arange(at.size)]))  # type: ignore[misc]
@@ -84,40 +84,30 @@ def training_memory_by_stage(model: TrainingModel, plans: TrainingPlans, margin:
     """Memory of every stage, arrays [n, most stages of a plan]; RefusedError for illegal plans."""
     check(plans, model)
     stages = stage_classes(plans, model, every_stage=True)
-    every = _memory(model, plan_sizes(plans), stages, margin)
+    every = _memory(model, plans, stages, margin)
     return _map(every, lambda array: np.where(stages.count > 0, array, 0).T.astype(array.dtype))
 
 
-def _memory(model: TrainingModel, sizes: PlanSizes, stages: StageClasses, margin: MemoryMargin) -> TrainingMemory:
+def _memory(model: TrainingModel, plans: TrainingPlans, stages: StageClasses, margin: MemoryMargin) -> TrainingMemory:
     """All parts for every class of stages, [classes, n]."""
     one_copy = stages.first * stages.last if model.tied else 0.0
-    held = (stages.first + stages.last - one_copy) * (model.embedding_parameters / sizes.tensor)
-    dense: FloatArray = held
-    routed: FloatArray | None = None
-    kept = np.zeros_like(held)
-    widest, busiest, score = np.zeros((3, sizes.tensor.size))
-    for kind, layers in zip(model.kinds, stages.layers, strict=True):
-        dense = dense + layers * (kind.dense_parameters / sizes.tensor)
-        if kind.num_experts:
-            more = layers * (kind.routed_parameters / (sizes.tensor * sizes.expert))
-            routed = more if routed is None else routed + more
-        core, rest = _kept_per_layer(kind, model, sizes)
-        chosen = np.where(sizes.any_recompute, rest, core + rest)
-        chosen = np.where(sizes.full_recompute, _layer_input(model, sizes), chosen)
-        kept += layers * chosen
-        experts = kind.routed_parameters / sizes.expert
-        widest = np.maximum(widest, (kind.dense_parameters + experts) / sizes.tensor)
-        busiest, score = np.maximum(busiest, core + rest), np.maximum(score, core)
-    weights, gradients, optimizer = _states(sizes, dense, sizes.replicas)
-    if routed is not None:
-        of_experts = _states(sizes, routed, sizes.replicas / sizes.expert)
-        weights, gradients, optimizer = weights + of_experts[0], gradients + of_experts[1], optimizer + of_experts[2]
-    activations = kept * in_flight(sizes, stages.index)
-    whole = np.where(sizes.schedule == Schedule.GPIPE, sizes.micro_batches, 1.0)
-    logits = stages.last * (margin.logits_bytes * model.vocab_size * sizes.tokens / sizes.tensor * whole)
-    again = np.where(sizes.full_recompute, busiest, np.where(sizes.any_recompute, score, 0.0))
-    gathered = GATHERED_LAYERS * WEIGHT_BYTES * widest + sizes.gradient_bytes * widest
-    working = again + (sizes.zero == 3) * (gathered + WEIGHT_BYTES * held)
+    ends = stages.first + stages.last - one_copy
+    shared = strategies(plans, stages)
+    base = shared[0][0]
+    parts = np.zeros((5, *ends.shape))
+    weights, gradients, optimizer, kept, working = parts
+    for place, (sizes, layers) in enumerate(shared):
+        held = ends * (model.embedding_parameters / sizes.tensor) if place == 0 else np.zeros_like(ends)
+        here = (
+            np.any(np.asarray(layers) > 0.0, axis=0) | (held > 0.0) if len(shared) > 1 else np.ones((1, 1), dtype=bool)
+        )
+        for part, more in zip((weights, gradients, optimizer), _held(model, sizes, layers, held), strict=True):
+            part += more
+        kept += sum(count * _kept(kind, model, sizes) for kind, count in zip(model.kinds, layers, strict=True))
+        np.maximum(working, here * _working(model, sizes, held), out=working)
+    activations = kept * in_flight(base, stages.index)
+    whole = np.where(base.schedule == Schedule.GPIPE, base.micro_batches, 1.0)
+    logits = stages.last * (margin.logits_bytes * model.vocab_size * base.tokens / base.tensor * whole)
     above = (
         margin.fixed_bytes
         + (margin.states_factor - 1.0) * (weights + gradients + optimizer)
@@ -129,10 +119,48 @@ def _memory(model: TrainingModel, sizes: PlanSizes, stages: StageClasses, margin
         optimizer=optimizer,
         activations=activations,
         logits=logits,
-        working=np.broadcast_to(working, activations.shape),
+        working=working,
         margin=above,
         stage=stages.index.astype(np.int64),
     )
+
+
+def _held(
+    model: TrainingModel, sizes: PlanSizes, layers: Sequence[FloatArray], embeddings: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Bytes of weights, gradients and optimizer of these layers and embeddings, [classes, n]."""
+    dense: FloatArray = embeddings
+    routed: FloatArray | None = None
+    for kind, count in zip(model.kinds, layers, strict=True):
+        dense = dense + count * (kind.dense_parameters / sizes.tensor)
+        if kind.num_experts:
+            more = count * (kind.routed_parameters / (sizes.tensor * sizes.expert))
+            routed = more if routed is None else routed + more
+    found = _states(sizes, dense, sizes.replicas)
+    if routed is None:
+        return found
+    weights, gradients, optimizer = _states(sizes, routed, sizes.replicas / sizes.expert)
+    return found[0] + weights, found[1] + gradients, found[2] + optimizer
+
+
+def _kept(kind: LayerKind, model: TrainingModel, sizes: PlanSizes) -> FloatArray:
+    """Bytes that one layer keeps of one micro-batch, [n]."""
+    core, rest = _kept_per_layer(kind, model, sizes)
+    chosen = np.where(sizes.any_recompute, rest, core + rest)
+    return np.asarray(np.where(sizes.full_recompute, _layer_input(model, sizes), chosen))
+
+
+def _working(model: TrainingModel, sizes: PlanSizes, embeddings: FloatArray) -> FloatArray:
+    """Bytes of what is recomputed, and gathered by FSDP, at once: [classes, n] or [n]."""
+    widest, busiest, score = np.zeros((3, sizes.tensor.size))
+    for kind in model.kinds:
+        core, rest = _kept_per_layer(kind, model, sizes)
+        experts = kind.routed_parameters / sizes.expert
+        widest = np.maximum(widest, (kind.dense_parameters + experts) / sizes.tensor)
+        busiest, score = np.maximum(busiest, core + rest), np.maximum(score, core)
+    again = np.where(sizes.full_recompute, busiest, np.where(sizes.any_recompute, score, 0.0))
+    gathered = GATHERED_LAYERS * WEIGHT_BYTES * widest + sizes.gradient_bytes * widest
+    return np.asarray(again + (sizes.zero == 3) * (gathered + WEIGHT_BYTES * embeddings))
 
 
 def _states(

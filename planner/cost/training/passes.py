@@ -13,8 +13,8 @@ from planner.cost.training.compute import HALF, Rates, head_compute_s
 from planner.cost.training.model import TrainingModel
 from planner.cost.training.plans import TrainingPlans, check
 from planner.cost.training.sizes import plan_sizes
-from planner.cost.training.stages import stage_classes
-from planner.cost.training.step import layer_work
+from planner.cost.training.stages import stage_classes, strategies
+from planner.cost.training.step import layer_work, switch_s
 from planner.hardware import DeviceKind
 
 FloatArray = npt.NDArray[np.float64]
@@ -56,20 +56,26 @@ def stage_passes(
     links = Links(network, coefficients.link_efficiency)
     rates = Rates.of(device, coefficients, dtype)
     head_s = stages.last * head_compute_s(model, sizes, rates)
-    total, weight = head_s, head_s / 3.0
-    for kind, layers in zip(model.kinds, stages.layers, strict=True):
-        work = layer_work(kind, model, sizes, rates, links)
-        total = total + layers * (work.compute_s + work.tensor_s + work.context_s + work.expert_s)
-        weight = weight + layers * work.weight_gradient_s
-    again = sizes.full_recompute
-    rest = np.maximum(total - (3.0 + again) * weight, 0.0)
-    forward = weight + np.where(again, FORWARD_SHARE_REPEATED, FORWARD_SHARE) * rest
+    shared = strategies(plans, stages)
+    moved_s = switch_s(model, shared, links)
+    forward, backward, weight = 0.5 * moved_s, 0.5 * moved_s, np.zeros_like(head_s)
+    for place, (own, held) in enumerate(shared):
+        total, gradient = (head_s, head_s / 3.0) if place == 0 else (np.zeros_like(head_s), np.zeros_like(head_s))
+        for kind, layers in zip(model.kinds, held, strict=True):
+            work = layer_work(kind, model, own, rates, links)
+            total = total + layers * (work.compute_s + work.tensor_s + work.context_s + work.expert_s)
+            gradient = gradient + layers * work.weight_gradient_s
+        again = own.full_recompute
+        rest = np.maximum(total - (3.0 + again) * gradient, 0.0)
+        ahead = gradient + np.where(again, FORWARD_SHARE_REPEATED, FORWARD_SHARE) * rest
+        forward, weight = forward + ahead, weight + gradient
+        backward = backward + total - ahead - gradient
     send_bytes = HALF * model.hidden_size * sizes.tokens / sizes.tensor
-    send_s = links.point_to_point_s(send_bytes, sizes.tensor * sizes.replicas)
+    send_s = links.point_to_point_s(send_bytes, sizes.tensor * sizes.replicas, sizes.pipeline)
     used = stages.count > 0
     return StagePasses(
         forward_s=np.where(used, forward, 0.0).T,
-        backward_s=np.where(used, total - forward - weight, 0.0).T,
+        backward_s=np.where(used, backward, 0.0).T,
         weight_s=np.where(used, weight, 0.0).T,
         send_s=np.where(sizes.pipeline > 1.0, send_s, 0.0),
     )

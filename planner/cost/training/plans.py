@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from typing import Any
 
@@ -39,6 +39,31 @@ class Schedule(IntEnum):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class LayerVariant:
+    """Layers that do otherwise than their plan: arrays [n], and `layers` of each stage by kind, [kinds, n, stages].
+
+    A plan's stage has the same GPUs and micro-batches for all of its layers: tensor x data and data x micro_batch are
+    the plan's. Layers of another tensor-parallel size move activations once a stage and pass.
+    """
+
+    tensor_parallel_size: IntArray
+    data_parallel_size: IntArray
+    micro_batch_size: IntArray
+    zero_stage: IntArray
+    recompute: IntArray
+    layers: npt.NDArray[np.float64]
+
+    def __getitem__(self, chosen: slice | IntArray | BoolArray) -> LayerVariant:
+        """Those of some plans."""
+        sizes = {name: getattr(self, name)[chosen] for name in VARIED}
+        return LayerVariant(**sizes, layers=self.layers[:, chosen])
+
+
+#: What the layers of one plan may differ in.
+VARIED = ("tensor_parallel_size", "data_parallel_size", "micro_batch_size", "zero_stage", "recompute")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingPlans:
     """Plans as equally long read-only arrays [n]; make them with `build`, which broadcasts scalars.
 
@@ -51,6 +76,7 @@ class TrainingPlans:
     gradient_bytes : bytes kept for a gradient: 2, 4, or 6 where a framework keeps a 16-bit and an fp32 one (DeepSpeed's
         bf16 optimizer); at most 4 of them are communicated.
     stage_layers : layers of each stage [n, stages], zeros after the last; None splits evenly (see `StageClasses`).
+    variants : layers, counted in stage_layers, that do otherwise than the plan.
     """
 
     tensor_parallel_size: IntArray
@@ -69,12 +95,15 @@ class TrainingPlans:
     schedule: IntArray
     gradient_bytes: IntArray
     stage_layers: IntArray | None = None
+    variants: tuple[LayerVariant, ...] = ()
 
     def __post_init__(self) -> None:
         size = self.tensor_parallel_size.shape
+        if self.variants and self.stage_layers is None:
+            raise ValueError("variants need stage_layers")
         for field in fields(self):
             array = getattr(self, field.name)
-            if array is None:
+            if array is None or field.name == "variants":
                 continue
             if array.shape[:1] != size or array.ndim != (2 if field.name == "stage_layers" else 1):
                 raise ValueError(f"{field.name} has shape {array.shape}, tensor_parallel_size has {size}")
@@ -139,14 +168,16 @@ class TrainingPlans:
 
     @classmethod
     def concat(cls, parts: Sequence[TrainingPlans]) -> TrainingPlans:
-        """All plans of the parts, one after the other; either all or none of them give stage_layers."""
+        """All plans of the parts, one after the other; either all or none give stage_layers, and none has variants."""
+        if any(part.variants for part in parts):
+            raise ValueError("plans with variants are not joined")
         given = [part.stage_layers for part in parts if part.stage_layers is not None]
         if given and len(given) != len(parts):
             raise ValueError("either all parts give stage_layers or none does")
-        joined = {
+        joined: dict[str, Any] = {
             field.name: np.concatenate([getattr(part, field.name) for part in parts])
             for field in fields(cls)
-            if field.name != "stage_layers"
+            if field.name not in ("stage_layers", "variants")
         }
         if given:
             width = max(layers.shape[1] for layers in given)
@@ -161,8 +192,14 @@ class TrainingPlans:
         """Plans of a slice, a mask or a list of indices."""
         taken: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, array in taken.items():
-            taken[name] = None if array is None else array[chosen]
+            if name != "variants":
+                taken[name] = None if array is None else array[chosen]
+        taken["variants"] = tuple(variant[chosen] for variant in self.variants)
         return type(self)(**taken)
+
+    def as_variant(self, variant: LayerVariant) -> TrainingPlans:
+        """The plans, were all of their layers like the variant's."""
+        return replace(self, variants=(), **{name: getattr(variant, name) for name in VARIED})
 
     @property
     def num_gpus(self) -> IntArray:
@@ -237,6 +274,8 @@ def problems(plans: TrainingPlans, model: TrainingModel) -> list[PlanProblem]:
         rules.append(("expert_parallel_size is above 1 for a model without experts", ep > 1))
     if plans.stage_layers is not None:
         rules += _stage_rules(plans, plans.stage_layers, model)
+    for variant in plans.variants:
+        rules += _variant_rules(plans, variant, model)
     return [PlanProblem(reason, mask) for reason, mask in rules if mask.any()]
 
 
@@ -252,7 +291,7 @@ def _not_positive(plans: TrainingPlans) -> list[PlanProblem]:
     found = []
     for field in fields(plans):
         array = getattr(plans, field.name)
-        if field.name in ("sequence_parallel", "flash_attention", "stage_layers"):
+        if field.name in ("sequence_parallel", "flash_attention", "stage_layers", "variants"):
             continue
         lowest = 0 if field.name in ("zero_stage", "recompute", "schedule") else 1
         mask = array < lowest
@@ -282,6 +321,30 @@ def _stage_rules(plans: TrainingPlans, layers: IntArray, model: TrainingModel) -
         ("stage_layers has layers beyond the last stage", (~used & (layers != 0)).any(axis=1)),
         (f"stage_layers does not add up to the {model.num_layers} layers", layers.sum(axis=1) != model.num_layers),
     ]
+
+
+def _variant_rules(plans: TrainingPlans, variant: LayerVariant, model: TrainingModel) -> list[tuple[str, BoolArray]]:
+    """Rules of layers that do otherwise: the same GPUs and micro-batches, and what a plan of their own must keep."""
+    tp, dp = variant.tensor_parallel_size, variant.data_parallel_size
+    sequences = plans.data_parallel_size * plans.micro_batch_size
+    assert plans.stage_layers is not None
+    every = sum(one.layers.sum(axis=0) for one in plans.variants)
+    rules = [
+        (
+            "layers of a stage use other GPUs than it has",
+            tp * dp != plans.tensor_parallel_size * plans.data_parallel_size,
+        ),
+        ("layers of a stage have micro-batches of another size", dp * variant.micro_batch_size != sequences),
+        ("more layers do otherwise than a stage has", (every > plans.stage_layers + 1e-9).any(axis=1)),
+        ("zero_stage of a layer must be 0, 1, 2 or 3", (variant.zero_stage < 0) | (variant.zero_stage > 3)),
+        ("recompute of a layer is none of Recompute", variant.recompute > max(Recompute)),
+    ]
+    for count, what in _divided_by_tensor_parallelism(model):
+        rules.append((f"tensor_parallel_size of a layer does not divide the {count} {what}", count % tp != 0))
+    if model.num_experts:
+        spread = (dp * plans.context_parallel_size) % plans.expert_parallel_size != 0
+        rules.append(("expert_parallel_size does not divide the replicas of a layer", spread))
+    return rules
 
 
 def _integers(name: str, value: npt.ArrayLike) -> IntArray:

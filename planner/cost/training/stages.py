@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +10,13 @@ import numpy.typing as npt
 
 from planner.cost.training.model import TrainingModel
 from planner.cost.training.plans import Schedule, TrainingPlans
+from planner.cost.training.sizes import PlanSizes, plan_sizes
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+
+#: What layers do: sizes, and the layers of each class of stages by kind, [classes, n].
+Shared = Sequence[tuple[PlanSizes, tuple[FloatArray, ...]]]
 
 
 @dataclass(frozen=True)
@@ -46,14 +51,25 @@ def stage_classes(plans: TrainingPlans, model: TrainingModel, every_stage: bool 
     places = np.arange(layers.shape[1])[:, None]
     stages = plans.pipeline_parallel_size
     last = np.where(plans.schedule == Schedule.ZB_V, 0, stages - 1)
-    by_stage = layers.T.astype(np.float64)
+    by_stage, end = layers.T.astype(np.float64), np.cumsum(layers, axis=1)
     return StageClasses(
         count=(places < stages).astype(np.float64),
         index=np.broadcast_to(places.astype(np.float64), by_stage.shape),
-        layers=_by_kind(layers, plans, model) if len(model.kinds) > 1 else (by_stage,),
+        layers=tuple(layers_by_kind(model, plans, end - layers, end)) if len(model.kinds) > 1 else (by_stage,),
         first=np.broadcast_to((places == 0).astype(np.float64), by_stage.shape),
         last=(places == last).astype(np.float64),
     )
+
+
+def strategies(plans: TrainingPlans, stages: StageClasses) -> Shared:
+    """What layers do: the plan's own sizes with its own layers first, then its variants."""
+    base = plan_sizes(plans)
+    if not plans.variants:
+        return [(base, stages.layers)]
+    others = [tuple(variant.layers.transpose(0, 2, 1)) for variant in plans.variants]
+    own = tuple(layers - sum(held[k] for held in others) for k, layers in enumerate(stages.layers))
+    different = (plan_sizes(plans.as_variant(variant)) for variant in plans.variants)
+    return [(base, own), *zip(different, others, strict=True)]
 
 
 def even_split(plans: TrainingPlans, num_layers: int) -> IntArray:
@@ -88,15 +104,15 @@ def _even(plans: TrainingPlans, num_layers: int) -> StageClasses:
     return StageClasses(count, index, (layers,), first, last)
 
 
-def _by_kind(layers: IntArray, plans: TrainingPlans, model: TrainingModel) -> tuple[FloatArray, ...]:
-    """Layers of each kind by stage.
+def layers_by_kind(model: TrainingModel, plans: TrainingPlans, first: IntArray, end: IntArray) -> list[FloatArray]:
+    """Layers first .. end - 1 of the stages, both [n, stages], by kind: each [stages, n].
 
     Interleaving scatters a stage's chunks over the depth, so that it holds every kind in proportion.
     """
-    end = np.cumsum(layers, axis=1)
     scattered = (plans.virtual_pipeline_size > 1)[:, None]
     found = []
     for k, before in enumerate(model.layers_before):
         share = model.pattern.count(k) / model.num_layers
-        found.append(np.where(scattered, share * layers, before[end] - before[end - layers]).T)
-    return tuple(np.ascontiguousarray(one, dtype=np.float64) for one in found)
+        held = np.where(scattered, share * (end - first), before[end] - before[first])
+        found.append(np.ascontiguousarray(held.T, dtype=np.float64))
+    return found

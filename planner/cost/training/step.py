@@ -15,7 +15,7 @@ from planner.cost.training.model import LayerKind, TrainingModel
 from planner.cost.training.pipeline import idle
 from planner.cost.training.plans import TrainingPlans, check
 from planner.cost.training.sizes import PlanSizes, plan_sizes
-from planner.cost.training.stages import StageClasses, stage_classes
+from planner.cost.training.stages import Shared, StageClasses, stage_classes, strategies
 from planner.hardware import DeviceKind
 
 FloatArray = npt.NDArray[np.float64]
@@ -88,27 +88,35 @@ def _step(
 ) -> TrainingTimes:
     sizes = plan_sizes(plans)
     stages = stage_classes(plans, model)
-    kinds = [layer_work(kind, model, sizes, rates, links) for kind in model.kinds]
+    shared = strategies(plans, stages)
+    works = [[layer_work(kind, model, own, rates, links) for kind in model.kinds] for own, _ in shared]
     head_s = head_compute_s(model, sizes, rates)
-    by_stage = stages.last * head_s
-    for layers, work in zip(stages.layers, kinds, strict=True):
-        by_stage = by_stage + layers * (work.compute_s + work.tensor_s + work.context_s + work.expert_s)
+    moved_s = switch_s(model, shared, links)
+    by_stage = stages.last * head_s + moved_s
+    for (_, held), kinds in zip(shared, works, strict=True):
+        for layers, work in zip(held, kinds, strict=True):
+            by_stage = by_stage + layers * (work.compute_s + work.tensor_s + work.context_s + work.expert_s)
     slowest = by_stage.argmax(axis=0)[None]
-    slowest_s = np.take_along_axis(by_stage, slowest, axis=0)[0]
-    compute = np.take_along_axis(stages.last, slowest, axis=0)[0] * head_s
-    tensor, context, expert, weight, depth = np.zeros((5, slowest_s.size))
-    for layers, work in zip(stages.layers, kinds, strict=True):
-        held = np.take_along_axis(layers, slowest, axis=0)[0]
-        compute = compute + held * work.compute_s
-        tensor = tensor + held * work.tensor_s
-        context = context + held * work.context_s
-        expert = expert + held * work.expert_s
-        weight = weight + held * work.weight_gradient_s
-        depth = depth + held
+
+    def at_slowest(array: FloatArray) -> FloatArray:
+        return np.asarray(np.take_along_axis(array, slowest, axis=0)[0])
+
+    slowest_s = at_slowest(by_stage)
+    compute, tensor = at_slowest(stages.last) * head_s, at_slowest(moved_s)
+    context, expert, weight, depth = np.zeros((4, slowest_s.size))
+    for (_, held), kinds in zip(shared, works, strict=True):
+        for layers, work in zip(held, kinds, strict=True):
+            count = at_slowest(layers)
+            compute = compute + count * work.compute_s
+            tensor = tensor + count * work.tensor_s
+            context = context + count * work.context_s
+            expert = expert + count * work.expert_s
+            weight = weight + count * work.weight_gradient_s
+            depth = depth + count
     send_bytes = HALF * model.hidden_size * sizes.tokens / sizes.tensor
-    send_s = links.point_to_point_s(send_bytes, sizes.tensor * sizes.replicas)
+    send_s = links.point_to_point_s(send_bytes, sizes.tensor * sizes.replicas, sizes.pipeline)
     waits = idle(sizes, slowest_s, (by_stage * stages.count).sum(axis=0), weight, send_s)
-    data_s, updated = _data_parallel(model, sizes, stages, links, depth, slowest_s, overlap)
+    data_s, updated = _data_parallel(model, shared, stages, links, depth, slowest_s, overlap)
     m = sizes.micro_batches
     made = TrainingTimes(
         compute_s=m * compute,
@@ -125,9 +133,39 @@ def _step(
     )
     tokens_per_s = plans.global_batch_size * sizes.sequence / made.step_s
     useful = model.model_flops_per_token(sizes.sequence)
-    again = model.recomputed_flops_per_token(sizes.sequence, sizes.any_recompute, sizes.full_recompute)
     share = tokens_per_s / (plans.num_gpus * peak_flop_per_s)
+    again = _repeated(model, shared, stages)
     return replace(made, tokens_per_s=tokens_per_s, mfu=useful * share, hfu=(useful + again) * share)
+
+
+def _repeated(model: TrainingModel, shared: Shared, stages: StageClasses) -> FloatArray:
+    """FLOP of a token's recomputation, [n]; of plans with several strategies in proportion to their layers."""
+    sizes = shared[0][0]
+    if len(shared) == 1:
+        return model.recomputed_flops_per_token(sizes.sequence, sizes.any_recompute, sizes.full_recompute)
+    total = np.zeros_like(sizes.sequence)
+    for own, held in shared:
+        layers = sum((kind * stages.count).sum(axis=0) for kind in held)
+        whole = model.recomputed_flops_per_token(sizes.sequence, own.any_recompute, own.full_recompute)
+        total = total + layers / model.num_layers * whole
+    return total
+
+
+def switch_s(model: TrainingModel, shared: Shared, links: Links) -> FloatArray:
+    """Seconds of each stage and micro-batch for layers of another tensor-parallel size, [classes, n].
+
+    Their ranks gather the hidden states of the larger micro-batch before the first of them, and reduce-scatter the
+    gradients on the way back: once a stage for each such size, because layers of one size lie together.
+    """
+    base, held = shared[0]
+    total = np.zeros_like(held[0])
+    for own, layers in shared[1:]:
+        tensor = np.maximum(own.tensor, base.tensor)
+        moved_bytes = HALF * model.hidden_size * np.maximum(own.tokens, base.tokens)
+        one_s = 2.0 * links.reduce_scatter_s(moved_bytes, group(links.network, tensor, np.ones_like(tensor)))
+        there = np.any(np.asarray(layers) > 0.0, axis=0)
+        total = total + there * np.where(own.tensor == base.tensor, 0.0, one_s)
+    return total
 
 
 @dataclass(frozen=True)
@@ -169,7 +207,7 @@ def layer_work(kind: LayerKind, model: TrainingModel, sizes: PlanSizes, rates: R
 
 def _data_parallel(
     model: TrainingModel,
-    sizes: PlanSizes,
+    shared: Shared,
     stages: StageClasses,
     links: Links,
     depth: FloatArray,
@@ -182,34 +220,63 @@ def _data_parallel(
     after every micro-batch, because its shards cannot accumulate whole gradients; 3 also gathers the weights of every
     layer twice a micro-batch. A collective hides behind one micro-batch's work, as far as `overlap` says.
     """
+    base = shared[0][0]
     one_copy = stages.first * stages.last if model.tied else 0.0
-    dense: FloatArray = (stages.first + stages.last - one_copy) * float(model.embedding_parameters)
-    routed = np.zeros_like(depth)
-    for kind, layers in zip(model.kinds, stages.layers, strict=True):
-        dense = dense + layers * float(kind.dense_parameters)
-        if kind.num_experts:
-            routed = routed + layers * float(kind.routed_parameters)
-    kinds_of_weights = [(dense.max(axis=0) / sizes.tensor, sizes.replicas, sizes.tensor)]
-    if routed.any():
-        parameters = routed.max(axis=0) / (sizes.tensor * sizes.expert)
-        kinds_of_weights.append((parameters, sizes.replicas / sizes.expert, sizes.tensor * sizes.expert))
-    zero = sizes.zero
     once = np.zeros_like(depth)
     each = np.zeros_like(depth)
     updated = np.zeros_like(depth)
-    for parameters, replicas, stride in kinds_of_weights:
-        ranks: Group = group(links.network, replicas, stride)
-        per_byte = links.second_per_byte(ranks) * parameters
-        start = links.latency_s(ranks)
-        gradients = np.minimum(sizes.gradient_bytes, 4.0) * per_byte + start
-        weights = WEIGHT_BYTES * per_byte + start
-        once = once + np.where(zero == 0, 2.0 * gradients, np.where(zero < 3, weights, 0.0))
-        once = once + np.where(zero == 1, gradients, 0.0)
-        by_layer = 2.0 * weights + gradients + 3.0 * (depth - 1.0) * start
-        each = each + np.where(zero == 3, by_layer, np.where(zero == 2, gradients, 0.0))
-        updated = updated + np.where(zero >= 1, parameters / replicas, parameters)
-    exposed = _exposed(once, micro_batch_s, overlap) + sizes.micro_batches * _exposed(each, micro_batch_s, overlap)
+    for place, (sizes, held) in enumerate(shared_alike(shared)):
+        dense: FloatArray = np.zeros_like(held[0])
+        if place == 0:
+            dense = (stages.first + stages.last - one_copy) * float(model.embedding_parameters)
+        routed = np.zeros_like(depth)
+        for kind, layers in zip(model.kinds, held, strict=True):
+            dense = dense + layers * float(kind.dense_parameters)
+            if kind.num_experts:
+                routed = routed + layers * float(kind.routed_parameters)
+        kinds_of_weights = [(dense.max(axis=0) / sizes.tensor, sizes.replicas, sizes.tensor)]
+        if routed.any():
+            parameters = routed.max(axis=0) / (sizes.tensor * sizes.expert)
+            kinds_of_weights.append((parameters, sizes.replicas / sizes.expert, sizes.tensor * sizes.expert))
+        zero = sizes.zero
+        for parameters, replicas, stride in kinds_of_weights:
+            ranks: Group = group(links.network, replicas, stride)
+            per_byte = links.second_per_byte(ranks) * parameters
+            start = links.latency_s(ranks) * (parameters > 0.0)
+            gradients = np.minimum(sizes.gradient_bytes, 4.0) * per_byte + start
+            weights = WEIGHT_BYTES * per_byte + start
+            once = once + np.where(zero == 0, 2.0 * gradients, np.where(zero < 3, weights, 0.0))
+            once = once + np.where(zero == 1, gradients, 0.0)
+            by_layer = 2.0 * weights + gradients + 3.0 * (depth - 1.0) * start
+            each = each + np.where(zero == 3, by_layer, np.where(zero == 2, gradients, 0.0))
+            updated = updated + np.where(zero >= 1, parameters / replicas, parameters)
+    exposed = _exposed(once, micro_batch_s, overlap) + base.micro_batches * _exposed(each, micro_batch_s, overlap)
     return exposed, updated
+
+
+def sharing_s(kind: LayerKind, sizes: PlanSizes, links: Links) -> FloatArray:
+    """Seconds a micro-batch of one layer's data-parallel collectives, [n], were none of them hidden."""
+    total = np.zeros_like(sizes.tensor)
+    for count, experts in ((kind.dense_parameters, 1.0), (kind.routed_parameters, sizes.expert)):
+        stride = sizes.tensor * experts
+        ranks = group(links.network, np.maximum(sizes.replicas / experts, 1.0), stride)
+        per_byte = links.second_per_byte(ranks) * (float(count) / stride)
+        gradients, weights = np.minimum(sizes.gradient_bytes, 4.0) * per_byte, WEIGHT_BYTES * per_byte
+        once = np.where(sizes.zero == 0, 2.0 * gradients, np.where(sizes.zero < 3, weights, 0.0))
+        once = (once + np.where(sizes.zero == 1, gradients, 0.0)) / sizes.micro_batches
+        total = total + once + np.where(sizes.zero == 3, 2.0 * weights + gradients, (sizes.zero == 2) * gradients)
+    return np.asarray(total)
+
+
+def shared_alike(shared: Shared) -> Shared:
+    """Strategies with layers that are sharded alike, and so communicate as one, counted with the plan's own."""
+    base, own = shared[0]
+    found = []
+    for sizes, held in shared[1:]:
+        alike = (sizes.tensor == base.tensor) & (sizes.zero == base.zero)
+        own = tuple(mine + alike * layers for mine, layers in zip(own, held, strict=True))
+        found.append((sizes, tuple(~alike * layers for layers in held)))
+    return [(base, own), *found]
 
 
 def _exposed(busy_s: FloatArray, window_s: FloatArray, overlap: float) -> FloatArray:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from planner.descriptions.fleet import FleetInstance
+from planner.fleet_plan import FleetPlan
 from planner.plan import FleetDocument
-from planner.reporting.workbook.cells import Book, Chart, ChartKind, Formula, Rule, Series, Sheet, a1
+from planner.reporting.workbook.cells import Book, Chart, ChartKind, Formula, Rule, Series, Sheet, Style, Value, a1
 from planner.reporting.workbook.checks import check_sheets
 from planner.reporting.workbook.explain import explain_sheet
 from planner.reporting.workbook.facts import FleetFacts
@@ -38,7 +39,8 @@ def fleet_book(instance: FleetInstance, document: FleetDocument | None, facts: F
         _charts(book, instance, facts, places)
     elif document is not None:
         explain_sheet(book, document, [])
-    read_me(book, front, document, _SHEETS, solved)
+    answer = _answer(document.plan) if document is not None and document.plan is not None else ()
+    read_me(book, front, document, _SHEETS, solved, answer)
     return book
 
 
@@ -60,6 +62,19 @@ _SHEETS = (
     ("Explain", "what is proven, what is assumed, what the plain rule would do"),
     ("Charts", "hours, offers, load, scenarios"),
 )
+
+
+def _answer(plan: FleetPlan) -> Sequence[tuple[str, Value | Formula, Style]]:
+    """What to rent, and what it costs as things stand."""
+    most: dict[str, int] = {}
+    for period in plan.periods:
+        there: dict[str, int] = {}
+        for row in period.allocation:
+            there[row.offer] = there.get(row.offer, 0) + row.count
+        most |= {offer: max(count, most.get(offer, 0)) for offer, count in there.items()}
+    rent = ", ".join(f"{count} x {offer}" for offer, count in most.items() if count)
+    when = "rent" if len(plan.periods) == 1 else "rent, at most at a time"
+    return (when, rent or "nothing", "text"), ("USD an hour", Formula("=Cost"), "usd")
 
 
 def _scenarios(book: Book, facts: FleetFacts) -> None:

@@ -41,9 +41,8 @@ def live_checks(
     """Every limit of the instance, live; and the margins of the cost model, as they were when it was solved."""
     for number, (offer, name, gpus, role, worker) in enumerate(places.kinds, 1):
         worst = f"=SUMPRODUCT(MAX(({places.group(GROUP_KIND)}={number})*{places.group(GROUP_LOAD)}))"
-        yield Check(
-            "load with headroom", f"{name} on {offer}, {gpus} GPUs, {worker or role}", Formula(worst), 1, "share"
-        )
+        where = f"{name} on {offer}, {gpus} GPU{'s' if gpus > 1 else ''}, {worker or role}"
+        yield Check("load with headroom", where, Formula(worst), 1, "share")
     if places.routes:
         none = Formula(f"=SUMPRODUCT(--({places.route(ROUTE_THROUGHPUT)}<=0))")
         yield Check("routes that serve nothing", "within the latency limits", none, 0, "routes")

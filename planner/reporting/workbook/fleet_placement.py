@@ -26,7 +26,7 @@ from planner.reporting.workbook.layout import DEMAND, FIRST_ROW, OFFERS, PROFILE
 (ROUTE_PERIOD, ROUTE_GROUP, ROUTE_MODEL, ROUTE_INPUT, ROUTE_OUTPUT, ROUTE_OFFER, ROUTE_GPUS, ROUTE_ROLE, ROUTE_SHARE,
  ROUTE_RATE, ROUTE_THROUGHPUT, ROUTE_BUSY, ROUTE_NEED, ROUTE_SPOT, ROUTE_FROM) = range(15)  # fmt: skip
 (GROUP, GROUP_PERIOD, GROUP_KIND, GROUP_OFFER, GROUP_MODEL, GROUP_ROLE, GROUP_GPUS, GROUP_COUNT, GROUP_THERE,
- GROUP_NEED, GROUP_WHOLE, GROUP_SLACK, GROUP_USE, GROUP_LOAD) = range(16, 30)  # fmt: skip
+ GROUP_NEED, GROUP_WHOLE, GROUP_SLACK, GROUP_USE, GROUP_LOAD, GROUP_WORKER) = range(16, 31)  # fmt: skip
 #: First column of the periods in Plan's table.
 PLAN_PERIODS = 7
 #: Load of replicas that are not there, of capacity.
@@ -76,12 +76,19 @@ def offer_cell(book: Book, instance: FleetInstance, offer: str, col: int) -> str
 def add_replicas(book: Book, places: Places, instance: FleetInstance, plan: FleetPlan) -> None:
     sheet = places.placement
     titles = ("no.", "period", "kind", "offer", "model", "role", "GPUs", "replicas", "there", "needed", "whole",
-              "slack", "use", "full")  # fmt: skip
+              "slack", "use", "full", *(["worker"] if instance.workers is not None else []))  # fmt: skip
     units = ("", "", "", "", "", "", "a replica", "planned", "on average", "with headroom", "needed", "replicas",
              "without headroom", "with headroom")  # fmt: skip
     sheet.row(TITLE_ROW, titles, "head", GROUP)
     sheet.row(UNIT_ROW, units, "unit", GROUP)
-    sheet.widths |= {ROUTE_MODEL: 22, ROUTE_OFFER: 26, GROUP_OFFER: 26, GROUP_MODEL: 22, ROUTE_FROM: 14}
+    sheet.widths |= {
+        ROUTE_MODEL: 22,
+        ROUTE_OFFER: 26,
+        GROUP_OFFER: 26,
+        GROUP_MODEL: 22,
+        ROUTE_FROM: 14,
+        GROUP_WORKER: 22,
+    }
     availability = columns_of(OFFERS)["availability"]
     row = FIRST_ROW
     for number, period in enumerate(plan.periods, 1):
@@ -92,6 +99,7 @@ def add_replicas(book: Book, places: Places, instance: FleetInstance, plan: Flee
             sheet.row(row, [row - FIRST_ROW + 1, number, places.kinds.index(kind) + 1], "whole", GROUP)
             sheet.row(row, [one.offer, one.model, one.role], "text", GROUP_OFFER)
             sheet.row(row, [one.gpus, one.count], "whole", GROUP_GPUS)
+            sheet.put(row, GROUP_WORKER, one.worker)
             there = f"={a1(row, GROUP_COUNT)}*{offer_cell(book, instance, one.offer, availability)}"
             sheet.put(row, GROUP_THERE, Formula(there), "number")
             row += 1
@@ -102,9 +110,10 @@ def add_replicas(book: Book, places: Places, instance: FleetInstance, plan: Flee
 def add_routes(book: Book, places: Places, instance: FleetInstance, plan: FleetPlan, facts: FleetFacts) -> None:
     sheet = places.placement
     titles = ("period", "replicas no.", "model", "input", "output", "offer", "GPUs", "role", "share", "rate",
-              "one replica", "busy", "needed", "on spot", "one replica is")  # fmt: skip
+              "one replica", "busy", "needed", "on spot",
+              "one replica is" if instance.workers is None else "worker")  # fmt: skip
     units = ("", "", "", "tokens", "tokens", "", "a replica", "", "of this size", "requests/s", "requests/s",
-             "replicas", "with headroom", "requests/s", "from")  # fmt: skip
+             "replicas", "with headroom", "requests/s", "from" if instance.workers is None else "")  # fmt: skip
     sheet.row(TITLE_ROW, titles, "head")
     sheet.row(UNIT_ROW, units, "unit")
     sizes = {(one.model, one.input_tokens, one.output_tokens): place for place, one in enumerate(instance.demand)}
@@ -199,7 +208,8 @@ def add_need(places: Places) -> None:
         sheet.put(row, GROUP_NEED, Formula(f"={need}"), "number")
         share = f"IF({there}>0,{there}/{a1(row, GROUP_COUNT)},1)"
         # 1E-9: what rounding leaves over is no replica.
-        sheet.put(row, GROUP_WHOLE, Formula(f"=ROUNDUP({a1(row, GROUP_NEED)}/{share}-0.000000001,0)"), "whole")
+        whole = f"=MAX(0,ROUNDUP({a1(row, GROUP_NEED)}/{share}-0.000000001,0))"
+        sheet.put(row, GROUP_WHOLE, Formula(whole), "whole")
         sheet.put(row, GROUP_SLACK, Formula(f"={there}-{a1(row, GROUP_NEED)}"), "number")
         sheet.put(row, GROUP_USE, Formula(f"=IF({there}>0,{busy}/{there},0)"), "percent")
         sheet.put(

@@ -141,10 +141,12 @@ def _checks(
 def _workers(
     instance: Any, inputs: Mapping[str, Input], sheet: Sheet, columns: dict[str, int], rows: range
 ) -> Iterator[Check]:
-    """Latency of the workers that are used, and their sums under the table."""
+    """Latency of the workers that are used, where the table tells it, and their sums under the table."""
     slo = getattr(instance, "slo", None)
     first, last = rows.start, rows.stop - 1
     for what in ("ttft_s", "tpot_s"):
+        if what not in columns:
+            continue
         cells = sheet.ref(first, columns[what], last)
         cell = inputs.get(f"slo/{what}")
         # A limit with a unit, as "2s", is no number to a formula: then it is as it was solved for.

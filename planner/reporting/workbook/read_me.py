@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from planner.files import canonical_json
 from planner.plan import PlanDocument
-from planner.reporting.workbook.cells import Book, Formula, Rule, Sheet
+from planner.reporting.workbook.cells import Book, Formula, Rule, Sheet, Style, Value
 from planner.reporting.workbook.explain import STATUS
 
 HOW = (
@@ -30,14 +30,19 @@ def read_me(
     document: PlanDocument | None,
     sheets: Sequence[tuple[str, str]],
     live: bool,
+    answer: Sequence[tuple[str, Value | Formula, Style]] = (),
 ) -> None:
-    """Fill the first sheet. live : whether the book computes a status of its own."""
+    """Fill the first sheet. live : whether the book computes a status of its own. answer : what was decided, first."""
     sheet.widths |= {0: 22, 1: 110}
     row = 3
     if live:
         sheet.put(row, 0, "status", "head")
         sheet.put(row, 1, Formula("=Plan_status"), "flag")
         sheet.rules.append(Rule(sheet.inside(row, 1, row, 1), "word", "CURRENT"))
+        row += 1
+    for label, value, style in answer:
+        sheet.put(row, 0, label, "head")
+        sheet.put(row, 1, value, style)
         row += 1
     lines: list[tuple[str, str]] = [("written", book.written)]
     if document is None:

@@ -12,7 +12,7 @@ from formulations.expert_placement.check import check, objective
 from formulations.expert_placement.formulation import EXPERT_PLACEMENT
 from formulations.expert_placement.problem import CommunicationModel, ExpertPlacementProblem
 from formulations.outcome import OnProgress, Outcome, SolveOptions
-from planner.plan import ExpertPlacement
+from planner.experts_plan import ExpertPlacement
 from planner.topology import hop_costs
 from planner.workload import RoutingTrace
 

@@ -12,7 +12,7 @@ from small_cases import random_placement, shapes
 from formulations.expert_placement.check import check
 from formulations.expert_placement.moves import align, ordered_moves, relabel
 from planner.cost.expert_parallel import membership, moved_replicas
-from planner.plan import Move
+from planner.experts_plan import Move
 
 
 def replay(current: np.ndarray, moves: tuple[Move, ...], layer_ids: tuple[int, ...], gpus: int) -> np.ndarray:

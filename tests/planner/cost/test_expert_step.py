@@ -14,7 +14,7 @@ from planner.cost.collectives import exchange_seconds
 from planner.cost.expert_step import ExpertStep, expert_times
 from planner.cost.operators.moe import moe_rank_seconds, moe_seconds
 from planner.errors import DescriptionError
-from planner.plan import ExpertPlacement
+from planner.experts_plan import ExpertPlacement
 
 STEP = ExpertStep(
     device=catalog.device("h100_sxm"),

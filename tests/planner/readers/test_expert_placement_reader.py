@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from planner.errors import DescriptionError
-from planner.plan import ExpertPlacement, ExpertsDocument, InstanceReference, OutcomeRecord
+from planner.experts_plan import ExpertPlacement
+from planner.plan import ExpertsDocument, InstanceReference, OutcomeRecord
 from planner.readers.expert_placement import read_expert_placement
 
 RELAXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)

@@ -10,12 +10,20 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from workbook_cases import ROOT, Engine, book_of, cell_of, shipped, stored
+from workbook_cases import ROOT, Engine, book_of, cell_of, of_workers, shipped, stored
 
 from planner.plan import FleetDocument
 from planner.reporting.workbook.cells import Book, Formula
 from planner.reporting.workbook.facts import Scenario
-from planner.reporting.workbook.fleet_placement import GROUP_GPUS, GROUP_MODEL, GROUP_OFFER, GROUP_ROLE, GROUP_USE
+from planner.reporting.workbook.fleet_placement import (
+    GROUP_GPUS,
+    GROUP_MODEL,
+    GROUP_OFFER,
+    GROUP_ROLE,
+    GROUP_USE,
+    GROUP_WHOLE,
+    GROUP_WORKER,
+)
 from planner.reporting.workbook.xlsx import Results, to_bytes, write_xlsx
 
 #: Functions that Excel 2007, LibreOffice 7.4 and formualizer all compute alike.
@@ -103,6 +111,30 @@ def assert_load_is_that_of_the_verdict(book: Book, document: FleetDocument, resu
     assert alone
     for key in alone:
         assert use[key] == pytest.approx(document.verdict.metric(key), rel=1e-6)
+
+
+def test_a_fleet_of_named_workers_is_live(tmp_path: Path) -> None:
+    """Roles, hours, zones and two configurations of one size: cost and load are the plan's; nothing is below zero.
+
+    Replicas that only stand by for the loss of a zone do nothing: of them 0 are needed, not -1.
+    """
+    book, document = book_of(of_workers(tmp_path))
+    path = tmp_path / "workers.xlsx"
+    results = write_xlsx(book, str(path))
+    told = stored(path)
+    assert told[cell_of(path, "Plan", "cost, mean")] == pytest.approx(document.outcome.terms["rent_usd_per_hour"])
+    assert told[STATUS] == "CURRENT"
+    assert document.plan is not None
+    groups = [group for period in document.plan.periods for group in period.replicas]
+    cells = book.sheet("Placement").cells
+    needs = [results["Placement", 5 + place, GROUP_WHOLE] for place in range(len(groups))]
+    assert 0 in needs
+    assert all(0 <= need <= group.count for need, group in zip(needs, groups, strict=True))
+    names = [cells[5 + place, GROUP_WORKER].value for place in range(len(groups))]
+    assert names == [group.worker for group in groups]
+    engine = Engine(path)
+    engine.type("Demand!M8", 90)  # coder's busiest hour, ten times what it was
+    assert str(engine[STATUS]).startswith("BROKEN")
 
 
 def test_hours_follow_their_periods(tmp_path: Path) -> None:
@@ -281,7 +313,7 @@ def office() -> str:
 @pytest.mark.office
 @pytest.mark.slow
 def test_libreoffice_computes_the_same(tmp_path: Path) -> None:
-    """All formulas computed anew by another program, of three fleets: each cell as it is stored."""
+    """All formulas computed anew by another program, of four fleets: each cell as it is stored."""
     program = office()
     settings = tmp_path / "profile" / "user" / "registrymodifications.xcu"
     settings.parent.mkdir(parents=True)
@@ -296,6 +328,7 @@ def test_libreoffice_computes_the_same(tmp_path: Path) -> None:
     ]
     books = {name: shipped(name)[0] for name in ("scarce", "week")}
     books["two"] = book_of(ROOT / "fleet" / "two_offers.yaml", scenarios=some)[0]
+    books["workers"] = book_of(of_workers(tmp_path))[0]
     for name, book in books.items():
         write_xlsx(book, str(tmp_path / f"{name}.xlsx"))
         # The same without results: what LibreOffice says is its own.
@@ -318,3 +351,12 @@ def test_libreoffice_computes_the_same(tmp_path: Path) -> None:
                 assert math.isclose(value, other, rel_tol=1e-9, abs_tol=1e-9), (name, cell, value, other)
             else:
                 assert value == other, (name, cell)
+
+
+def test_the_first_sheet_says_what_to_rent(two: Path, engine: Engine) -> None:
+    """4 small and 1 large, 8 USD an hour; dearer instances are followed there too."""
+    assert stored(two)[cell_of(two, "Read me", "rent")] == "4 x small, 1 x large"
+    cost = cell_of(two, "Read me", "USD an hour")
+    assert stored(two)[cost] == 8
+    engine.type(PRICE, 1.5)
+    assert engine[cost] == pytest.approx(10)

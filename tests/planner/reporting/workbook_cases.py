@@ -21,6 +21,40 @@ from planner.reporting.workbook.cells import Book
 from planner.reporting.workbook.facts import FleetFacts
 from planner.reporting.workbook.fleet import fleet_book
 
+#: A table of workers, and a fleet of all that may come with one: named configurations of one size, roles apart, hours,
+#: zones of which one may be lost, reserved instances, a quota and a least number of replicas.
+WORKERS = """worker,service,device,role,gpus,input_tokens,output_tokens,requests_per_s
+tp1,chat,l40s,A,1,250,100,4
+tp1,chat,l40s,A,1,2000,200,0.8
+tp2,chat,h100_sxm,A,2,250,100,22
+tp2,chat,h100_sxm,A,2,2000,200,6
+tp2 long,chat,h100_sxm,A,2,250,100,17
+tp2 long,chat,h100_sxm,A,2,2000,200,8
+pre,coder,h100_sxm,P,1,4000,400,9
+dec,coder,h100_sxm,D,1,4000,400,5
+dec l40s,coder,l40s,D,1,4000,400,1.5
+"""
+OF_WORKERS = """
+problem: fleet
+name: workers
+workers: workers.csv
+headroom: 0.1
+spare_zones: 1
+budget_usd_per_hour: 1000
+quotas: [{name: l40s, max_gpus: 120, offers: [l40s a, l40s b]}]
+models: [{name: chat}, {name: coder, min_replicas: 1}]
+offers:
+  - {name: l40s a, device: l40s, gpus: 4, price_usd_per_hour: 7, zone: a, region: east, max_count: 40}
+  - {name: l40s b, device: l40s, gpus: 4, price_usd_per_hour: 7, zone: b, region: east, max_count: 40}
+  - {name: h100 a, device: h100_sxm, gpus: 8, price_usd_per_hour: 40, zone: a, region: east, max_count: 10}
+  - {name: h100 b, device: h100_sxm, gpus: 8, price_usd_per_hour: 40, zone: b, region: east, max_count: 10}
+  - {name: base, device: h100_sxm, gpus: 8, price_usd_per_hour: 30, zone: c, region: east, market: reserved}
+demand:
+  - {model: chat, input_tokens: 250, output_tokens: 100, hourly: [10, 30, 60, 20]}
+  - {model: chat, input_tokens: 2000, output_tokens: 200, hourly: [3, 8, 12, 5]}
+  - {model: coder, input_tokens: 4000, output_tokens: 400, hourly: [1, 6, 9, 2]}
+"""
+
 ROOT = Path(__file__).resolve().parents[3] / "instances"
 DATE = "2026-11-21"
 
@@ -105,3 +139,10 @@ def cell_of(path: Path, sheet: str, label: str) -> str:
     found = [name for name, value in stored(path).items() if value == label and name.startswith(f"{sheet}!A")]
     assert len(found) == 1, (label, found)
     return f"{sheet}!B{found[0].split('!A')[1]}"
+
+
+def of_workers(folder: Path) -> Path:
+    """The fleet of a table of workers, written into a folder."""
+    (folder / "workers.csv").write_text(WORKERS)
+    (folder / "of_workers.yaml").write_text(OF_WORKERS)
+    return folder / "of_workers.yaml"

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from tiny_plan import LAYERS, NO_REPLICAS, ROWS, document, flags_of, parsed_by_table, placement
 
 from planner.errors import ExportError, OptionError
-from planner.plan import ExpertPlacement
+from planner.experts_plan import ExpertPlacement
 from planner.readers.expert_placement import read_expert_placement
 from planner.writers import export
 

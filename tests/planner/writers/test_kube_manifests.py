@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,23 @@ def test_what_vllms_file_cannot_say(tmp_path: Path) -> None:
         exported(tmp_path, "vllm-config", worker(tp=2), backend="sglang")
     with pytest.raises(ExportError, match="set MODEL to the weights"):
         exported(tmp_path, "vllm-config", worker(tp=2), model="models/org--name.json")
+
+
+def test_pods_do_not_see_the_planners_folders(tmp_path: Path) -> None:
+    """A config.json beside the plan is no weights for a pod: MODEL has to be set, or the plan names a checkpoint."""
+    one, model = worker(tp=2), "there/config.json"
+    for to, kind in (("k8s", "Deployment"), ("lws", "LeaderWorkerSet")):
+        text, found = exported(tmp_path, to, one, model=model)
+        assert "set the variable MODEL of every container" in text
+        assert "set MODEL, or plan with checkpoint (--checkpoint): pods do not see there/config.json" in text
+        assert '"MODEL"' in json.dumps([each for each in found if each["kind"] == kind])
+        text, _ = exported(tmp_path, to, one, model=model, checkpoint="org/name")
+        assert "MODEL=${MODEL:-org/name}" in text
+        assert "there" not in text
+    with pytest.raises(ExportError, match=r"pods do not see there/config.json"):
+        exported(tmp_path, "dynamo", one, model=model)
+    _, (graph,) = exported(tmp_path, "dynamo", one, model=model, checkpoint="org/name")
+    assert "org/name" in json.dumps(graph)
 
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from planner.plan import ExpertPlacement, ExpertsDocument, InstanceReference, Move, OutcomeRecord
+from planner.experts_plan import ExpertPlacement, Move
+from planner.plan import ExpertsDocument, InstanceReference, OutcomeRecord
 
 ROWS = [[2, 1, 0, 3, 0, 1], [3, 2, 1, 0, 3, 2]]
 NO_REPLICAS = [[0, 2, 1, 3], [3, 1, 0, 2]]

@@ -9,20 +9,28 @@ import numpy as np
 from formulations.outcome import TOLERANCE
 from formulations.parallelism.training.search.plans import of_document
 from formulations.parallelism.training.search.problem import RECOMPUTE, SCHEDULES, TrainProblem
+from formulations.parallelism.training.search.space import zero_stages
 from planner.cost.training.memory import training_memory_by_stage
 from planner.cost.training.plans import problems
 from planner.cost.verdict import Violation
-from planner.training_plan import TrainingPlan
+from planner.training_plan import LayerBlock, TrainingPlan
 from planner.units import format_bytes
 
 PLAN = "plan"
+#: Sizes that layers of their own would change.
+_FIXED_IN_BLOCKS = ("tensor_parallel_size", "data_parallel_size", "micro_batch_size", "zero_stage")
 
 
 def check(problem: TrainProblem, plan: TrainingPlan) -> list[Violation]:
     """Every broken rule; memory is only looked at where the sizes are sound."""
     broken = [Violation(rule=rule, subject=PLAN, message=message) for rule, message in _sizes(problem, plan)]
     broken += check_alone(plan)
-    return broken or [*_model_rules(problem, plan), *_memory(problem, plan), *_maps(problem, plan)]
+    return broken or [
+        *_blocks(problem, plan),
+        *_model_rules(problem, plan),
+        *_memory(problem, plan),
+        *_maps(problem, plan),
+    ]
 
 
 def check_alone(plan: TrainingPlan) -> list[Violation]:
@@ -40,6 +48,10 @@ def check_alone(plan: TrainingPlan) -> list[Violation]:
         if (stage.first_gpu, stage.num_gpus) != (place * each, each):
             message = f"GPUs {stage.first_gpu} + {stage.num_gpus}; its place has {place * each} + {each}"
             broken.append(Violation(rule="devices", subject=f"stage {place}", message=message))
+        held = sum(block.num_layers for block in stage.layer_blocks)
+        if stage.layer_blocks and held != stage.num_layers:
+            message = f"blocks of {held} layers, the stage has {stage.num_layers}"
+            broken.append(Violation(rule="blocks", subject=f"stage {place}", message=message))
         if stage.num_layers < plan.virtual_pipeline_size:
             message = f"{stage.num_layers} layers for {plan.virtual_pipeline_size} chunks: one would be empty"
             broken.append(Violation(rule="empty", subject=f"stage {place}", message=message))
@@ -74,12 +86,47 @@ def _sizes(problem: TrainProblem, plan: TrainingPlan) -> Iterator[tuple[str, str
     tensor, domain = plan.tensor_parallel_size, problem.domain_gpus
     if domain % tensor:
         yield "links", f"tensor parallel groups of {tensor} do not lie in the {domain} GPUs that fast links join"
-    if problem.rail_only:
-        stage = tensor * plan.context_parallel_size * plan.data_parallel_size
-        if tensor * plan.expert_parallel_size > domain:
-            yield "links", f"experts over {tensor * plan.expert_parallel_size} GPUs: rails join only equal places"
-        if stage % domain and plan.pipeline_parallel_size > 1 and stage * plan.pipeline_parallel_size > domain:
-            yield "links", f"stages of {stage} GPUs do not fill domains of {domain}: sends leave their rail"
+
+
+def _blocks(problem: TrainProblem, plan: TrainingPlan) -> Iterator[Violation]:
+    """Layers that differ in what the instance lets them differ in."""
+    counts = []
+    for place, stage in enumerate(plan.stages):
+        for block in stage.layer_blocks:
+            told = _wrong_block(problem, plan, block)
+            if told:
+                yield Violation(rule="layers", subject=f"stage {place}", message=told)
+        held = stage.layer_blocks
+        whole = 0 if plan.recompute == "none" else stage.num_layers
+        counts.append(sum(one.num_layers for one in held if one.recompute != "none") if held else whole)
+    if problem.layer_scope == "chunk" and any(stage.layer_blocks for stage in plan.stages):
+        chunks = plan.virtual_pipeline_size
+        layers = [stage.num_layers for stage in plan.stages]
+        every = (
+            [sum(min(each, (count + turn) // chunks) for turn in range(chunks)) for count in layers]
+            for each in range(max(layers) + 1)
+        )
+        if counts not in every:
+            told = f"{counts} layers of the stages recompute, which is no one number of each chunk"
+            yield Violation(rule="layers", subject=PLAN, message=told)
+
+
+def _wrong_block(problem: TrainProblem, plan: TrainingPlan, block: LayerBlock) -> str:
+    """What is wrong with a block of layers; empty for nothing."""
+    tensor, zero = block.tensor_parallel_size, block.zero_stage
+    alike = (tensor, zero) == (plan.tensor_parallel_size, plan.zero_stage)
+    if problem.layer_scope == "uniform":
+        return "layers differ, the instance wants them uniform"
+    if block.recompute not in problem.recompute:
+        return f"{block.recompute} is none of {', '.join(problem.recompute)}"
+    if problem.layer_scope != "any" and not alike:
+        return "layers differ in more than recomputation"
+    if problem.layer_scope == "chunk" and block.recompute == "selective":
+        return "chunks recompute whole layers or none"
+    if not alike and (problem.domain_gpus % tensor or any(name in problem.fixed for name in _FIXED_IN_BLOCKS)):
+        return f"tensor parallel groups of {tensor} leave fast links, or sizes are fixed"
+    legal = zero_stages(problem.framework, plan.pipeline_parallel_size > 1)
+    return "" if alike or zero in legal else f"{problem.framework} does not run ZeRO {zero} here"
 
 
 def _model_rules(problem: TrainProblem, plan: TrainingPlan) -> Iterator[Violation]:

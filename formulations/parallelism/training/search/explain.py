@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from formulations.parallelism.training.search.plans import sizes_at
-from formulations.parallelism.training.search.pricing import pieces
+from formulations.parallelism.training.search.pricing import pieces, step_of
 from formulations.parallelism.training.search.problem import TrainProblem
-from formulations.parallelism.training.search.space import MIN_CONTEXT_TOKENS, MOST_MICRO_BATCH, space
+from formulations.parallelism.training.search.space import MIN_CONTEXT_TOKENS, MOST_MICRO_BATCH, divisors, space
 from planner.cost.training.judge import MEMORY_PARTS
 from planner.cost.training.memory import training_memory
 from planner.cost.training.plans import TrainingPlans
@@ -24,6 +24,9 @@ PART_WORDS = {
     "working": "gathered or recomputed layers",
     "margin": "allocator, context and buffers",
 }
+#: Batches with so few divisors leave data parallelism little choice. Some up to an eighth larger are tried, and told
+#: where they train so many times the tokens.
+FEW_DIVISORS, MOST_MORE_BATCH, BATCHES_TRIED, WORTH_MORE = 4, 8, 3, 1.05
 #: Times the GPUs that are tried before nothing is proposed.
 MOST_TIMES = 64
 
@@ -63,6 +66,10 @@ def _ways(problem: TrainProblem) -> Iterator[str]:
     nodes = _least_nodes(problem)
     if nodes is not None:
         yield f"use {nodes} nodes instead of {problem.num_gpus // problem.gpus_per_node}"
+    padded = -(-problem.sequence_length // MIN_CONTEXT_TOKENS) * MIN_CONTEXT_TOKENS
+    longer = replace(problem, sequence_length=padded)
+    if padded != problem.sequence_length and not problem.sequence_lengths and _fits(longer):
+        yield f"pad sequences to {padded} tokens: context parallelism must divide them"
     length = problem.sequence_length // 2
     while length >= MIN_CONTEXT_TOKENS // 4 and not problem.sequence_lengths:
         if _fits(replace(problem, sequence_length=length)):
@@ -72,6 +79,32 @@ def _ways(problem: TrainProblem) -> Iterator[str]:
     least = _least_bytes(problem)
     if least is not None:
         yield f"use GPUs with {format_bytes(least)} of memory"
+
+
+def batch_hint(problem: TrainProblem, tokens_per_s: float) -> Iterator[str]:
+    """A slightly larger batch, with more divisors, where that trains clearly more tokens a second."""
+    batch = problem.global_batch_size
+    if len(divisors(batch)) > FEW_DIVISORS or problem.goal != "step_time":
+        return
+    near = range(batch + 1, batch + batch // MOST_MORE_BATCH + 1)
+    rates = {}
+    for size in sorted(near, key=lambda size: len(divisors(size)), reverse=True)[:BATCHES_TRIED]:
+        rates[size] = _tokens_per_s(replace(problem, global_batch_size=size))
+    larger = max(rates, key=lambda size: rates[size], default=batch)
+    if rates.get(larger, 0.0) > WORTH_MORE * tokens_per_s:
+        gain = rates[larger] / tokens_per_s - 1.0
+        told = f"{batch} sequences have few divisors for data parallelism and micro-batches"
+        yield f"a batch of {larger} trains {gain:.0%} more tokens a second: {told}"
+
+
+def _tokens_per_s(problem: TrainProblem) -> float:
+    """Of the best even plan that fits; 0 where none does."""
+    plans, best = space(problem), 0.0
+    for piece in pieces(plans) if plans is not None else ():
+        fits = piece[training_memory(problem.model, piece, problem.margin).total <= problem.capacity_bytes]
+        if len(fits):
+            best = max(best, float(step_of(problem, fits).tokens_per_s.max()))
+    return best
 
 
 def _least_nodes(problem: TrainProblem) -> int | None:

@@ -63,7 +63,7 @@ def next_best(priced: Priced, chosen: tuple[int, ...]) -> tuple[IntArray, list[s
         axis=1,
     )  # fmt: skip
     seen, found, whys = {chosen}, [], []
-    best = priced.goal.min()
+    best = priced.goal.min(initial=np.inf)
     for place in np.argsort(priced.goal, kind="stable")[:5000].tolist():
         key = tuple(sizes[place].tolist())
         if key in seen:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from formulations.parallelism.training.search.blocks import blocks_of, with_blocks
 from formulations.parallelism.training.search.pricing import Priced, joules, step_of, usd
 from formulations.parallelism.training.search.problem import RECOMPUTE, SCHEDULES, FloatArray, TrainProblem
 from planner.cost.training.judge import MEMORY_PARTS
@@ -14,7 +15,7 @@ from planner.cost.training.memory import training_memory_by_stage
 from planner.cost.training.passes import StagePasses, stage_passes
 from planner.cost.training.plans import Schedule, TrainingPlans
 from planner.cost.training.stages import even_split
-from planner.training_plan import ParallelSizes, TrainingPlan, TrainingPoint, TrainingStage
+from planner.training_plan import LayerBlock, ParallelSizes, TrainingPlan, TrainingPoint, TrainingStage
 
 #: Sizes that are equal in arrays and documents.
 SIZES = (
@@ -47,8 +48,9 @@ def arrays_of(problem: TrainProblem, plan: ParallelSizes, layers: Sequence[int] 
 
 
 def of_document(problem: TrainProblem, plan: TrainingPlan) -> TrainingPlans:
-    """The arrays of a document's plan, with its own stages."""
-    return arrays_of(problem, plan, [stage.num_layers for stage in plan.stages])
+    """The arrays of a document's plan, with its own stages and layers."""
+    one = arrays_of(problem, plan, [stage.num_layers for stage in plan.stages])
+    return with_blocks(problem.model, one, [stage.layer_blocks for stage in plan.stages])
 
 
 def passes_of(problem: TrainProblem, one: TrainingPlans) -> StagePasses:
@@ -58,11 +60,18 @@ def passes_of(problem: TrainProblem, one: TrainingPlans) -> StagePasses:
     )  # fmt: skip
 
 
-def document_plan(problem: TrainProblem, one: TrainingPlans) -> TrainingPlan:
-    """Everything about one plan that its sizes and stages decide."""
+def document_plan(
+    problem: TrainProblem, one: TrainingPlans, blocks: Sequence[Sequence[LayerBlock]] | None = None
+) -> TrainingPlan:
+    """Everything about one plan that its sizes and stages decide.
+
+    blocks : of the layers of each stage; None where variants come after a stage's own layers.
+    """
     stages = int(one.pipeline_parallel_size[0])
     layers = (even_split(one, problem.model.num_layers) if one.stage_layers is None else one.stage_layers)[0]
+    blocks = blocks_of(one) if blocks is None else blocks
     one = arrays_of(problem, ParallelSizes.model_validate(sizes_at(one, 0)), layers[:stages].tolist())
+    one = with_blocks(problem.model, one, blocks)
     times, memory = step_of(problem, one), training_memory_by_stage(problem.model, one, problem.margin)
     worked_s = passes_of(problem, one).total_s[0]
     last = 0 if one.schedule[0] == Schedule.ZB_V else stages - 1
@@ -90,6 +99,7 @@ def document_plan(problem: TrainProblem, one: TrainingPlans) -> TrainingPlan:
                 micro_batch_s=float(worked_s[stage]),
                 peak_memory_bytes=float(memory.total[0, stage]),
                 memory={name: float(getattr(memory, name)[0, stage]) for name in MEMORY_PARTS},
+                layer_blocks=tuple(blocks[stage]),
             )
             for stage in range(stages)
         ),

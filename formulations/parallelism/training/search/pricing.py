@@ -54,20 +54,11 @@ def price(problem: TrainProblem, plans: TrainingPlans, memory_bytes: FloatArray 
     if memory_bytes is None:
         memory_bytes = training_memory(problem.model, plans, problem.margin).total
     times = step_of(problem, plans)
-    step_s, micro = times.step_s, plans.num_micro_batches
-    slowest_s = (times.compute_s + times.tensor_s + times.context_s + times.expert_s) / micro
+    step_s, micro, stages = times.step_s, plans.num_micro_batches, plans.pipeline_parallel_size
+    all_s = through_s(problem, plans, times)
+    busy_s = np.minimum(micro * all_s / stages, step_s)
     plain = plans.schedule == Schedule.ONE_F_ONE_B
-    bubble_s = times.bubble_s
-    if not plain.all():
-        # The stages are the same under any schedule; 1F1B tells what they take together.
-        ones = np.ones_like(plans.virtual_pipeline_size)
-        same = replace(plans, schedule=np.zeros_like(ones) + Schedule.ONE_F_ONE_B, virtual_pipeline_size=ones)
-        bubble_s = np.where(plain, bubble_s, step_of(problem, same).bubble_s)
-    virtual = np.where(plain, plans.virtual_pipeline_size, 1)
-    through_s = slowest_s + bubble_s * virtual
-    stages = plans.pipeline_parallel_size
-    busy_s = np.minimum(micro * through_s / stages, step_s)
-    filled = np.where(plain, (1.0 - 1.0 / stages) * through_s / virtual + times.pipeline_s, 0.0)
+    filled = np.where(plain, (1.0 - 1.0 / stages) * all_s / plans.virtual_pipeline_size + times.pipeline_s, 0.0)
     balanced_s = np.where(stages > 1, np.minimum((busy_s + filled) * _ROUNDING, step_s), step_s)
     gpus = plans.num_gpus
     return Priced(
@@ -78,6 +69,19 @@ def price(problem: TrainProblem, plans: TrainingPlans, memory_bytes: FloatArray 
         goal=goal(problem, step_s, busy_s, gpus),
         balanced=goal(problem, balanced_s, np.minimum(busy_s, balanced_s), gpus),
     )
+
+
+def through_s(problem: TrainProblem, plans: TrainingPlans, times: TrainingTimes) -> FloatArray:
+    """Seconds of one micro-batch on all stages together, forward and backward, [n]."""
+    slowest_s = (times.compute_s + times.tensor_s + times.context_s + times.expert_s) / plans.num_micro_batches
+    plain = plans.schedule == Schedule.ONE_F_ONE_B
+    bubble_s = times.bubble_s
+    if not plain.all():
+        # The stages are the same under any schedule; 1F1B tells what they take together.
+        ones = np.ones_like(plans.virtual_pipeline_size)
+        same = replace(plans, schedule=np.zeros_like(ones) + Schedule.ONE_F_ONE_B, virtual_pipeline_size=ones)
+        bubble_s = np.where(plain, bubble_s, step_of(problem, same).bubble_s)
+    return np.asarray(slowest_s + bubble_s * np.where(plain, plans.virtual_pipeline_size, 1))
 
 
 def step_of(problem: TrainProblem, plans: TrainingPlans) -> TrainingTimes:
@@ -158,3 +162,11 @@ def joined(parts: list[Priced]) -> Priced:
             for name in ("step_s", "memory_bytes", "busy_s", "goal", "balanced")
         ),
     )
+
+
+def best_of(priced: Priced) -> Priced | None:
+    """The best of some plans alone; of equal ones that which leaves more memory. None where there is none."""
+    if not priced.goal.size:
+        return None
+    place = int(np.lexsort((priced.memory_bytes, priced.goal))[0])
+    return priced[np.array([place])]

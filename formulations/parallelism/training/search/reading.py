@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from formulations.parallelism.training.search.problem import TrainProblem
+from formulations.parallelism.training.search.problem import LayerScope, TrainProblem
 from formulations.parallelism.training.search.space import divided_by_tensor
 from formulations.reading import Reading
 from planner import catalog
-from planner.cluster import Cluster, Nodes
+from planner.cluster import Cluster, Network, Nodes
 from planner.cost.training.coefficients import TrainingCoefficients, calibration
 from planner.cost.training.communication import INTER_NODE_LATENCY_S, TrainingNetwork
 from planner.cost.training.model import TrainingModel
@@ -49,7 +51,6 @@ class _Reading(Reading):
         assert nodes is not None
         assert coefficients is not None
         network, domain = self._network(cluster, nodes)
-        fabric = cluster.fabric
         shipped = calibration()
         mape = next(
             (
@@ -61,7 +62,7 @@ class _Reading(Reading):
         )
         problem = TrainProblem(
             name=instance.name,
-            sha256=self._sha256(),
+            sha256=instance_sha256(instance, self.base_dir),
             model=model,
             device=nodes.device,
             network=network,
@@ -72,7 +73,6 @@ class _Reading(Reading):
             num_gpus=nodes.num_gpus,
             gpus_per_node=nodes.gpus_per_node,
             domain_gpus=domain,
-            rail_only=fabric is not None and fabric.topology == "rail_only",
             capacity_bytes=nodes.device.known_memory_bytes * (1.0 - instance.reserve),
             global_batch_size=instance.global_batch_size,
             sequence_length=instance.sequence_length,
@@ -80,6 +80,7 @@ class _Reading(Reading):
             gradient_bytes=instance.gradient_bytes,
             flash_attention=instance.flash_attention,
             recompute=self._recompute(),
+            layer_scope=self._layer_scope(),
             schedules=tuple(dict.fromkeys(instance.schedules)),
             fixed=instance.fixed.given,
             goal=instance.objective,
@@ -132,10 +133,7 @@ class _Reading(Reading):
         same = {(one.device.name, one.gpus_per_node, one.domain_gpus, one.nic_bandwidth_bytes_per_s) for one in groups}
         if len(same) > 1:
             told = ", ".join(dict.fromkeys(f"{one.num_gpus} x {one.device.name}" for one in groups))
-            if cluster.network is None:
-                self.find(("cluster", "network"), f"is required to join unequal nodes ({told})")
-            why = "one step over unequal nodes is not searched; plan each kind alone, or cut stages with uneven_stages"
-            self.find(("cluster", "nodes"), f"{told}: {why} (docs/training.md)")
+            self.find(("cluster", "nodes"), f"{told}: unequal nodes are a problem of their own, see `mixed`")
             return None
         return Nodes(
             device=first.device,
@@ -161,11 +159,6 @@ class _Reading(Reading):
         outside, latency = inside, INTER_NODE_LATENCY_S
         if fabric is not None and nodes.nic_bandwidth_bytes_per_s is not None:
             outside = nodes.nic_bandwidth_bytes_per_s * nodes.rails / nodes.gpus_per_node
-            if fabric.topology == "leaf_spine" and nodes.count > (fabric.nodes_per_leaf or 1):
-                outside /= fabric.oversubscription
-                latency += fabric.spine_latency_s
-                if fabric.oversubscription > 1:
-                    self.assumptions.append("all groups between nodes are counted at the spine's share of a link")
             if link is not None and link.latency_s is not None:
                 latency = max(latency, link.latency_s)
         matrix = self._matrix()
@@ -180,6 +173,7 @@ class _Reading(Reading):
             intra_node_bytes_per_s=inside,
             inter_node_bytes_per_s=outside,
             inter_node_latency_s=latency,
+            **_tiers(fabric, nodes, domain, matrix is not None),
         )
         return network, domain
 
@@ -223,6 +217,13 @@ class _Reading(Reading):
             return (instance.recompute,)
         return ("none", "full") if instance.flash_attention else ("none", "selective", "full")
 
+    def _layer_scope(self) -> LayerScope:
+        """What the framework's options say of single layers, where nothing else is asked for."""
+        asked = self.instance.layer_strategies
+        if asked != "framework":
+            return asked
+        return "chunk" if self.instance.framework == "megatron" else "uniform"
+
     def _matrix(self) -> np.ndarray[tuple[int, int], np.dtype[np.float64]] | None:
         given = self.instance.node_bandwidth_bytes_per_s
         return None if given is None else np.array([[one or 0.0 for one in row] for row in given])
@@ -260,13 +261,31 @@ class _Reading(Reading):
         if matrix is not None and len(matrix) != nodes:
             self.find(("node_bandwidth_bytes_per_s",), f"is of {len(matrix)} nodes; the cluster has {nodes}")
 
-    def _sha256(self) -> str:
-        said = canonical_json(self.instance.model_dump(mode="json", exclude_defaults=True))
-        digest = hashlib.sha256(said.encode())
-        model, cluster = self.instance.model, self.instance.cluster
-        named = [cluster] if isinstance(cluster, str) else []
-        if isinstance(model, str) and model.endswith(".json"):
-            named.append(model)
-        for name in named:
-            digest.update((self.base_dir / name).read_bytes())
-        return digest.hexdigest()
+
+def instance_sha256(instance: TrainingInstance, base_dir: Path) -> str:
+    """Digest of what an instance says and of the files that it names."""
+    said = canonical_json(instance.model_dump(mode="json", exclude_defaults=True))
+    digest = hashlib.sha256(said.encode())
+    model, cluster = instance.model, instance.cluster
+    named = [cluster] if isinstance(cluster, str) else []
+    if isinstance(model, str) and model.endswith(".json"):
+        named.append(model)
+    for name in named:
+        digest.update((base_dir / name).read_bytes())
+    return digest.hexdigest()
+
+
+def _tiers(fabric: Network | None, nodes: Nodes, domain: int, measured: bool) -> dict[str, Any]:
+    """What lies above a node, in the words of TrainingNetwork; a measured matrix has leaves and spine in its mean."""
+    if fabric is None:
+        return {}
+    if fabric.topology == "rail_only":
+        return {"gpus_per_rail": nodes.gpus_per_node // nodes.rails}
+    leaf = (fabric.nodes_per_leaf or nodes.count) * nodes.gpus_per_node
+    if leaf >= nodes.num_gpus or measured:
+        return {}
+    return {
+        "gpus_per_leaf": -(-leaf // domain) * domain,
+        "oversubscription": fabric.oversubscription,
+        "spine_latency_s": fabric.spine_latency_s,
+    }

@@ -80,7 +80,7 @@ def zero_stages(framework: str, pipelined: bool) -> tuple[int, ...]:
 def space(problem: TrainProblem) -> TrainingPlans | None:
     """Every legal plan, whether it fits into memory or not; None where there is none."""
     grid = _Grid()
-    grid.cross("tensor", _tensor(problem))
+    grid.cross("tensor", tensor_sizes(problem))
     grid.cross("context", _chosen(problem, "context_parallel_size", _context(problem)))
     grid.cross("pipeline", _chosen(problem, "pipeline_parallel_size", range(1, problem.model.num_layers + 1)))
     grid.keep(grid["tensor"] * grid["context"] * grid["pipeline"] <= problem.num_gpus)
@@ -88,7 +88,6 @@ def space(problem: TrainProblem) -> TrainingPlans | None:
     gpus = grid["tensor"] * grid["context"] * grid["pipeline"] * grid["data"]
     grid.keep(gpus <= problem.num_gpus)
     _experts(problem, grid)
-    _rails(problem, grid)
     batch = problem.global_batch_size
     small = [one for one in divisors(batch) if one <= MOST_MICRO_BATCH]
     grid.cross("micro", _chosen(problem, "micro_batch_size", small))
@@ -133,7 +132,8 @@ def divided_by_tensor(problem: TrainProblem) -> list[tuple[int, str]]:
     return sorted(one for one in found if one[0])
 
 
-def _tensor(problem: TrainProblem) -> list[int]:
+def tensor_sizes(problem: TrainProblem) -> list[int]:
+    """Tensor-parallel sizes that divide what they must, or the fixed one."""
     counts = [count for count, _ in divided_by_tensor(problem)]
     domain = problem.domain_gpus
     wanted = _chosen(problem, "tensor_parallel_size", divisors(domain))
@@ -151,22 +151,6 @@ def _experts(problem: TrainProblem, grid: _Grid) -> None:
     grid.keep((grid["data"] * grid["context"]) % grid["expert"] == 0)
     for count in counts:
         grid.keep(count % grid["expert"] == 0)
-
-
-def _rails(problem: TrainProblem, grid: _Grid) -> None:
-    """On rail-only networks only ranks of one place in their nodes are joined."""
-    if problem.rail_only:
-        grid.keep(along_rails(problem, grid["tensor"], grid["context"], grid["data"], grid["pipeline"], grid["expert"]))
-
-
-def along_rails(
-    problem: TrainProblem, tensor: IntArray, context: IntArray, data: IntArray, pipeline: IntArray, expert: IntArray
-) -> BoolArray:
-    """Plans whose tokens for experts stay in a domain, and whose stages send to the same place of another node."""
-    domain = problem.domain_gpus
-    stage = tensor * context * data
-    sends = (stage % domain == 0) | (stage * pipeline <= domain) | (pipeline == 1)
-    return np.asarray((tensor * expert <= domain) & sends)
 
 
 def _schedules(problem: TrainProblem, grid: _Grid) -> None:

@@ -18,7 +18,7 @@ from formulations.parallelism.training.search.pareto import frontier
 from formulations.parallelism.training.search.plans import of_document
 from formulations.parallelism.training.search.pricing import price, splits, step_of, with_splits
 from formulations.parallelism.training.search.problem import TrainProblem
-from formulations.parallelism.training.search.space import along_rails, space
+from formulations.parallelism.training.search.space import space
 from planner.cost.training.memory import training_memory
 from planner.cost.training.plans import Recompute, TrainingPlans, problems
 from planner.descriptions.training import DenseModel
@@ -66,7 +66,7 @@ def brute_force(asked: TrainProblem) -> float:
 
 @pytest.mark.parametrize("changes", [{}, {"sequence_length": 8192, "global_batch_size": 8}, {"reserve": 0.6}])
 def test_no_plan_by_brute_force_is_better(changes: dict[str, object]) -> None:
-    asked = problem(**changes)
+    asked = problem(**changes, layer_strategies="uniform")
     found = solve(TRAINING, asked)
     assert found.status is Status.OPTIMAL
     assert found.objective is not None
@@ -176,6 +176,27 @@ def test_a_prime_number_of_gpus_leaves_some_idle() -> None:
     assert found.plan.idle_gpus > 0
 
 
+def test_a_prime_batch_is_told_a_better_one() -> None:
+    """31 sequences on 8 GPUs without a pipeline: data parallelism of 1 only. 32 keep all GPUs busy."""
+    fixed = {"context_parallel_size": 1, "pipeline_parallel_size": 1}
+    found = solve(TRAINING, problem(global_batch_size=31, fixed=fixed))
+    better = solve(TRAINING, problem(global_batch_size=32, fixed=fixed))
+    assert found.plan is not None
+    assert better.plan is not None
+    gain = better.plan.tokens_per_s / found.plan.tokens_per_s - 1.0
+    assert [note for note in found.plan.notes if note.startswith(f"a batch of 32 trains {gain:.0%} more")]
+    assert not [note for note in better.plan.notes if note.startswith("a batch of")]
+
+
+def test_sequences_that_nothing_divides_may_be_padded() -> None:
+    """500,009 tokens are a prime number; 489 x 1,024 = 500,736 are split over ranks, and then fit."""
+    asked = problem(sequence_length=500009, global_batch_size=8)
+    found = solve(TRAINING, asked)
+    assert found.status is Status.INFEASIBLE
+    assert "pad sequences to 500736 tokens: context parallelism must divide them" in found.relaxations
+    assert solve(TRAINING, replace(asked, sequence_length=500736)).plan is not None
+
+
 def test_nothing_fits_says_what_takes_the_memory_and_what_would_do() -> None:
     large = DenseModel.model_validate({**SMALL, "num_hidden_layers": 80, "hidden_size": 8192}).model_dump()
     asked = problem(model=large)
@@ -188,6 +209,18 @@ def test_nothing_fits_says_what_takes_the_memory_and_what_would_do() -> None:
     for nodes_now, status in ((count, Status.OPTIMAL), (count - 1, Status.INFEASIBLE)):
         again = solve(TRAINING, replace(asked, num_gpus=4 * nodes_now))
         assert again.status is status
+
+
+def test_only_an_uneven_split_fits() -> None:
+    """Two even stages do not fit by a few percent, a shorter first one does: an answer, with nothing beside it."""
+    fixed = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "context_parallel_size": 1, "micro_batch_size": 1}
+    found = solve(TRAINING, problem(
+        fixed=fixed, reserve=0.74, sequence_length=16384, global_batch_size=32, layer_strategies="uniform"
+    ))  # fmt: skip
+    assert found.plan is not None
+    assert len({stage.num_layers for stage in found.plan.stages}) == 2
+    assert not found.plan.pareto
+    assert not found.plan.runners_up
 
 
 def test_sizes_that_no_plan_can_have_together() -> None:
@@ -210,26 +243,6 @@ def test_a_start_plan_is_refused() -> None:
     found = solve(TRAINING, asked)
     with pytest.raises(OptionError, match="no start plan"):
         solve(TRAINING, asked, hint=found.plan)
-
-
-def test_rails_join_equal_places_only() -> None:
-    """Domains of 4: experts over 2 x 2 GPUs stay inside one, 2 x 4 do not; stages of 2 GPUs send off their rail."""
-    asked = problem(cluster={**_rail_only()})
-    one = np.array([1])
-    assert asked.rail_only
-    assert along_rails(asked, 2 * one, one, 4 * one, one, 2 * one).all()
-    assert not along_rails(asked, 2 * one, one, 4 * one, one, 4 * one).any()
-    assert not along_rails(asked, 2 * one, one, one, 4 * one, one).any()
-    found = solve(TRAINING, asked)
-    assert found.plan is not None
-    assert not TRAINING.check(asked, found.plan)
-
-
-def _rail_only() -> dict[str, object]:
-    return {
-        "nodes": [{"device": "a100_sxm", "count": 2, "gpus_per_node": 4}],
-        "network": {"link": "ib_hdr", "topology": "rail_only"},
-    }
 
 
 def test_nodes_are_mapped_by_measured_bandwidth() -> None:

@@ -1,0 +1,1 @@
+"""Deployments: one plan from demand to placed pods."""

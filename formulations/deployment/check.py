@@ -1,0 +1,183 @@
+"""Every rule of a deployment, from its decisions alone; numpy, no solver.
+
+The fleet inside keeps the fleet's rules; what is told beside it must be that fleet: nodes, workers, shares; every
+worker has its devices on nodes that are there, none is held twice or by what runs there; experts keep theirs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+from formulations.deployment.experts import sharing
+from formulations.deployment.placing import workers_in
+from formulations.deployment.problem import DeployProblem
+from formulations.deployment.rows import dearest, told_rows
+from formulations.expert_placement.check import check as check_experts
+from formulations.gpu_fleet.check import check as check_fleet
+from planner.cost.verdict import Violation
+from planner.deploy_plan import DeployedPod, DeployPlan, Step
+
+
+def broken(rule: str, subject: str, message: str) -> Violation:
+    """A broken rule."""
+    return Violation(rule=rule, subject=subject, message=message)
+
+
+def check(problem: DeployProblem, plan: DeployPlan) -> list[Violation]:
+    """Broken rules; an empty list for a plan that keeps them all."""
+    found = check_fleet(problem.fleet, plan.fleet)
+    if found:
+        return found
+    if plan.hours != dearest(plan.fleet).hours:
+        return [broken("hours", "plan", "the pods are not those of the most expensive hours")]
+    found = [*_told(problem, plan), *_nodes(problem, plan), *_pods(problem, plan), *_experts(problem, plan)]
+    return found or list(_change(problem, plan))
+
+
+def _told(problem: DeployProblem, plan: DeployPlan) -> Iterator[Violation]:
+    """Workers, shares and cost are those of the fleet."""
+    workers, assignment = told_rows(problem, dearest(plan.fleet))
+    if sorted(workers, key=str) != sorted(plan.workers, key=str):
+        yield broken("workers", "plan", "the workers told are not those of the fleet")
+    if sorted(assignment, key=str) != sorted(plan.assignment, key=str):
+        yield broken("assignment", "plan", "the shares told are not those of the fleet")
+    if abs(plan.cost_usd_per_hour - plan.fleet.cost_usd_per_hour) > 1e-6 * max(1.0, plan.fleet.cost_usd_per_hour):
+        yield broken("cost", "plan", "the cost told is not that of the fleet")
+
+
+def _nodes(problem: DeployProblem, plan: DeployPlan) -> Iterator[Violation]:
+    """As many nodes of each offer as the fleet has; standing ones exist, and no name is told twice."""
+    counts: Counter[str] = Counter()
+    for row in dearest(plan.fleet).allocation:
+        counts[row.offer] += row.count
+    told: Counter[str] = Counter()
+    standing = {kind.offer.name: {node.name for node in kind.nodes} for kind in problem.standing}
+    for node in plan.nodes:
+        name = str(node.offer if node.node is None else node.node)
+        if (node.offer is None) == (node.node is None) or (node.node is not None) != (name in standing):
+            yield broken("nodes", name, f"{name} is named neither as an offer nor as standing nodes, or as both")
+            continue
+        told[name] += node.count
+        if len(node.names) != node.count:
+            yield broken("nodes", name, f"{len(node.names)} nodes of {name} are named, {node.count} are counted")
+        for unknown in sorted(set(node.names) - standing.get(name, set(node.names))):
+            yield broken("nodes", name, f"there is no standing node {unknown!r} of {name}")
+    if +told != +counts:
+        yield broken("nodes", "plan", f"nodes {dict(told)} are told, the fleet has {dict(counts)}")
+    names = Counter(name for row in plan.nodes for name in row.names)
+    for name, number in names.items():
+        if number > 1:
+            yield broken("nodes", name, f"node {name} is told {number} times")
+
+
+def _pods(problem: DeployProblem, plan: DeployPlan) -> Iterator[Violation]:
+    """Workers run as often as told, each on devices that are free, of one node or of several whole ones."""
+    free = {name: set(range(row.gpus)) for row in plan.nodes if row.offer is not None for name in row.names}
+    free |= {node.name: set(node.devices) for kind in problem.standing for node in kind.nodes}
+    home = {name: str(row.offer or row.node) for row in plan.nodes for name in row.names}
+    size = {str(row.offer or row.node): row.gpus for row in plan.nodes}
+    held: dict[str, set[int]] = defaultdict(set)
+    for pod in plan.pods:
+        if pod.node not in home:
+            yield broken("pods", pod.pod, f"{pod.pod} is on {pod.node}, which is no node of the plan")
+            continue
+        missing = set(pod.gpus) - free[pod.node]
+        if missing or len(set(pod.gpus)) != len(pod.gpus):
+            yield broken("pods", pod.pod, f"{pod.pod} has devices {pod.gpus} of {pod.node}, which are not all free")
+        twice = held[pod.node] & set(pod.gpus)
+        if twice:
+            yield broken("pods", pod.pod, f"{pod.pod} has devices {sorted(twice)} of {pod.node} that another has")
+        held[pod.node] |= set(pod.gpus)
+    names = Counter(pod.pod for pod in plan.pods)
+    for name, number in names.items():
+        if number > 1:
+            yield broken("pods", name, f"pod {name} is told {number} times")
+    running: Counter[tuple[str, str, str, int]] = Counter()
+    for worker in workers_in(plan.pods):
+        homes = {home.get(node, "") for node, _ in worker.places}
+        if len(homes) > 1:
+            yield broken("pods", worker.name, f"{worker.name} is on nodes of several kinds: {', '.join(sorted(homes))}")
+            continue
+        (place,) = homes
+        if len(worker.places) > 1 and any(len(devices) != size.get(place) for _, devices in worker.places):
+            yield broken("pods", worker.name, f"{worker.name} is on several nodes, but not on whole ones")
+        running[place, *worker.key] += 1
+    wanted: Counter[tuple[str, str, str, int]] = Counter()
+    for row in dearest(plan.fleet).replicas:
+        wanted[row.offer, row.model, str(row.worker), row.gpus] += row.count
+    for key in sorted(set(running) | set(wanted)):
+        if running[key] != wanted[key]:
+            place, service, name, _ = key
+            message = f"{running[key]} of {name} of {service} run on {place}, the fleet has {wanted[key]}"
+            yield broken("pods", name, message)
+
+
+def _experts(problem: DeployProblem, plan: DeployPlan) -> Iterator[Violation]:
+    """Maps keep the rules of expert placement."""
+    for one in plan.experts:
+        worker = problem.workers.get((one.service, one.worker))
+        shared = None if worker is None else sharing(worker)
+        known = None if shared is None else problem.experts.get((one.service, *shared))
+        if known is None:
+            yield broken("experts", one.worker, f"{one.worker} of {one.service} has no experts to place")
+            continue
+        for violation in check_experts(known, one.placement):
+            yield broken("experts", one.worker, f"{one.service}: {violation.message}")
+
+
+def _change(problem: DeployProblem, plan: DeployPlan) -> Iterator[Violation]:
+    """Steps lead from what is in force to the plan, and no device is held twice on the way."""
+    current, told = problem.current, plan.change
+    if current is None or told is None:
+        if (current is None) != (told is None):
+            yield broken("change", "plan", "steps belong to a deployment in force, and it to steps")
+        return
+    before = {pod.pod: pod for pod in current.pods}
+    after = {pod.pod: pod for pod in plan.pods}
+    running: dict[str, tuple[str, frozenset[int]] | None] = {
+        name: (pod.node, frozenset(pod.gpus)) for name, pod in before.items()
+    }
+    rented = {name for row in current.nodes if row.offer is not None for name in row.names}
+    theirs = {name for row in plan.nodes if row.offer is not None for name in row.names}
+    for number, step in enumerate(told.steps):
+        rented |= set(step.add_nodes)
+        yield from _step(number, step, running, after, rented | _standing(problem))
+        rented -= set(step.drop_nodes)
+    if set(running) != set(after):
+        yield broken("change", "plan", "after the last step other pods run than the plan has")
+    if rented != theirs:
+        yield broken("change", "plan", "after the last step other nodes are rented than the plan has")
+    if told.steps and min(step.served for step in told.steps) < told.served_least - 1e-6:
+        yield broken("change", "plan", "a step serves less than is told of the worst")
+
+
+def _standing(problem: DeployProblem) -> set[str]:
+    return {node.name for kind in problem.standing for node in kind.nodes}
+
+
+def _step(
+    number: int,
+    step: Step,
+    running: dict[str, tuple[str, frozenset[int]] | None],
+    after: dict[str, DeployedPod],
+    there: set[str],
+) -> Iterator[Violation]:
+    """One step on the pods that run, which it changes."""
+    for name in step.start:
+        pod = after.get(name)
+        if name in running:
+            yield broken("change", name, f"step {number}: {name} starts, but runs already")
+        # A worker that is lent runs on a node of its own, and is no pod of the plan.
+        running[name] = None if pod is None else (pod.node, frozenset(pod.gpus))
+        if pod is not None and pod.node not in there:
+            yield broken("change", name, f"step {number}: {name} starts on {pod.node}, which is not there")
+    held: Counter[tuple[str, int]] = Counter(
+        (place[0], device) for place in running.values() if place is not None for device in place[1]
+    )
+    for (node, device), number_of in held.items():
+        if number_of > 1:
+            yield broken("change", node, f"step {number}: device {device} of {node} is held {number_of} times")
+    for name in step.stop:
+        if running.pop(name, "missing") == "missing":
+            yield broken("change", name, f"step {number}: {name} stops, but does not run")
