@@ -22,6 +22,7 @@ from formulations.backends.decomposition import Decomposition
 from formulations.backends.linear import LinearModel, solve_linear_mathopt
 from formulations.backends.relaxation import Relaxation, relax
 from formulations.backends.result import SolverResult, conclude
+from formulations.gpu_fleet.dominance import needless_configs
 from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
 from formulations.gpu_fleet.solution import Solver
@@ -55,15 +56,18 @@ class ServicePlans:
         self.whole = built
         alone = replace(
             problem, spare_instances=0, zone_names=(), zone_of_pool=None, current=None, max_changes=None,
-            change_cost=0.0,
+            change_cost=0.0, running=None, move_cost=None, max_moves=None,
         )  # fmt: skip
         most = built.model.upper[built.columns[0].y]
         builder = FleetBuilder(alone, (period,), most=most, tight=True)
+        # The columns are those of the whole problem, with whatever it needs.
+        builder.needless = needless_configs(problem)
         model = builder.build()
         fine = float(np.clip(PART_GAP * (gap or 0.0), FINE, COARSE))
         self.parts = Decomposition(model.model, _services(alone, builder, model), fine)
         #: Whether the blocks and what they share are all of the problem: then their columns are those of `built`.
-        self.complete = not (problem.spare_instances or problem.zone_names or problem.current is not None)
+        changes = problem.current is not None or problem.running is not None
+        self.complete = not (problem.spare_instances or problem.zone_names or changes)
         self.many = self.complete and len(self.parts.blocks) > MANY_SERVICES
 
     def solve(

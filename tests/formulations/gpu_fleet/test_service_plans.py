@@ -153,6 +153,18 @@ def test_other_prices_of_the_same_services() -> None:
     assert second.objective == pytest.approx(first.objective / 2 + 10)
 
 
+def test_replicas_in_force() -> None:
+    """What they are worth to keep is not in the blocks; rows are on the same columns, those that else are needless too."""
+    problem = shared(0)
+    running = np.arange(problem.num_configs) % 3
+    moving = replace(problem, running=running, move_cost=np.full(running.size, 0.7))
+    built = alone(moving)
+    plans = ServicePlans(moving, 0, built, None)
+    result, _ = plans.solve(solver_of("highs"), SolveOptions(), Budget(60))
+    assert result.objective == pytest.approx(least(built))
+    assert plans.parts.model.num_variables == built.columns[0].routing.x.max() + 1
+
+
 def test_no_time() -> None:
     problem = shared(0)
     plans = ServicePlans(problem, 0, alone(problem), None)
