@@ -154,7 +154,7 @@ def test_other_prices_of_the_same_services() -> None:
 
 
 def test_replicas_in_force() -> None:
-    """What they are worth to keep is not in the blocks; rows are on the same columns, those that else are needless too."""
+    """What they are worth is not in the blocks, whose columns are those of the whole, what else is needless too."""
     problem = shared(0)
     running = np.arange(problem.num_configs) % 3
     moving = replace(problem, running=running, move_cost=np.full(running.size, 0.7))
