@@ -198,7 +198,8 @@ class Decomposition:
         lower, upper = model.lower[self.y], model.upper[self.y]
         y = builder.variables((self.y.size,), lower=lower, upper=upper, cost=model.cost[self.y], integer=True)
         for one in self.priced:
-            builder.sparse_rows([one.need - LOOSE * abs(one.need)], np.inf, (0, y, one.gives))
+            scale = max(float(np.abs(one.gives).max(initial=0.0)), TINY)
+            builder.sparse_rows([(one.need - LOOSE * abs(one.need)) / scale], np.inf, (0, y, one.gives / scale))
         by_row = self.matrix.tocsr()
         of_blocks = np.setdiff1d(np.arange(model.num_variables), self.y)
         alone = np.flatnonzero(np.diff(by_row[:, of_blocks].indptr) == 0)
@@ -217,7 +218,7 @@ class Decomposition:
         y = builder.variables((self.y.size,), cost=model.cost[self.y], integer=True, **bounds)
         share = builder.variables((len(self.plans),), integer=True)
         dear = MISSING * max(1.0, abs(self.bound), float(np.abs(model.cost).max()))
-        missing = builder.variables((len(self.blocks),), cost=dear)
+        missing = builder.variables((len(self.blocks),), upper=float(not integer), cost=dear * (not integer))
         columns = [self.blocks[plan.block].columns for plan in self.plans]
         place = np.repeat(np.arange(len(columns)), [one.size for one in columns])
         values = np.concatenate([plan.values for plan in self.plans])
@@ -246,9 +247,9 @@ class Decomposition:
         """The best whole solution that the known plans make, [n]; None where they make none."""
         if not self.plans:
             return None
-        program, y, share, missing = self._master(True)
+        program, y, share, _ = self._master(True)
         _, found = solve_linear_mathopt(program, budget, options)
-        if found is None or found[missing].max(initial=0.0) > LOOSE:
+        if found is None:
             return None
         values = np.zeros(self.model.num_variables)
         values[self.y] = np.round(found[y])
@@ -269,6 +270,9 @@ class Decomposition:
                 own = block.columns[cost[block.columns] != 0]
                 if least > LOOSE:
                     rows.append((own, cost[own], least))
+        # Prices have any scale, rows of a solver had better not.
+        scales = [float(np.abs(values).max(initial=0.0)) for _, values, _ in rows]
+        rows = [(at, one / s, least / s) for (at, one, least), s in zip(rows, scales, strict=True) if s > TINY]
         first = model.row_lower.size
         least_of = np.array([least - LOOSE * abs(least) for _, _, least in rows])
         return replace(

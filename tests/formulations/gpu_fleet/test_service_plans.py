@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fleet_cases import run
+from fleet_cases import random_problem, run
 
 from formulations.backends.linear import solve_linear_mathopt
 from formulations.backends.relaxation import Relaxation, relax
@@ -163,6 +163,12 @@ def test_replicas_in_force() -> None:
     result, _ = plans.solve(solver_of("highs"), SolveOptions(), Budget(60))
     assert result.objective == pytest.approx(least(built))
     assert plans.parts.model.num_variables == built.columns[0].routing.x.max() + 1
+
+
+def test_needs_of_any_scale() -> None:
+    """Prices of a master without a plan have any scale; HiGHS broke down on the rows of this one."""
+    made = random_problem(3079)
+    assert {run(one).status for one in (made, replace(made, headroom=0.0))} == {"infeasible"}
 
 
 def test_no_time() -> None:
