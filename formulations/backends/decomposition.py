@@ -38,6 +38,8 @@ MOST_FLAT = 4
 BLOCK_S = 5.0
 #: Price of a block without a plan, as a multiple of what all blocks need: only where nothing else is left.
 MISSING = 100.0
+#: Needs above so many times their largest coefficient are left out: a solver takes such rows for none, or breaks down.
+HUGE = 1e7
 #: Largest cost in a block's program, and the least that is scaled to it.
 COST, TINY = 1e3, 1e-9
 #: Rows are loosened by this share, as solvers keep theirs to 1e-6 only.
@@ -150,7 +152,8 @@ class Decomposition:
             if y is None or master is None or master.objective <= LOOSE:
                 return True
             known = len(self.plans)
-            found = self._price(self._signed(master.duals[: self.coupling.size]), budget)
+            paid = self._signed(master.duals[: self.coupling.size])
+            found = self._price(paid / max(float(np.abs(paid).max(initial=0.0)), TINY), budget)
             if found is None:
                 return True
             forbidden = found.gives @ y < found.need - LOOSE * abs(found.need)
@@ -198,7 +201,9 @@ class Decomposition:
         lower, upper = model.lower[self.y], model.upper[self.y]
         y = builder.variables((self.y.size,), lower=lower, upper=upper, cost=model.cost[self.y], integer=True)
         for one in self.priced:
-            scale = max(float(np.abs(one.gives).max(initial=0.0)), TINY)
+            scale = float(np.abs(one.gives).max(initial=0.0))
+            if abs(one.need) >= HUGE * scale:
+                continue
             builder.sparse_rows([(one.need - LOOSE * abs(one.need)) / scale], np.inf, (0, y, one.gives / scale))
         by_row = self.matrix.tocsr()
         of_blocks = np.setdiff1d(np.arange(model.num_variables), self.y)
@@ -272,7 +277,9 @@ class Decomposition:
                     rows.append((own, cost[own], least))
         # Prices have any scale, rows of a solver had better not.
         scales = [float(np.abs(values).max(initial=0.0)) for _, values, _ in rows]
-        rows = [(at, one / s, least / s) for (at, one, least), s in zip(rows, scales, strict=True) if s > TINY]
+        rows = [
+            (at, one / s, least / s) for (at, one, least), s in zip(rows, scales, strict=True) if abs(least) < HUGE * s
+        ]
         first = model.row_lower.size
         least_of = np.array([least - LOOSE * abs(least) for _, _, least in rows])
         return replace(
