@@ -21,6 +21,7 @@ Reference: Dantzig and Wolfe, Operations Research 8 (1960); Wentges, Int. Trans.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,6 +47,7 @@ COST, TINY = 1e3, 1e-9
 LOOSE = 1e-6
 #: Best prices whose rows of the blocks are taken.
 MOST_PRICES = 4
+NONE: IntArray = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +74,18 @@ class Priced:
     gives: FloatArray
     least: FloatArray
     need: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Master:
+    """The model, its columns y, shares of plans [plans], blocks without a plan, and blocks with all their columns."""
+
+    model: LinearModel
+    y: IntArray
+    share: IntArray
+    plans: list[Plan]
+    missing: IntArray
+    whole: list[tuple[Block, IntArray]]
 
 
 class Decomposition:
@@ -104,10 +118,10 @@ class Decomposition:
         self.bound = -np.inf
         self._known: set[tuple[int, bytes]] = set()
 
-    def change(self, model: LinearModel) -> None:
-        """Other costs, bounds of y and offset: needs and plans stay true, the bound is found anew."""
+    def change(self, model: LinearModel, bound: float = -np.inf) -> None:
+        """Other costs, bounds of y and offset: needs and plans stay true, the bound is found anew or is known."""
         self.model = model
-        self.bound = max((self._bound(one) for one in self.priced), default=-np.inf)
+        self.bound = max([bound, *(self._bound(one) for one in self.priced)])
 
     def _bound(self, one: Priced) -> float:
         """The Lagrangian's bound at some prices."""
@@ -173,7 +187,9 @@ class Decomposition:
             # Solvers end within absolute tolerances, and would take costs that small for none.
             scale = COST / max(float(np.abs(cost[block.columns]).max(initial=0.0)), TINY)
             changed = replace(block.model, cost=cost[block.columns] * scale)
-            result, values = solve_linear_mathopt(changed, Budget(seconds), options, sub_searches=False)
+            known = min(self._of(b), key=lambda plan: float(changed.cost @ plan.values), default=None)
+            start = None if known is None else known.values
+            result, values = solve_linear_mathopt(changed, Budget(seconds), options, sub_searches=False, start=start)
             if result.bound is None:
                 return None
             least[b] = result.bound / scale
@@ -186,6 +202,20 @@ class Decomposition:
         self.priced.append(found)
         self.bound = max(self.bound, self._bound(found))
         return found
+
+    def _of(self, block: int) -> list[Plan]:
+        return [plan for plan in self.plans if plan.block == block]
+
+    def take(self, plans: Iterable[Plan]) -> None:
+        """Plans of other models with the same columns: those that keep the rows and bounds of their block here."""
+        for plan in plans:
+            if self.blocks[plan.block].model.keeps(plan.values):
+                self._add(plan.block, plan.values)
+
+    def know(self, values: FloatArray) -> None:
+        """The plans of a solution, [n]."""
+        for b, block in enumerate(self.blocks):
+            self._add(b, values[block.columns])
 
     def _add(self, block: int, values: FloatArray) -> None:
         """A plan, unless it is known."""
@@ -216,30 +246,45 @@ class Decomposition:
             self.bound = max(self.bound, model.offset + result.bound)
         return np.round(values) if values is not None and result.status is Status.OPTIMAL else None
 
-    def _master(self, integer: bool) -> tuple[LinearModel, IntArray, IntArray, IntArray]:
-        """The master, and its columns: y, shares of the plans, blocks without a plan."""
+    def _master(self, integer: bool, free: IntArray = NONE) -> Master:
+        """The master; blocks that are `free` have all their columns in it in place of shares of their plans."""
         model, builder = self.model, LinearBuilder()
         bounds = {"lower": model.lower[self.y], "upper": model.upper[self.y]}
         y = builder.variables((self.y.size,), cost=model.cost[self.y], integer=True, **bounds)
-        share = builder.variables((len(self.plans),), integer=True)
+        plans = [plan for plan in self.plans if plan.block not in free]
+        share = builder.variables((len(plans),), integer=True)
         dear = MISSING * max(1.0, abs(self.bound), float(np.abs(model.cost).max()))
-        missing = builder.variables((len(self.blocks),), upper=float(not integer), cost=dear * (not integer))
-        columns = [self.blocks[plan.block].columns for plan in self.plans]
+        shared = np.setdiff1d(np.arange(len(self.blocks)), free)
+        missing = builder.variables((shared.size,), upper=float(not integer), cost=dear * (not integer))
+        columns = [self.blocks[plan.block].columns for plan in plans]
         place = np.repeat(np.arange(len(columns)), [one.size for one in columns])
-        values = np.concatenate([plan.values for plan in self.plans])
+        values = np.concatenate([plan.values for plan in plans])
         points = csc_matrix((values, (np.concatenate(columns), place)), (model.num_variables, len(columns)))
         given, used = self.matrix[:, self.y].tocoo(), (self.matrix @ points).tocoo()
-        builder.sparse_rows(
-            self.lower, self.upper, (given.row, y[given.col], given.data), (used.row, share[used.col], used.data)
-        )
-        of, every = np.array([plan.block for plan in self.plans]), np.arange(len(self.blocks))
-        builder.sparse_rows(np.ones(every.size), 1.0, (of, share, 1.0), (every, missing, 1.0))
+        entries = [(given.row, y[given.col], given.data), (used.row, share[used.col], used.data)]
+        whole = []
+        for block in (self.blocks[b] for b in free.tolist()):
+            own = block.model
+            x = builder.variables((own.num_variables,), lower=own.lower, upper=own.upper)
+            builder.sparse_rows(own.row_lower, own.row_upper, (own.row, x[own.column], own.value))
+            taken = self.matrix[:, block.columns].tocoo()
+            entries.append((taken.row, x[taken.col], taken.data))
+            whole.append((block, x))
+        builder.sparse_rows(self.lower, self.upper, *entries)
+        of = np.searchsorted(shared, [plan.block for plan in plans])
+        each = np.arange(shared.size)
+        builder.sparse_rows(np.ones(each.size), 1.0, (of, share, 1.0), (each, missing, 1.0))
         built = replace(builder.build(), offset=model.offset)
-        return (built if integer else replace(built, integer=np.zeros_like(built.integer))), y, share, missing
+        for block, x in whole:
+            built.integer[x] = block.model.integer
+        if not integer:
+            built = replace(built, integer=np.zeros_like(built.integer))
+        return Master(built, y, share, plans, missing, whole)
 
     def _relaxed(self, fixed: FloatArray | None, budget: Budget) -> Relaxation | None:
         """The master's relaxation; with a fixed y, how many blocks have no plan there. Its first duals are prices."""
-        program, y, _, missing = self._master(False)
+        master = self._master(False)
+        program, y, missing = master.model, master.y, master.missing
         if fixed is not None:
             lower, upper, cost = program.lower.copy(), program.upper.copy(), np.zeros(program.num_variables)
             lower[y] = upper[y] = fixed
@@ -248,20 +293,40 @@ class Decomposition:
         found = relax(program, budget.remaining_s)
         return found if isinstance(found, Relaxation) else None
 
-    def combined(self, options: SolveOptions, budget: Budget) -> FloatArray | None:
-        """The best whole solution that the known plans make, [n]; None where they make none."""
+    def combined(
+        self, options: SolveOptions, budget: Budget, free: IntArray = NONE, start: FloatArray | None = None
+    ) -> FloatArray | None:
+        """The best whole solution that the known plans make, and any plans of `free` blocks, [n]; None: they make none.
+
+        start : a solution to begin with, whose plans are known, [n].
+        """
         if not self.plans:
             return None
-        program, y, share, _ = self._master(True)
-        _, found = solve_linear_mathopt(program, budget, options)
+        master = self._master(True, free)
+        _, found = solve_linear_mathopt(
+            master.model, budget, options, start=None if start is None else self._shares(master, start)
+        )
         if found is None:
             return None
         values = np.zeros(self.model.num_variables)
-        values[self.y] = np.round(found[y])
-        for place in np.flatnonzero(found[share] > 1 / 2).tolist():
-            plan = self.plans[place]
+        values[self.y] = np.round(found[master.y])
+        for place in np.flatnonzero(found[master.share] > 1 / 2).tolist():
+            plan = master.plans[place]
             values[self.blocks[plan.block].columns] = plan.values
+        for block, x in master.whole:
+            values[block.columns] = np.where(block.model.integer, np.round(found[x]), found[x])
+        self.know(values)
         return values
+
+    def _shares(self, master: Master, values: FloatArray) -> FloatArray:
+        """A solution whose plans are known as one of the master."""
+        start = np.zeros(master.model.num_variables)
+        start[master.y] = values[self.y]
+        for place, plan in enumerate(master.plans):
+            start[master.share[place]] = np.array_equal(plan.values, values[self.blocks[plan.block].columns])
+        for block, x in master.whole:
+            start[x] = values[block.columns]
+        return start
 
     def onto(self, model: LinearModel) -> LinearModel:
         """A model whose first columns are those of this one, with the needs, and rows of blocks at the best prices."""

@@ -27,6 +27,8 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 #: Columns [m, k] and coefficients that broadcast to them: k terms of each of m rows.
 Terms = tuple[npt.ArrayLike, npt.ArrayLike]
+#: By how much solvers keep rows, bounds and integers. Source: the default of HiGHS, SCIP and CBC.
+KEPT = 1e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -48,6 +50,15 @@ class LinearModel:
     def num_variables(self) -> int:
         """Columns of A."""
         return self.cost.size
+
+    def keeps(self, values: FloatArray) -> bool:
+        """Whether values [any] are a solution, as near as solvers keep their rows."""
+        if values.size != self.num_variables or (np.abs(values - np.round(values))[self.integer] > KEPT).any():
+            return False
+        sums = np.bincount(self.row, weights=self.value * values[self.column], minlength=self.row_lower.size)
+        made = np.concatenate([values, sums])
+        lower, upper = np.concatenate([self.lower, self.row_lower]), np.concatenate([self.upper, self.row_upper])
+        return bool(((made >= lower - KEPT) & (made <= upper + KEPT)).all())
 
     def with_row(self, column: IntArray, value: FloatArray, most: float) -> LinearModel:
         """One more row, sum value x column <= most; columns ascend."""

@@ -93,10 +93,15 @@ def reserved_prices(problem: FleetProblem, built: FleetModel, relaxed: Relaxatio
     return np.maximum(prices, 0.0)
 
 
-def levels(problem: FleetProblem) -> list[IntArray]:
-    """Periods in groups of like demand: equal steps of the load on the configuration that each bucket fits best."""
+def loads(problem: FleetProblem) -> FloatArray:
+    """Replicas that each period takes of the configuration that each bucket fits best, [T]."""
     fits = problem.throughput.max(axis=1)
-    load = (problem.rate / np.where(fits > 0, fits, 1.0)).sum(axis=1)
+    return np.asarray((problem.rate / np.where(fits > 0, fits, 1.0)).sum(axis=1))
+
+
+def levels(problem: FleetProblem) -> list[IntArray]:
+    """Periods in groups of like demand: equal steps of `loads`."""
+    load = loads(problem)
     steps = np.linspace(load.min(), load.max(), LEVELS + 1)[1:-1]
     label = np.searchsorted(steps, load)
     return [np.flatnonzero(label == value) for value in np.unique(label)]

@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from formulations.backends.result import SolverResult
+from formulations.gpu_fleet.day import DaySearch
 from formulations.gpu_fleet.explain import explain
 from formulations.gpu_fleet.hours import MANY_PERIODS, HoursSearch
 from formulations.gpu_fleet.milp import FleetBuilder
@@ -68,11 +69,12 @@ def apart_by_hour(problem: FleetProblem) -> bool:
 
 def by_hour(problem: FleetProblem, options: SolveOptions, budget: Budget, method: str) -> SearchResult[FleetPlan]:
     """The fleet of many hours, each solved for itself at prices of the reserved instances."""
-    return _apart(HoursSearch, problem, options, budget, method)
+    by_services = problem.decoupled and len(problem.model_names) > 1
+    return _apart(DaySearch if by_services else HoursSearch, problem, options, budget, method)
 
 
 def _apart(
-    way: type[HoursSearch] | type[SwitchingSearch],
+    way: type[DaySearch] | type[HoursSearch] | type[SwitchingSearch],
     problem: FleetProblem,
     options: SolveOptions,
     budget: Budget,

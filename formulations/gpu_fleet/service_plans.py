@@ -42,8 +42,8 @@ ROUNDS = 4
 MEET_GAP = 0.25
 #: Gap that counts as none.
 LEAST_GAP = 1e-6
-#: Services that are planned anew together, at least and at most, and seconds for them.
-LEAST_FREE, MOST_FREE, FREE_S = 3, 6, 5.0
+#: Services that are planned anew together at least; at most, and seconds for them, of many services and of few.
+LEAST_FREE, MOST_FREE, FREE_S, FEW_FREE, FEW_FREE_S = 2, 6, 5.0, 3, 5.0
 #: Services that are planned anew without finding anything before the search ends, as a multiple of all.
 PATIENCE = 2.0
 
@@ -71,24 +71,25 @@ class ServicePlans:
         self.many = self.complete and len(self.parts.blocks) > MANY_SERVICES
 
     def solve(
-        self, solver: Solver, options: SolveOptions, budget: Budget, first: FloatArray | None = None
+        self, solver: Solver, options: SolveOptions, budget: Budget, first: FloatArray | None = None,
+        found: FloatArray | None = None,
     ) -> tuple[SolverResult, FloatArray | None]:
         """The period's cheapest fleet; values are those of the model of the period.
 
-        first : prices of coupling rows to begin with, as those of another period.
+        first : prices of coupling rows to begin with, as those of another period. found : a known fleet.
         """
         limit = PartBudget(budget, (MANY_SHARE if self.many else FEW_SHARE) * budget.remaining_s)
         gap = max(options.relative_gap or 0.0, LEAST_GAP)
         if not self.parts.priced:
             self._meet(max(self.parts.gap, MEET_GAP * gap), limit, first)
-        found = self._combined(None, options, budget)
+        found = self._combined(found, options, budget)
         ended = not self.parts.priced
         while not ended and not self._enough(found, gap):
             ended = self.parts.whole(np.inf if found is None else self._cost(found) * (1 - gap), ROUNDS, limit)
             found = self._combined(found, options, budget)
-        if self.many and found is not None:
-            found = self._improved(found, gap, options, budget)
-        elif not self._enough(found, gap):
+        if self.complete and len(self.parts.blocks) > FEW_FREE and found is not None:
+            found = self._improved(found, gap, options, limit if not self.many else budget)
+        if not self.many and not self._enough(found, gap):
             model = self.parts.onto(self.whole.model)
             result, values = solver(model, budget, options, start=found)
             bound = max([self.parts.bound, *([] if result.bound is None else [result.bound])])
@@ -101,13 +102,16 @@ class ServicePlans:
         assert found is not None
         return self._result(found, self.parts.bound, budget.stop() or Stop.HEURISTIC, options, budget), found
 
-    def change(self, model: LinearModel) -> None:
-        """Other costs, bounds of instances and offset of the model of the period, where nothing can be lost."""
+    def change(self, model: LinearModel, bound: float = -np.inf) -> None:
+        """Other costs, bounds of instances and offset of the model of the period, where nothing can be lost.
+
+        bound : one that is known.
+        """
         self.whole = replace(self.whole, model=model)
         own, y = self.parts.model, self.parts.y
         cost, lower, upper = own.cost.copy(), own.lower.copy(), own.upper.copy()
         cost[y], lower[y], upper[y] = model.cost[y], model.lower[y], model.upper[y]
-        self.parts.change(replace(own, cost=cost, lower=lower, upper=upper, offset=model.offset))
+        self.parts.change(replace(own, cost=cost, lower=lower, upper=upper, offset=model.offset), bound)
 
     def _meet(self, gap: float, budget: Budget, first: FloatArray | None) -> None:
         if first is None or first.size != self.parts.coupling.size:
@@ -127,29 +131,21 @@ class ServicePlans:
         return better if better is not None and (found is None or self._cost(better) < self._cost(found)) else found
 
     def _improved(self, found: FloatArray, gap: float, options: SolveOptions, budget: Budget) -> FloatArray:
-        """A few services at a time, all instances anew."""
-        model, rng = self.parts.onto(self.parts.model), np.random.default_rng(options.seed)
-        failed, num = 0, len(self.parts.blocks)
+        """A few services anew at a time, with all instances; the others choose among their known plans."""
+        rng, num = np.random.default_rng(options.seed), len(self.parts.blocks)
+        most_free, limit_s = (MOST_FREE, FREE_S) if self.many else (FEW_FREE, FEW_FREE_S)
+        self.parts.know(found)
+        failed = 0
         while not self._enough(found, gap) and failed < PATIENCE * num and budget.stop() is None:
             budget.report(self._cost(found), self.parts.bound)
-            free = rng.choice(num, int(rng.integers(LEAST_FREE, MOST_FREE + 1)), replace=False)
-            better = self._again(model, found, free, options, budget)
+            free = np.sort(rng.choice(num, int(rng.integers(LEAST_FREE, most_free + 1)), replace=False))
+            each_s = max(0.05, min(limit_s, budget.remaining_s))
+            fine = SolveOptions(time_limit_s=each_s, relative_gap=max(MEET_GAP * gap, LEAST_GAP), seed=options.seed)
+            better = self.parts.combined(fine, PartBudget(budget, each_s), free, found)
             failed += free.size
             if better is not None and self._cost(better) < self._cost(found) * (1 - LEAST_GAP):
                 found, failed = better, 0
         return found
-
-    def _again(
-        self, model: LinearModel, values: FloatArray, free: IntArray, options: SolveOptions, budget: Budget
-    ) -> FloatArray | None:
-        """Some blocks and all instances anew, from what is known."""
-        anew = np.concatenate([self.parts.y, *(self.parts.blocks[b].columns for b in free.tolist())])
-        lower, upper = values.copy(), values.copy()
-        lower[anew], upper[anew] = model.lower[anew], model.upper[anew]
-        limit_s = max(0.05, min(FREE_S, budget.remaining_s))
-        fine = replace(options, time_limit_s=limit_s, relative_gap=LEAST_GAP, num_threads=1)
-        changed = replace(model, lower=lower, upper=upper)
-        return solve_linear_mathopt(changed, PartBudget(budget, limit_s), fine, start=values)[1]
 
     def _cost(self, values: FloatArray) -> float:
         return float(self.whole.model.cost @ values) + self.whole.model.offset
