@@ -60,10 +60,11 @@ class Block:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """A solution of a block, [its columns]."""
+    """A solution of a block, [its columns]; plans of one key are the same."""
 
     block: int
     values: FloatArray
+    key: tuple[int, bytes]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -220,10 +221,10 @@ class Decomposition:
     def _add(self, block: int, values: FloatArray) -> None:
         """A plan, unless it is known."""
         plan = np.where(self.blocks[block].model.integer, np.round(values), values)
-        key = block, np.round(plan, 6).tobytes()
+        key = _key(block, plan)
         if key not in self._known:
             self._known.add(key)
-            self.plans.append(Plan(block, plan))
+            self.plans.append(Plan(block, plan, key))
 
     def _least_whole(self, budget: Budget) -> FloatArray | None:
         """The y of the bound with all needs; None when time is up or there is none."""
@@ -256,10 +257,10 @@ class Decomposition:
         dear = MISSING * max(1.0, abs(self.bound), float(np.abs(model.cost).max()))
         shared = np.setdiff1d(np.arange(len(self.blocks)), free)
         missing = builder.variables((shared.size,), upper=float(not integer), cost=dear * (not integer))
-        columns = [self.blocks[plan.block].columns for plan in plans]
-        place = np.repeat(np.arange(len(columns)), [one.size for one in columns])
-        values = np.concatenate([plan.values for plan in plans])
-        points = csc_matrix((values, (np.concatenate(columns), place)), (model.num_variables, len(columns)))
+        columns = [NONE, *(self.blocks[plan.block].columns for plan in plans)]
+        place = np.repeat(np.arange(-1, len(plans)), [one.size for one in columns])
+        values = np.concatenate([[], *(plan.values for plan in plans)])
+        points = csc_matrix((values, (np.concatenate(columns), place)), (model.num_variables, len(plans)))
         given, used = self.matrix[:, self.y].tocoo(), (self.matrix @ points).tocoo()
         entries = [(given.row, y[given.col], given.data), (used.row, share[used.col], used.data)]
         whole = []
@@ -271,7 +272,7 @@ class Decomposition:
             entries.append((taken.row, x[taken.col], taken.data))
             whole.append((block, x))
         builder.sparse_rows(self.lower, self.upper, *entries)
-        of = np.searchsorted(shared, [plan.block for plan in plans])
+        of = np.searchsorted(shared, np.array([plan.block for plan in plans], dtype=np.int64))
         each = np.arange(shared.size)
         builder.sparse_rows(np.ones(each.size), 1.0, (of, share, 1.0), (each, missing, 1.0))
         built = replace(builder.build(), offset=model.offset)
@@ -322,8 +323,8 @@ class Decomposition:
         """A solution whose plans are known as one of the master."""
         start = np.zeros(master.model.num_variables)
         start[master.y] = values[self.y]
-        for place, plan in enumerate(master.plans):
-            start[master.share[place]] = np.array_equal(plan.values, values[self.blocks[plan.block].columns])
+        chosen = {_key(b, values[block.columns]) for b, block in enumerate(self.blocks)}
+        start[master.share] = [plan.key in chosen for plan in master.plans]
         for block, x in master.whole:
             start[x] = values[block.columns]
         return start
@@ -360,6 +361,10 @@ class Decomposition:
         """Prices of the sign that their rows have."""
         prices = np.where(np.isinf(self.upper), np.maximum(prices, 0.0), prices)
         return np.where(np.isinf(self.lower), np.minimum(prices, 0.0), prices)
+
+
+def _key(block: int, values: FloatArray) -> tuple[int, bytes]:
+    return block, (np.round(values, 6) + 0.0).tobytes()
 
 
 def _block(model: LinearModel, matrix: csr_matrix, columns: IntArray, rows: IntArray) -> Block:

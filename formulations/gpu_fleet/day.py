@@ -2,8 +2,8 @@
 
     cost = sum_t share[t] cost[t],   bound = sum_t share[t] bound[t],   of all hours t
 
-Order   always the hour that adds most to the gap of the whole, for a share of the time; each visit asks for a gap half
-        as wide. First the busiest: fleets of busy hours serve calm ones.
+Order   the hour that adds most to the gap of the whole, for a share of the time; each visit counts and asks for half
+        as much as the one before. First the busiest: fleets of busy hours serve calm ones.
 Plans   a service's plan serves every hour whose rows it keeps, so hours begin with the plans, and the prices, of the
         hours of like load that are solved, and with the cheapest fleet of theirs that serves all.
 Bounds  an hour costs no less than another one with no more demand of any size.
@@ -18,7 +18,7 @@ import numpy as np
 from formulations.backends.decomposition import Decomposition
 from formulations.backends.result import SolverResult
 from formulations.gpu_fleet.hour_groups import loads
-from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
+from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.packing import Counts
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
 from formulations.gpu_fleet.service_plans import ServicePlans
@@ -31,13 +31,15 @@ NEAREST = 6
 LEAST_VISIT_S, AHEAD = 1.0, 3.0
 #: Visits of an hour at most; by then it asks for a gap a thousand times as narrow.
 MOST_VISITS = 10
+#: Visits of an hour before it is solved as a whole where a gap is asked: that takes long for little.
+ROUGH_VISITS = 3
 #: Gap that counts as none.
 CLOSED = 5e-7
 
 
 @dataclass(slots=True, eq=False)
 class Hour:
-    """What is known of an hour: cost (infinite: no fleet yet) and bound in USD/hour, its fleet and how often visited."""
+    """What is known of an hour: cost (infinite without a fleet) and bound in USD/hour, its fleet, visits so far."""
 
     cost: float = np.inf
     bound: float = 0.0
@@ -99,7 +101,7 @@ class DaySearch:
         if np.isfinite(self.cost) and self.cost - self.bound <= self.gap * self.cost:
             return None
         wide = [
-            (share * (hour.cost - hour.bound), load, period)
+            (share * (hour.cost - hour.bound) / 2**hour.visits, load, period)
             for period, (share, hour, load) in enumerate(zip(self.problem.share, self.hours, self.load, strict=True))
             if hour.visits < MOST_VISITS and hour.open
         ]
@@ -120,8 +122,10 @@ class DaySearch:
         open_hours = sum(one.open for one in self.hours)
         limit_s = max(LEAST_VISIT_S, min(1.0, AHEAD / open_hours) * self.budget.remaining_s)
         part = PartBudget(self.budget, min(limit_s, self.budget.remaining_s))
-        options = replace(self.options, relative_gap=gap, time_limit_s=max(part.remaining_s, 1e-3))
-        result, values = plans.solve(self.solve, options, part, prices, hour.values)
+        seed = self.options.seed + hour.visits
+        options = replace(self.options, seed=seed, relative_gap=gap, time_limit_s=max(part.remaining_s, 1e-3))
+        rough = gap is not None and hour.visits < ROUGH_VISITS
+        result, values = plans.solve(self.solve, options, part, prices, hour.values, rough)
         self.last, hour.visits = result, hour.visits + 1
         if result.status is Status.INFEASIBLE:
             return False

@@ -19,7 +19,7 @@ import numpy as np
 
 from formulations.backends import load_ortools_first
 from formulations.backends.decomposition import Decomposition
-from formulations.backends.linear import LinearModel, solve_linear_mathopt
+from formulations.backends.linear import LinearModel
 from formulations.backends.relaxation import Relaxation, relax
 from formulations.backends.result import SolverResult, conclude
 from formulations.gpu_fleet.dominance import needless_configs
@@ -40,12 +40,14 @@ FINE, COARSE, PART_GAP = 1e-4, 1e-3, 0.1
 ROUNDS = 4
 #: Share of the asked gap to which prices and plans are brought together.
 MEET_GAP = 0.25
+#: The same for one of many periods; whole instances raise the bound by more than what is left out.
+ROUGH_GAP = 0.75
 #: Gap that counts as none.
 LEAST_GAP = 1e-6
 #: Services that are planned anew together at least; at most, and seconds for them, of many services and of few.
 LEAST_FREE, MOST_FREE, FREE_S, FEW_FREE, FEW_FREE_S = 2, 6, 5.0, 3, 5.0
 #: Services that are planned anew without finding anything before the search ends, as a multiple of all.
-PATIENCE = 2.0
+PATIENCE = 1.0
 
 
 class ServicePlans:
@@ -71,25 +73,32 @@ class ServicePlans:
         self.many = self.complete and len(self.parts.blocks) > MANY_SERVICES
 
     def solve(
-        self, solver: Solver, options: SolveOptions, budget: Budget, first: FloatArray | None = None,
+        self,
+        solver: Solver,
+        options: SolveOptions,
+        budget: Budget,
+        first: FloatArray | None = None,
         found: FloatArray | None = None,
+        rough: bool = False,
     ) -> tuple[SolverResult, FloatArray | None]:
         """The period's cheapest fleet; values are those of the model of the period.
 
         first : prices of coupling rows to begin with, as those of another period. found : a known fleet.
+        rough : whether a fleet that is not near enough is left at that, and not sought in the whole model.
         """
         limit = PartBudget(budget, (MANY_SHARE if self.many else FEW_SHARE) * budget.remaining_s)
         gap = max(options.relative_gap or 0.0, LEAST_GAP)
         if not self.parts.priced:
-            self._meet(max(self.parts.gap, MEET_GAP * gap), limit, first)
+            self._meet(max(self.parts.gap, (ROUGH_GAP if rough else MEET_GAP) * gap), limit, first)
         found = self._combined(found, options, budget)
         ended = not self.parts.priced
         while not ended and not self._enough(found, gap):
             ended = self.parts.whole(np.inf if found is None else self._cost(found) * (1 - gap), ROUNDS, limit)
             found = self._combined(found, options, budget)
         if self.complete and len(self.parts.blocks) > FEW_FREE and found is not None:
-            found = self._improved(found, gap, options, limit if not self.many else budget)
-        if not self.many and not self._enough(found, gap):
+            found = self._improved(found, gap, options, budget if self.many or rough else limit)
+        settled = found is not None and (self.many or rough)
+        if not settled and not self._enough(found, gap):
             model = self.parts.onto(self.whole.model)
             result, values = solver(model, budget, options, start=found)
             bound = max([self.parts.bound, *([] if result.bound is None else [result.bound])])
