@@ -10,7 +10,8 @@ Need    at any prices w of the coupling rows (w >= 0 where only L is finite, w <
         -w A_b x_b >= V_b(w) is a row of block b that whole blocks keep, and the linear relaxation does not.
 Bound   minimise c y over the integers y with all needs known so far: a small program. It is at least the bound of the
         Lagrangian at each of the prices, side(w) + sum_b V_b(w) + min over the box of (c - w A0) y.
-Master  minimise c y with a share of each plan that is known, sum of a block's shares = 1.
+Master  minimise c y with a share of each plan that is known, sum of a block's shares = 1. With whole shares it combines
+        plans; some blocks may be in it as they are, with all their plans.
 Prices  first those of the linear relaxation, then on the way from the best ones so far to those of the master
         (Wentges), until both meet. After that y is taken whole: at the y of the bound, the master without costs gives
         the prices by which some block has no plan there, or shows that shares of plans are enough. This is the bound of
@@ -188,7 +189,8 @@ class Decomposition:
             # Solvers end within absolute tolerances, and would take costs that small for none.
             scale = COST / max(float(np.abs(cost[block.columns]).max(initial=0.0)), TINY)
             changed = replace(block.model, cost=cost[block.columns] * scale)
-            known = min(self._of(b), key=lambda plan: float(changed.cost @ plan.values), default=None)
+            own = (plan for plan in self.plans if plan.block == b)
+            known = min(own, key=lambda plan: float(cost[block.columns] @ plan.values), default=None)
             start = None if known is None else known.values
             result, values = solve_linear_mathopt(changed, Budget(seconds), options, sub_searches=False, start=start)
             if result.bound is None:
@@ -203,9 +205,6 @@ class Decomposition:
         self.priced.append(found)
         self.bound = max(self.bound, self._bound(found))
         return found
-
-    def _of(self, block: int) -> list[Plan]:
-        return [plan for plan in self.plans if plan.block == block]
 
     def take(self, plans: Iterable[Plan]) -> None:
         """Plans of other models with the same columns: those that keep the rows and bounds of their block here."""

@@ -40,8 +40,8 @@ Constraints
     Shares of a survival keep the limit on spot instances too.
 
 Left out without loss: configurations that smaller replicas on the same GPUs replace (not with pool_slack or power).
-Several models are taken apart by `service_plans`, with rows that whole replicas keep; many periods by `hours` and
-`switching`.
+Several models are taken apart by `service_plans`, with rows that whole replicas keep; many periods by `hours`, `day`
+and `switching`.
 
 Continuous shares make this small: counts are the only integers. Slicing the demand (Mélange) approximates them from
 above; see `melange`. Ignored: start-up time of instances, requests that are not yet known, interference of sizes on one

@@ -1,4 +1,4 @@
-"""Solve the fleet model: a few periods at once where reserved instances tie them, many by `hours`."""
+"""Solve the fleet model: a few periods at once where reserved instances tie them, many by `hours`, or by `day`."""
 
 from __future__ import annotations
 

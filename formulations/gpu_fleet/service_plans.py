@@ -7,8 +7,9 @@ whole instances: far above the linear relaxation, where a service takes half a r
 What is lost and what changes is left out of the blocks: without it a fleet is only cheaper, so all rows stay true.
 
 First           the cheapest combination of the plans that pricing found; often it meets the bound.
-Few services    the rows tighten the model, which is then solved as a whole.
-Many services   a few services at a time and all instances anew, the others as they are (large neighbourhood search).
+Then            a few services at a time and all instances anew, the others choose among their known plans (large
+                neighbourhood search): near to the optimum where the combination is far from it.
+Few services    the rows tighten the model, which is then solved as a whole; not where time is that of a day (`day`).
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ MEET_GAP = 0.25
 ROUGH_GAP = 0.75
 #: Gap that counts as none.
 LEAST_GAP = 1e-6
-#: Services that are planned anew together at least; at most, and seconds for them, of many services and of few.
-LEAST_FREE, MOST_FREE, FREE_S, FEW_FREE, FEW_FREE_S = 2, 6, 5.0, 3, 5.0
-#: Services that are planned anew without finding anything before the search ends, as a multiple of all.
-PATIENCE = 1.0
+#: Services that are planned anew together, at least and at most of many and of few, and seconds for them.
+LEAST_FREE, MOST_FREE, FEW_FREE, FREE_S = 2, 6, 3, 5.0
+#: Services that are planned anew without finding anything before the search ends, as a multiple of all: many, few.
+PATIENCE, FEW_PATIENCE = 2.0, 1.0
 
 
 class ServicePlans:
@@ -95,7 +96,7 @@ class ServicePlans:
         while not ended and not self._enough(found, gap):
             ended = self.parts.whole(np.inf if found is None else self._cost(found) * (1 - gap), ROUNDS, limit)
             found = self._combined(found, options, budget)
-        if self.complete and len(self.parts.blocks) > FEW_FREE and found is not None:
+        if found is not None and (self.many or (self.complete and len(self.parts.blocks) > FEW_FREE)):
             found = self._improved(found, gap, options, budget if self.many or rough else limit)
         settled = found is not None and (self.many or rough)
         if not settled and not self._enough(found, gap):
@@ -142,13 +143,13 @@ class ServicePlans:
     def _improved(self, found: FloatArray, gap: float, options: SolveOptions, budget: Budget) -> FloatArray:
         """A few services anew at a time, with all instances; the others choose among their known plans."""
         rng, num = np.random.default_rng(options.seed), len(self.parts.blocks)
-        most_free, limit_s = (MOST_FREE, FREE_S) if self.many else (FEW_FREE, FEW_FREE_S)
+        most_free, patience = (MOST_FREE, PATIENCE) if self.many else (FEW_FREE, FEW_PATIENCE)
         self.parts.know(found)
         failed = 0
-        while not self._enough(found, gap) and failed < PATIENCE * num and budget.stop() is None:
+        while not self._enough(found, gap) and failed < patience * num and budget.stop() is None:
             budget.report(self._cost(found), self.parts.bound)
             free = np.sort(rng.choice(num, int(rng.integers(LEAST_FREE, most_free + 1)), replace=False))
-            each_s = max(0.05, min(limit_s, budget.remaining_s))
+            each_s = max(0.05, min(FREE_S, budget.remaining_s))
             fine = SolveOptions(time_limit_s=each_s, relative_gap=max(MEET_GAP * gap, LEAST_GAP), seed=options.seed)
             better = self.parts.combined(fine, PartBudget(budget, each_s), free, found)
             failed += free.size

@@ -104,6 +104,7 @@ def test_many_services(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     problem = shared(seed)
     optimum = least(alone(problem))
     monkeypatch.setattr(service_plans, "MANY_SERVICES", 1)
+    monkeypatch.setattr(service_plans, "LEAST_FREE", 3)
     monkeypatch.setattr(service_plans, "MOST_FREE", 3)
     outcome = run(problem)
     assert outcome.plan is not None
