@@ -125,7 +125,7 @@ def stage_options(problem: MixedProblem, number: int, micro_batches: int) -> Opt
         gradient_bytes=block.gradient_bytes,
         stage_layers=[1] * problem.model.num_layers,
     )
-    return _unbeaten(_priced(problem, number, units, plans))
+    return _unbeaten(_priced(problem, number, units, plans), unit)
 
 
 def _priced(problem: MixedProblem, number: int, units: IntArray, plans: TrainingPlans) -> Options:
@@ -174,11 +174,11 @@ def runs(by_layer: FloatArray) -> FloatArray:
     return np.asarray(np.maximum(before[:, None, :] - before[:, :, None], 0.0))
 
 
-def _unbeaten(options: Options) -> Options | None:
+def _unbeaten(options: Options, unit: int) -> Options | None:
     """Without options that hold not even one layer, or that another of as many units beats or equals in everything.
 
     Less work and less reduction is never slower, although less work hides less of a reduction: it hides no more than
-    the work is less.
+    the work is less. Tensor groups begin at multiples of their size, so that the other must lie wherever this one may.
     """
     holds = (options.layer_bytes + options.kept_bytes).min(axis=1) <= options.capacity_bytes
     options = options[holds]
@@ -187,10 +187,14 @@ def _unbeaten(options: Options) -> Options | None:
     few = np.concatenate(
         [options.layer_s, options.layer_bytes, options.kept_bytes, -options.capacity_bytes[:, None]], axis=1
     )
+    # Units between places where an option may begin.
+    tensor = options.plans.tensor_parallel_size
+    steps = tensor // np.gcd(tensor, unit)
     kept: list[int] = []
-    for place in np.lexsort((options.layer_s.sum(axis=1), options.units)).tolist():
+    for place in np.lexsort((steps, options.layer_s.sum(axis=1), options.units)).tolist():
         beaten = any(
             (few[other] <= few[place]).all()
+            and steps[place] % steps[other] == 0
             and (options.busy_s[other] <= options.busy_s[place]).all()
             and (options.update_s[other] <= options.update_s[place]).all()
             for other in kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from formulations.outcome import TOLERANCE, Bound, Budget, SearchResult, SolveOptions, Status, Stop
 from formulations.parallelism.training.mixed.baseline import equal_replicas_s, equal_stages_s
@@ -22,6 +23,8 @@ from formulations.parallelism.training.search.search import search as search_one
 from formulations.parallelism.training.search.space import MOST_MICRO_BATCH, divisors
 from planner.cost.training.plans import TrainingPlans
 from planner.training_plan import Alternative, TrainingPlan
+
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(slots=True)
@@ -64,7 +67,7 @@ def search(problem: MixedProblem, options: SolveOptions, budget: Budget) -> Sear
         plan = plan.model_copy(update={"pipeline_order": aside.pipeline_order, "notes": aside.notes})
     plan = plan.model_copy(
         update={
-            "work_bound_s": min(floor_s, best.step_s),
+            "work_bound_s": floor_s,
             "alternatives": (*best.told, *told),
             "plans_priced": best.plans_priced,
         }
@@ -112,13 +115,12 @@ def _one_kind(problem: MixedProblem, options: SolveOptions, budget: Budget, best
 def _replicas(problem: MixedProblem, budget: Budget, best: _Best) -> None:
     """Replicas of one kind each, with states sharded in each block, then over all."""
     for name, find in (("replicas of one kind each", best_replicas), ("replicas that share states", best_shards)):
-        found, whole = find(problem, np.inf, budget)
-        why = "" if found is not None else "no plan fits" if whole else "no time was left"
+        found, left_s = find(problem, np.inf, budget)
+        why = "" if found is not None else "no plan fits" if left_s > 0 else "no time was left"
         best.told.append(Alternative(name=name, step_s=None if found is None else found.step_s, why=why))
         if found is not None:
             best.take(shared_document(problem, found))
-        if not whole:
-            best.open_s = 0.0
+        best.open_s = min(best.open_s, left_s)
         best.looked_at.append(name)
 
 
@@ -154,14 +156,28 @@ def _without(problem: MixedProblem, budget: Budget, best: _Best) -> SearchResult
 
 
 def work_bound_s(problem: MixedProblem) -> float:
-    """All sequences at the rate of all GPUs together, each kind's layers at the best size and micro-batch there is."""
-    rate = sum(block.num_gpus / _least_gpu_s(block) for block in problem.blocks)
-    return problem.any_block.global_batch_size / rate * (1 - 1e-9)
+    """All layers of all sequences on all GPUs together, each layer on each kind at the best size and micro-batch.
+
+    With w[b,l] GPU seconds of a layer of one sequence on kind b, W[b] of all layers, n[b] GPUs: in T seconds kind b does
+    layers with sum over l of w[b,l] x[b,l] <= n[b] T. Over W[b], summed over kinds, and with sum over b of x[b,l] = C:
+    T sum_b n[b] / W[b] >= C sum_l min_b w[b,l] / W[b].
+    """
+    seconds = [_least_gpu_s(block) for block in problem.blocks]
+    legal = [(block, each) for block, each in zip(problem.blocks, seconds, strict=True) if np.isfinite(each).all()]
+    if not legal:
+        return np.inf
+    rate = sum(block.num_gpus / float(each.sum()) for block, each in legal)
+    share = float(np.min([each / each.sum() for _, each in legal], axis=0).sum())
+    return problem.any_block.global_batch_size * share / rate * (1 - 1e-9)
 
 
-def _least_gpu_s(block: TrainProblem) -> float:
-    """GPU seconds of all layers for one sequence, at least; infinite where no size is legal."""
-    least = np.inf
+def _least_gpu_s(block: TrainProblem) -> FloatArray:
+    """GPU seconds of each layer for one sequence, at least [L], the last with the head; infinite where none is legal.
+
+    Layers differ in their sizes here, as stages of a pipeline do.
+    """
+    layers = block.model.num_layers
+    least = np.full(layers, np.inf)
     micro = [one for one in divisors(block.global_batch_size) if one <= MOST_MICRO_BATCH]
     experts = expert_sizes(replace(block, fixed={}), int(np.lcm.reduce(block.model.num_experts or (1,))))
     for tensor in tensor_sizes(block):
@@ -170,13 +186,15 @@ def _least_gpu_s(block: TrainProblem) -> float:
                 tensor_parallel_size=tensor,
                 expert_parallel_size=expert,
                 data_parallel_size=expert,
+                pipeline_parallel_size=layers,
                 micro_batch_size=micro,
                 recompute=min(int(RECOMPUTE[name]) for name in block.recompute),
                 global_batch_size=[expert * one for one in micro],
                 sequence_length=block.sequence_length,
                 flash_attention=block.flash_attention,
                 gradient_bytes=block.gradient_bytes,
+                stage_layers=[1] * layers,
             )
-            gpu_s = tensor * passes_of(block, plans).total_s.sum(axis=1) / plans.micro_batch_size
-            least = min(least, float(gpu_s.min()))
+            gpu_s = tensor * passes_of(block, plans).total_s / plans.micro_batch_size[:, None]
+            least = np.minimum(least, gpu_s.min(axis=0))
     return least
