@@ -63,21 +63,22 @@ _FIRST_STEP = 0.02
 
 
 class _Program:
-    """The dynamic program under caps, over those runs of layers alone that are within them."""
+    """The dynamic program under caps, over those runs of layers alone that are within them.
 
-    def __init__(self, problem: UnevenProblem) -> None:
+    Runs that are too slow for any pipeline that takes less than `below_s` are left out at once.
+    """
+
+    def __init__(self, problem: UnevenProblem, below_s: float = np.inf) -> None:
         self.problem = problem
         self.most = min(problem.num_layers, problem.num_devices, problem.stages or problem.num_layers)
-        stage_s = problem.stage_s
-        option, first, last = np.nonzero(np.isfinite(stage_s) & (problem.most_flying >= 1))
-        at = option, first, last
-        sent_s = problem.link_s[option, last]
+        others, through_s = problem.micro_batches - 1, self.floors_s()[1]
+        runs = problem.runs((below_s - through_s) / others if others else np.inf)
+        option, first, last = runs.option, runs.first, runs.last
         self.option, self.first, self.last = option, first, last
-        self.pace_s = np.maximum(stage_s[at], sent_s)
-        closing_s = np.where(last == problem.num_layers, problem.closing_s[option], 0.0)
-        self.through_s = stage_s[at] + sent_s + closing_s
-        self.sync_s = problem.stage_sync_s[at]
-        self.most_flying = problem.most_flying[at]
+        self.pace_s = runs.pace_s
+        self.through_s = runs.through_s + np.where(last == problem.num_layers, problem.closing_s[option], 0.0)
+        self.sync_s = problem.sync_of(option, first, last)
+        self.most_flying = runs.most_flying
         width = problem.num_layers + 1
         self.after = problem.end[option] * width + last
         # Runs of one option from one layer on stand together; a state is where they begin.
@@ -112,13 +113,16 @@ class _Program:
         width = problem.num_layers + 1
         best = np.full((self.most + 1, (problem.num_devices + 1) * width), np.inf)
         best[0, problem.num_layers :: width] = 0.0
+        through_s, after, flying = self.through_s[chosen], self.after[chosen], self.most_flying[chosen]
+        starts = np.flatnonzero(np.diff(self.run[chosen], prepend=-1))
         for k in range(1, self.most + 1):
-            chosen = chosen[self.most_flying[chosen] >= min(k, problem.micro_batches)]
+            holds = flying >= min(k, problem.micro_batches)
+            if not holds.all():
+                chosen, through_s, after, flying = chosen[holds], through_s[holds], after[holds], flying[holds]
+                starts = np.flatnonzero(np.diff(self.run[chosen], prepend=-1))
             if not chosen.size:
                 break
-            value_s = self.through_s[chosen] + best[k - 1, self.after[chosen]]
-            starts = np.flatnonzero(np.diff(self.run[chosen], prepend=-1))
-            least_s = np.minimum.reduceat(value_s, starts)
+            least_s = np.minimum.reduceat(through_s + best[k - 1, after], starts)
             np.minimum.at(best[k], self.state[chosen[starts]], least_s)
             best[k, best[k] > through_cap_s] = np.inf
             if not np.isfinite(best[k]).any():
@@ -154,7 +158,7 @@ def choose(
     """
     options = options or SolveOptions()
     budget = budget or Budget(options.time_limit_s)
-    search = _Search(_Program(problem), budget, below_s)
+    search = _Search(_Program(problem, below_s), budget, below_s)
     reached = search.climb()
     if search.stop is None and not reached:
         if below_s < np.inf:
