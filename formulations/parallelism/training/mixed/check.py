@@ -176,7 +176,7 @@ def _sizes(problem: MixedProblem, plan: TrainingPlan) -> Iterator[Told]:
 
 
 def _zero(block: TrainProblem, plan: TrainingPlan, place: int, stages: int) -> Iterator[Told]:
-    """ZeRO as the framework runs it, or as it is fixed; pipelines over blocks are priced for collectives once a step."""
+    """ZeRO as the framework runs it, or as it is fixed; pipelines over blocks have collectives once a step alone."""
     zero, fixed = plan.stages[place].zero_stage, block.fixed.get("zero_stage")
     legal = zero_stages(block.framework, stages > 1) if fixed is None else (fixed,)
     if zero not in legal or (plan.layout == "stages" and zero is not None and zero > 1):

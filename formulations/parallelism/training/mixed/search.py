@@ -158,9 +158,9 @@ def _without(problem: MixedProblem, budget: Budget, best: _Best) -> SearchResult
 def work_bound_s(problem: MixedProblem) -> float:
     """All layers of all sequences on all GPUs together, each layer on each kind at the best size and micro-batch.
 
-    With w[b,l] GPU seconds of a layer of one sequence on kind b, W[b] of all layers, n[b] GPUs: in T seconds kind b does
-    layers with sum over l of w[b,l] x[b,l] <= n[b] T. Over W[b], summed over kinds, and with sum over b of x[b,l] = C:
-    T sum_b n[b] / W[b] >= C sum_l min_b w[b,l] / W[b].
+    With w[b,l] GPU seconds of a layer of one sequence on kind b, W[b] of all its layers and n[b] GPUs: in T seconds
+    kind b does x[b,l] of layer l with sum_l w[b,l] x[b,l] <= n[b] T. Divided by W[b], summed over kinds, and with
+    sum_b x[b,l] = C: T sum_b n[b] / W[b] >= C sum_l min_b w[b,l] / W[b].
     """
     seconds = [_least_gpu_s(block) for block in problem.blocks]
     legal = [(block, each) for block, each in zip(problem.blocks, seconds, strict=True) if np.isfinite(each).all()]
