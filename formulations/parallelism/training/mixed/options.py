@@ -15,9 +15,9 @@ from formulations.parallelism.training.search.problem import RECOMPUTE, TrainPro
 from formulations.parallelism.training.search.space import (
     MIN_CONTEXT_TOKENS,
     MOST_MICRO_BATCH,
-    divided_by_tensor,
     divisors,
     powers_of_two,
+    tensor_sizes,
     zero_stages,
 )
 from planner.cost.training.memory import training_memory_by_stage
@@ -58,14 +58,6 @@ class Options:
     def sync_s(self, overlap: float) -> FloatArray:
         """What a step waits for after the last micro-batch, [n, L + 1, L + 1]."""
         return exposed(self.busy_s, runs(self.layer_s), overlap) + self.update_s
-
-
-def tensor_sizes(block: TrainProblem) -> list[int]:
-    """Tensor-parallel sizes that divide the model and the domain, or the one that is fixed."""
-    counts = [count for count, _ in divided_by_tensor(block)]
-    domain = block.domain_gpus
-    wanted = [block.fixed["tensor_parallel_size"]] if "tensor_parallel_size" in block.fixed else divisors(domain)
-    return [one for one in wanted if domain % one == 0 and all(count % one == 0 for count in counts)]
 
 
 def context_sizes(block: TrainProblem) -> list[int]:

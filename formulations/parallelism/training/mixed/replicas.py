@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from formulations.outcome import TOLERANCE, Budget
-from formulations.parallelism.training.mixed.options import context_sizes, expert_sizes, tensor_sizes
+from formulations.parallelism.training.mixed.options import context_sizes, expert_sizes
 from formulations.parallelism.training.mixed.pricing import between_s
 from formulations.parallelism.training.mixed.problem import MixedProblem
 from formulations.parallelism.training.search.pricing import step_of
 from formulations.parallelism.training.search.problem import RECOMPUTE, TrainProblem
-from formulations.parallelism.training.search.space import MOST_MICRO_BATCH, divisors, zero_stages
+from formulations.parallelism.training.search.space import MOST_MICRO_BATCH, divisors, tensor_sizes, zero_stages
 from formulations.parallelism.training.shares import ShareProblem, choose
 from planner.cost.training.memory import training_memory
 from planner.cost.training.plans import TrainingPlans

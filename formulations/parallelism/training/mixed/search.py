@@ -10,8 +10,8 @@ import numpy.typing as npt
 from formulations.outcome import TOLERANCE, Bound, Budget, SearchResult, SolveOptions, Status, Stop
 from formulations.parallelism.training.mixed.baseline import equal_replicas_s, equal_stages_s
 from formulations.parallelism.training.mixed.explain import reasons, ways_out
-from formulations.parallelism.training.mixed.options import expert_sizes, tensor_sizes
-from formulations.parallelism.training.mixed.plans import alone_document, pipeline_document, shared_document
+from formulations.parallelism.training.mixed.options import expert_sizes
+from formulations.parallelism.training.mixed.plans import alone, alone_document, pipeline_document, shared_document
 from formulations.parallelism.training.mixed.problem import MixedProblem
 from formulations.parallelism.training.mixed.replicas import best_replicas
 from formulations.parallelism.training.mixed.shards import best_shards
@@ -20,7 +20,7 @@ from formulations.parallelism.training.search.plans import passes_of
 from formulations.parallelism.training.search.problem import RECOMPUTE, TrainProblem
 from formulations.parallelism.training.search.refine import refined
 from formulations.parallelism.training.search.search import search as search_one_kind
-from formulations.parallelism.training.search.space import MOST_MICRO_BATCH, divisors
+from formulations.parallelism.training.search.space import MOST_MICRO_BATCH, divisors, tensor_sizes
 from planner.cost.training.plans import TrainingPlans
 from planner.training_plan import Alternative, TrainingPlan
 
@@ -32,16 +32,15 @@ class _Best:
     """The best plan so far, what every layout reached, and the least of what was not looked at."""
 
     plan: TrainingPlan | None = None
-    block: int | None = None
     step_s: float = np.inf
     open_s: float = np.inf
     plans_priced: int = 0
     told: list[Alternative] = field(default_factory=list)
     looked_at: list[str] = field(default_factory=list)
 
-    def take(self, plan: TrainingPlan, block: int | None = None) -> None:
+    def take(self, plan: TrainingPlan) -> None:
         if plan.step_s < self.step_s:
-            self.plan, self.step_s, self.block = plan, plan.step_s, block
+            self.plan, self.step_s = plan, plan.step_s
 
 
 def search(problem: MixedProblem, options: SolveOptions, budget: Budget) -> SearchResult[TrainingPlan]:
@@ -61,9 +60,8 @@ def search(problem: MixedProblem, options: SolveOptions, budget: Budget) -> Sear
         )
     ]
     plan = best.plan
-    if best.block is not None:
-        block = problem.blocks[best.block]
-        aside = refined(block, _own(problem, best.block, plan), options, budget)
+    if plan.layout == "one_kind":
+        aside = refined(*alone(problem, plan), options, budget)
         plan = plan.model_copy(update={"pipeline_order": aside.pipeline_order, "notes": aside.notes})
     plan = plan.model_copy(
         update={
@@ -86,12 +84,6 @@ def search(problem: MixedProblem, options: SolveOptions, budget: Budget) -> Sear
     )
 
 
-def _own(problem: MixedProblem, number: int, plan: TrainingPlan) -> TrainingPlan:
-    first = problem.first_gpu(number)
-    stages = tuple(one.model_copy(update={"first_gpu": one.first_gpu - first}) for one in plan.stages)
-    return plan.model_copy(update={"stages": stages})
-
-
 def _one_kind(problem: MixedProblem, options: SolveOptions, budget: Budget, best: _Best) -> None:
     """Every block alone."""
     count = 0
@@ -102,7 +94,7 @@ def _one_kind(problem: MixedProblem, options: SolveOptions, budget: Budget, best
             best.told.append(Alternative(name=f"{problem.told(number)} alone", step_s=None, why=why))
         else:
             best.told.append(Alternative(name=f"{problem.told(number)} alone", step_s=found.plan.step_s))
-            best.take(alone_document(problem, number, found.plan), number)
+            best.take(alone_document(problem, number, found.plan))
             count += found.plan.plans_priced
         if found.status is not Status.INFEASIBLE:
             open_s = 0.0 if found.bound is None else found.bound.value

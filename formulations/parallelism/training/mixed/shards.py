@@ -14,13 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from formulations.outcome import Budget
-from formulations.parallelism.training.mixed.options import tensor_sizes
 from formulations.parallelism.training.mixed.pricing import between_s, exposed
 from formulations.parallelism.training.mixed.problem import MixedProblem
 from formulations.parallelism.training.mixed.replicas import Shared, by_block, subsets
 from formulations.parallelism.training.search.plans import passes_of
 from formulations.parallelism.training.search.problem import RECOMPUTE, TrainProblem
-from formulations.parallelism.training.search.space import MOST_MICRO_BATCH, divisors, zero_stages
+from formulations.parallelism.training.search.space import MOST_MICRO_BATCH, divisors, tensor_sizes, zero_stages
 from formulations.parallelism.training.shares import ShareProblem, choose
 from planner.cost.training.communication import Links, group
 from planner.cost.training.compute import OPTIMIZER_TRAFFIC_BYTES, Rates

@@ -12,11 +12,11 @@ from formulations.base import solve
 from formulations.parallelism.training.mixed import options
 from formulations.parallelism.training.mixed.check import check, check_shape
 from formulations.parallelism.training.mixed.formulation import ANY_TRAINING
-from formulations.parallelism.training.mixed.options import Options, stage_options, tensor_sizes
+from formulations.parallelism.training.mixed.options import Options, stage_options
 from formulations.parallelism.training.mixed.problem import MixedProblem
 from formulations.parallelism.training.mixed.search import work_bound_s
 from formulations.parallelism.training.search.plans import passes_of
-from formulations.parallelism.training.search.space import MOST_MICRO_BATCH, divisors
+from formulations.parallelism.training.search.space import MOST_MICRO_BATCH, divisors, tensor_sizes
 from planner.cost.training.plans import TrainingPlans
 from planner.training_plan import TrainingPlan
 from tests.formulations.parallelism.training.mixed_cases import PAIR, THREE, mixed, sites
