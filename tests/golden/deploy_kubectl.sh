@@ -1,5 +1,5 @@
 #!/bin/sh
-# made by gpuplan 0.1.0, plan sha256 eea741e3f9a6d5dc795debe38173407e93f9ab660fc650fc423c4966648cc73d
+# made by gpuplan 0.1.0, plan sha256 e6ff4ace1e3787c754a50eb3f9bb1c5efc1fad1ac591df825e2937ec4c4795b6
 # instance Tiny Deployment, sha256 5ea15ea15ea15ea15ea15ea15ea15ea15ea15ea15ea15ea15ea15ea15ea15ea1
 # command: gpuplan export PLAN --to kubectl-sh -o deploy_kubectl.sh
 # sh deploy_kubectl.sh: what would happen, every object judged by the server; APPLY=1 sh deploy_kubectl.sh: do it
@@ -349,7 +349,7 @@ spec:
         - -c
         - |
           set -euo pipefail
-          MODEL=${MODEL:-m/moe}
+          MODEL=${MODEL:-m}
           exec python -m sglang.launch_server --model-path "$MODEL" \
             --tp-size 2 \
             --attn-dp-size 2 \

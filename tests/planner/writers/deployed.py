@@ -70,7 +70,7 @@ def deployed(**said: Any) -> DeployDocument:
             "assignment": (share("chat", SMALL, "big", 0.25), share("chat", SMALL, "h100_sxm-2-free", 0.25),
                            share("chat", PAIR, "big", 0.5), share("moe", MOE, "big", 1.0)),
             "hours": (0,), "fleet": FleetPlan.model_validate(fleet),
-            "served": {"chat": Served(model="org/chat", backend="vllm"), "moe": Served(model="m/moe", backend="sglang")},
+            "served": {"chat": Served(model="org/chat", backend="vllm"), "moe": Served(model="m", backend="sglang")},
             "template": PodTemplate(
                 requests_per_gpu={"cpu": "1500m", "memory": "100Gi", "rdma/hca": 1},
                 tolerations=({"key": "team", "operator": "Equal", "value": "llm", "effect": "NoSchedule"},),

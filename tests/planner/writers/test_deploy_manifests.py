@@ -1,4 +1,4 @@
-"""Manifests of a deployment: valid by their schemas, as many workers on each node as planned, and started as planned."""
+"""Manifests of a deployment: valid by their schemas, as many workers on each node as planned, started as planned."""
 
 from __future__ import annotations
 
