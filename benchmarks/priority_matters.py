@@ -22,7 +22,8 @@ from formulations.pod_packing.problem import Leave, PodsProblem
 from formulations.pod_packing.reading import read_problem
 from planner.descriptions.pods import PodsInstance
 
-#: Of a scenario, as published. On a busy machine the wall clock gives less than a second of CPU: both are told.
+#: Of a scenario, as published, from its arrays to the checked plan. On a busy machine the wall clock gives less than a
+#: second of CPU: both are told.
 SECONDS = 1.0
 #: Milli-cores and bytes of a pod, and replicas of a set.
 CPU, MEMORY, REPLICAS = (100, 1000), (100_000_000, 1_000_000_000), (1, 4)
@@ -222,6 +223,9 @@ def cells(short: bool) -> Iterator[tuple[str, list[PodsProblem]]]:
 
 def rows(short: bool) -> Iterator[Row]:
     """One second each, against the default scheduler and the published model; then with its number of moves."""
+    warm = problem_of(scenario(1, 4, 16, 1, 1.0), np.full(16, -1, dtype=np.int64))
+    # Loading solvers and machine code is the start of a process, not of a scenario.
+    run(warm, "auto")
     for case, problems in cells(short):
         pending = {"default": 0, "published": 0, "ours": 0, "budget": 0}
         better = known = worse = failed = not_worse = 0

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks import training_layers, training_search
+from benchmarks import training_layers, training_mixed, training_search
 from benchmarks.common import Row, data_folder, main
 from benchmarks.metis_estimator import MetisEstimator, in_proportion, metis_plans
 from formulations.backends import load_ortools_first
@@ -347,6 +347,7 @@ CASES = {
     "zero_bubble": zero_bubble_schedules,
     "metis": metis_stages,
     "shares": unequal_shares,
+    "mixed": training_mixed.mixed,
     "calculon": training_search.calculon,
     "configurations": training_search.configurations,
     "scale": training_search.scale,

@@ -30,6 +30,7 @@ class GoalName(StrEnum):
     PRIORITY = "priority"
     ALLOCATION = "allocation"
     CONSOLIDATE = "consolidate"
+    FRAGMENTS = "fragments"
 
 
 class Counted(StrEnum):
@@ -87,6 +88,8 @@ def pods(
     quiet: QuietOption = False,
 ) -> int:
     """Give pending pods a place, down to the GPU: most by priority, most GPU allocated, or fewest nodes in use.
+
+    With `fragments`, move VMs on machines of two NUMA nodes so that fewer free cores are fragments.
 
     Reads what kubectl prints. Pods that run stay where they are, but for --moves. Every pod without a place is told
     with its reason. Nothing is changed in any cluster.

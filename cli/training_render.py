@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 
 from rich.table import Table
 
+from cli.mixed_training_render import mixed_answer
 from cli.render import Part, number, percent, printable, table
+from formulations.parallelism.training.mixed.problem import MixedProblem
 from formulations.parallelism.training.search.problem import TrainProblem
 from planner.plan import PlanDocument
 from planner.training_plan import ParallelSizes, TrainingPlan, TrainingStage
@@ -39,7 +41,7 @@ def _of_layers(plan: ParallelSizes) -> str:
     return f" ({every - keep} of {every} layers)"
 
 
-def training_answer(document: PlanDocument, problem: TrainProblem) -> Iterable[Part]:
+def training_answer(document: PlanDocument, problem: TrainProblem | MixedProblem) -> Iterable[Part]:
     """Step, throughput, memory, sizes and stages."""
     plan = document.plan
     assert isinstance(plan, TrainingPlan)
@@ -49,6 +51,9 @@ def training_answer(document: PlanDocument, problem: TrainProblem) -> Iterable[P
     if step is not None and step.low is not None and step.high is not None:
         interval = f", 80 % within {format_seconds(step.low)} - {format_seconds(step.high)}"
     yield "step", f"{format_seconds(plan.step_s)}{interval}"
+    if isinstance(problem, MixedProblem):
+        yield from mixed_answer(plan, problem)
+        return
     idle = f", {plan.idle_gpus} idle" if plan.idle_gpus else ""
     yield "throughput", f"{number(plan.tokens_per_s)} tokens/s, MFU {percent(plan.mfu)}, {plan.num_gpus} GPUs{idle}"
     yield "plan", f"{sizes(plan)}; {plan.num_micro_batches} micro-batches of {plan.micro_batch_size}"

@@ -20,11 +20,12 @@ class GpuShare(Description):
 
 
 class Placement(Description):
-    """A pod and its place. `running`: it is there already, and stays."""
+    """A pod and its place. `running`: it is there already, and stays. `numa`: with the objective fragments."""
 
     pod: str
     node: str
     gpus: tuple[GpuShare, ...] = ()
+    numa: tuple[int, ...] = ()
     running: bool = False
 
 
@@ -40,7 +41,7 @@ class PodMove(Description):
 
     way : `spare` goes to a place for a while, to let others pass; `evict-first` stops at the beginning of `step` and
         starts again in step `arrives`.
-    gpus : devices at the new node.
+    gpus, numa : devices and NUMA nodes at the new node.
     """
 
     step: Count
@@ -48,6 +49,7 @@ class PodMove(Description):
     from_node: Annotated[str, Field(alias="from")]
     to_node: Annotated[str, Field(alias="to")]
     gpus: tuple[GpuShare, ...] = ()
+    numa: tuple[int, ...] = ()
     way: Literal["direct", "spare", "evict-first"] = "direct"
     arrives: Count | None = None
 
@@ -67,6 +69,34 @@ class Tier(Description):
     proven: Annotated[bool, Field(description="whether the value meets the bound")]
 
 
+class NodesToAdd(Description):
+    """So many nodes of one kind; `like` a node of the cluster, or of an offer's name."""
+
+    name: str
+    count: Annotated[int, Field(ge=1, lt=2**31)]
+    gpus: Count = 0
+    gpu_model: str = ""
+    price_usd_per_hour: Annotated[FiniteFloat | None, Field(description="of one node")] = None
+
+
+class Remedy(Description):
+    """What would give pods a place that the plan leaves without one, on top of the plan; nothing of it is in the plan.
+
+    way : `moves` of pods that run when the plan is carried out, `nodes` to add, or `none` where nothing helps.
+    proven : fewest moves; fewest nodes, or cheapest where every offer has a price; or that nothing helps.
+    placements : where the pods go after the moves.
+    """
+
+    pods: tuple[str, ...]
+    way: Literal["moves", "nodes", "none"]
+    proven: bool
+    text: str
+    moves: tuple[PodMove, ...] = ()
+    placements: tuple[Placement, ...] = ()
+    nodes: tuple[NodesToAdd, ...] = ()
+    price_usd_per_hour: Annotated[FiniteFloat | None, Field(description="of all nodes together")] = None
+
+
 class PodsPlan(Description):
     """An answer to a `pods` instance. Evictions come first, then moves by step, then pending pods start."""
 
@@ -75,6 +105,7 @@ class PodsPlan(Description):
     moves: tuple[PodMove, ...] = ()
     evictions: tuple[str, ...] = ()
     tiers: tuple[Tier, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
 
     def problems(self) -> Iterator[Problem]:
         """Every pod once."""

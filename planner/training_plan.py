@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
 
@@ -11,6 +11,9 @@ from planner.descriptions.training import RecomputeName, ScheduleName
 
 Time = Annotated[FiniteFloat, Field(ge=0)]
 Amount = Annotated[FiniteFloat, Field(ge=0)]
+#: How a plan uses unequal GPUs: one kind alone; stages of one pipeline on several kinds; replicas of one kind each,
+#: which shard their states among themselves, or all together.
+Layout = Literal["one_kind", "stages", "replicas", "shards"]
 
 
 class ParallelSizes(Description):
@@ -48,6 +51,12 @@ class TrainingStage(Description):
 
     micro_batch_s : forward and backward of one micro-batch. memory : bytes by part.
     layer_blocks : in the order of depth, what the layers do; empty where all do as the plan says.
+
+    Where GPUs are unequal, beside that (GPUs of one kind and site are numbered together, in the cluster's order):
+    device, site, num_nodes : what the stage lies on. pipeline : which of the plan's pipelines it belongs to.
+    *_size, zero_stage, recompute : of this stage; they may differ between stages.
+    micro_batches : of a step, for each of its data-parallel replicas. state_shares : of the optimizer states that all
+    replicas share, for each of them. exchange_s : its sends for one micro-batch, forward and backward.
     """
 
     num_layers: PositiveInt
@@ -58,6 +67,20 @@ class TrainingStage(Description):
     micro_batch_s: Time
     peak_memory_bytes: Amount
     memory: dict[str, FiniteFloat] = Field(default_factory=dict)
+    device: str | None = None
+    site: str | None = None
+    num_nodes: PositiveInt | None = None
+    pipeline: NonNegativeInt = 0
+    tensor_parallel_size: PositiveInt | None = None
+    context_parallel_size: PositiveInt | None = None
+    expert_parallel_size: PositiveInt | None = None
+    data_parallel_size: PositiveInt | None = None
+    micro_batch_size: PositiveInt | None = None
+    zero_stage: Annotated[int | None, Field(ge=0, le=3)] = None
+    recompute: RecomputeName | None = None
+    micro_batches: tuple[NonNegativeInt, ...] = ()
+    state_shares: tuple[Annotated[FiniteFloat, Field(ge=0, le=1)], ...] = ()
+    exchange_s: Time = 0.0
     layer_blocks: tuple[LayerBlock, ...] = ()
 
 
@@ -118,11 +141,22 @@ class PipelineOrder(Description):
     proven: bool
 
 
+class Alternative(Description):
+    """Another way to use unequal GPUs, with its best step; None where it has no plan, and why."""
+
+    name: str
+    step_s: Time | None
+    why: str = ""
+
+
 class TrainingPlan(ParallelSizes):
     """How the model is trained, and what that takes.
 
     device, num_gpus, idle_gpus, gpus_per_node : of the cluster; Megatron's order of ranks: tensor, context, data,
     pipeline. pareto : plans that none beats in step time, free memory, cost and energy together.
+
+    Where GPUs are unequal, `layout` says how they are used. Its sizes are then the largest of its stages, which have
+    their own; device names all kinds. work_bound_s : all work at each kind's best rate; no plan is faster.
     """
 
     model: str
@@ -148,3 +182,13 @@ class TrainingPlan(ParallelSizes):
     notes: tuple[str, ...] = ()
     pareto: tuple[TrainingPoint, ...] = ()
     runners_up: tuple[TrainingPoint, ...] = ()
+    layout: Layout | None = None
+    work_bound_s: Time | None = None
+    alternatives: tuple[Alternative, ...] = ()
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs that it uses: the product of its sizes, or of all stages where those differ."""
+        if self.layout in (None, "one_kind"):
+            return super().num_gpus
+        return sum(stage.num_gpus for stage in self.stages)

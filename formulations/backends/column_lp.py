@@ -60,12 +60,17 @@ class ColumnLp:
         for row, low, high in zip(*(array.tolist() for array in np.broadcast_arrays(rows, lower, upper)), strict=True):
             self._rows[row].lower_bound, self._rows[row].upper_bound = float(low), float(high)
 
-    def set_columns(self, columns: npt.ArrayLike, lower: npt.ArrayLike, upper: npt.ArrayLike) -> None:
-        """New bounds of some columns."""
+    def set_columns(
+        self, columns: npt.ArrayLike, lower: npt.ArrayLike, upper: npt.ArrayLike, cost: npt.ArrayLike | None = None
+    ) -> None:
+        """New bounds of some columns, and new costs."""
         arrays = np.broadcast_arrays(columns, lower, upper)
         for column, low, high in zip(*(array.tolist() for array in arrays), strict=True):
             variable = self._columns[column]
             variable.lower_bound, variable.upper_bound = float(low), float(high)
+        if cost is not None:
+            for column, one in zip(*(array.tolist() for array in np.broadcast_arrays(columns, cost)), strict=True):
+                self._model.objective.set_linear_coefficient(self._columns[column], float(one))
 
     def solve(self, budget: Budget) -> tuple[float, FloatArray, FloatArray] | None:
         """Objective, values of the columns and duals of the rows; None when time is up.
@@ -77,7 +82,11 @@ class ColumnLp:
         if self._solver is None:
             self._solver = self._mathopt.IncrementalSolver(self._model, self._mathopt.SolverType.GLOP)
         parameters = self._mathopt.SolveParameters(time_limit=timedelta(seconds=max(budget.remaining_s, 1e-3)))
-        answer = self._solver.solve(params=parameters)
+        # Nobody reads reduced costs, and turning them into Python objects takes as long as a warm solve.
+        nothing = self._mathopt.ModelSolveParameters(
+            reduced_costs_filter=self._mathopt.VariableFilter(filtered_items=[])
+        )
+        answer = self._solver.solve(params=parameters, model_params=nothing)
         reason = self._mathopt.TerminationReason
         if answer.termination.reason is reason.NO_SOLUTION_FOUND or answer.termination.reason is reason.FEASIBLE:
             return None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from formulations.pod_packing.check_moves import check_moves
+from formulations.pod_packing.check_moves import check_moves, numa_capacity, numa_share
 from formulations.pod_packing.problem import Near, PodsProblem, Spread
 from planner.cost.verdict import Violation
 from planner.kubernetes.snapshot import WHOLE_MILLI
@@ -26,10 +26,12 @@ def check(problem: PodsProblem, plan: PodsPlan) -> list[Violation]:
         *_allowed(problem, where),
         *_amounts(problem, where),
         *_devices(problem, plan),
+        *_numa(problem, plan, where),
         *_near(problem, where),
         *_spread(problem, where),
         *_gangs(problem, where),
         *_everything(problem, plan),
+        *_remedies(problem, plan),
     ]
 
 
@@ -48,16 +50,22 @@ def _where(problem: PodsProblem, plan: PodsPlan) -> dict[int, int]:
 
 def _names(problem: PodsProblem, plan: PodsPlan) -> Iterator[Violation]:
     """Every pod is told once, and every name is known."""
-    pods, nodes = set(problem.pod_names), set(problem.node_names)
     told = Counter([one.pod for one in plan.placements] + [one.pod for one in plan.unplaced])
     for name, count in told.items():
-        if name not in pods:
-            yield _broken("pod", name, f"{name} is no pod of the instance")
-        elif count > 1:
+        if count > 1:
             yield _broken("pod", name, f"{name} is told {count} times")
     for name in problem.pod_names:
         if name not in told:
             yield _broken("pod", name, f"{name} is neither placed nor unplaced")
+    yield from _unknown(problem, plan)
+
+
+def _unknown(problem: PodsProblem, plan: PodsPlan) -> Iterator[Violation]:
+    """Pods and nodes that the instance does not have."""
+    pods, nodes = set(problem.pod_names), set(problem.node_names)
+    for name in [*(one.pod for one in plan.placements), *(one.pod for one in plan.unplaced)]:
+        if name not in pods:
+            yield _broken("pod", name, f"{name} is no pod of the instance")
     for one in plan.placements:
         if one.node not in nodes:
             yield _broken("node", one.pod, f"{one.pod} is on {one.node}, which is no node of the instance")
@@ -113,6 +121,10 @@ def _devices(problem: PodsProblem, plan: PodsPlan) -> Iterator[Violation]:
         shares = [(share.index, share.gpu_milli) for share in one.gpus]
         if len(dict(shares)) != gpus or len(shares) != gpus or any(share != milli for _, share in shares):
             yield _broken("devices", one.pod, f"{one.pod} asks for {gpus} devices, {milli} thousandths of each")
+        if problem.bound[j] and problem.island is not None and problem.pod_node[pods[one.pod]] < 0:
+            islands = {index // int(problem.island[node]) for index, _ in shares}
+            if len(islands) > 1:
+                yield _broken("island", one.pod, f"{one.pod} has GPUs of {len(islands)} islands of {one.node}")
         for index, share in shares:
             if index >= problem.gpus[node]:
                 message = f"{one.pod} is on device {index} of {one.node}, which has {problem.gpus[node]}"
@@ -123,6 +135,32 @@ def _devices(problem: PodsProblem, plan: PodsPlan) -> Iterator[Violation]:
             name = problem.node_names[node]
             message = f"device {index} of {name} gives {milli} thousandths of itself"
             yield _broken("device_full", name, message, milli, WHOLE_MILLI)
+
+
+def _numa(problem: PodsProblem, plan: PodsPlan, where: dict[int, int]) -> Iterator[Violation]:
+    """Each VM is on as many NUMA nodes as it asks for, and none of them gives more cores or memory than it has."""
+    pods = {name: index for index, name in enumerate(problem.pod_names)}
+    if problem.numa is None:
+        for one in plan.placements:
+            if one.numa:
+                yield _broken("numa", one.pod, f"{one.pod} has NUMA nodes, which the instance does not know")
+        return
+    if plan.unplaced:
+        yield _broken("everything", plan.unplaced[0].pod, f"{len(plan.unplaced)} pods have no place")
+    used = {(node, h): np.zeros_like(problem.capacity[0]) for node in range(problem.num_nodes) for h in range(2)}
+    for one in plan.placements:
+        pod = pods[one.pod]
+        j, node = int(problem.pod_class[pod]), where[pod]
+        wide, many = int(problem.numa.width[j]), int(problem.numa.count[node])
+        if len(set(one.numa)) != wide or len(one.numa) != wide or not all(0 <= h < many for h in one.numa):
+            yield _broken("numa", one.pod, f"{one.pod} asks for {wide} of the {many} NUMA nodes of {one.node}")
+            continue
+        for h in one.numa:
+            used[node, h] += numa_share(problem, j)
+    for (node, h), amounts in used.items():
+        if (amounts > numa_capacity(problem, node, h)).any():
+            name = problem.node_names[node]
+            yield _broken("numa_full", name, f"NUMA node {h} of {name} gives more than it has")
 
 
 def _count(problem: PodsProblem, rule: Near | Spread, pods: dict[int, int]) -> Counter[int]:
@@ -207,3 +245,24 @@ def _everything(problem: PodsProblem, plan: PodsPlan) -> Iterator[Violation]:
         left = [one.pod for one in plan.unplaced if one.pod not in waiting]
         if left:
             yield _broken("everything", left[0], f"{len(left)} pods have no place", len(left), 0)
+
+
+def _remedies(problem: PodsProblem, plan: PodsPlan) -> Iterator[Violation]:
+    """After the moves of a remedy its pods have room where they are said to go."""
+    for remedy in plan.remedies:
+        if remedy.way != "moves":
+            continue
+        after = {one.pod: one for one in plan.placements}
+        for move in remedy.moves:
+            if move.pod in after:
+                after[move.pod] = after[move.pod].model_copy(update={"node": move.to_node, "gpus": move.gpus})
+        after |= {one.pod: one for one in remedy.placements}
+        helped = plan.model_copy(update={"placements": tuple(after.values())})
+        unknown = list(_unknown(problem, helped))
+        where = {} if unknown else _where(problem, helped)
+        broken = unknown or [
+            *_allowed(problem, where), *_amounts(problem, where), *_devices(problem, helped), *_near(problem, where),
+            *_spread(problem, where), *_gangs(problem, where),
+        ]  # fmt: skip
+        for one in broken[:1]:
+            yield _broken("remedy", remedy.pods[0], f"moves that would place {remedy.pods[0]}: {one.message}")

@@ -9,10 +9,13 @@ import numpy as np
 
 from formulations.pod_packing.problem import Leave, PodsProblem
 from planner.cost.verdict import Violation
-from planner.kubernetes.snapshot import WHOLE_MILLI
+from planner.kubernetes.snapshot import CPU, MEMORY, WHOLE_MILLI
 from planner.pods_plan import GpuShare, Placement, PodMove, PodsPlan
+from planner.workload import IntArray
 
 Devices = tuple[tuple[int, int], ...]
+#: Node, devices, NUMA nodes.
+Place = tuple[int, Devices, tuple[int, ...]]
 
 
 def check_moves(problem: PodsProblem, plan: PodsPlan) -> list[Violation]:
@@ -100,7 +103,7 @@ def _chains(problem: PodsProblem, plan: PodsPlan, pods: dict[str, int]) -> Itera
                 yield _broken("moves", name, f"{name} is evicted first and arrives, or is neither")
             at, when = move.to_node, move.step if move.arrives is None else move.arrives
         end = placed.get(name)
-        if end is None or end.node != at or end.running or _devices(end) != _shares(chain[-1].gpus):
+        if end is None or end.node != at or end.running or not _same_place(end, chain[-1]):
             yield _broken("moves", name, f"{name} ends on {at}, which is not its place")
     for name, end in placed.items():
         if _runs(problem, pods, name) and name not in steps and not _stays(problem, pods[name], end):
@@ -112,19 +115,21 @@ def _chains(problem: PodsProblem, plan: PodsPlan, pods: dict[str, int]) -> Itera
 
 def _stays(problem: PodsProblem, pod: int, end: Placement) -> bool:
     devices = {share.index for share in end.gpus}
+    numa = () if problem.numa is None else problem.numa.places[pod]
     return (
         end.running
+        and set(end.numa) == set(numa)
         and end.node == problem.node_names[problem.pod_node[pod]]
         and devices == set(problem.pod_devices[pod])
     )
 
 
+def _same_place(end: Placement, last: PodMove) -> bool:
+    return _shares(end.gpus) == _shares(last.gpus) and set(end.numa) == set(last.numa)
+
+
 def _shares(shares: tuple[GpuShare, ...]) -> set[tuple[int, int]]:
     return {(share.index, share.gpu_milli) for share in shares}
-
-
-def _devices(end: Placement) -> set[tuple[int, int]]:
-    return _shares(end.gpus)
 
 
 class _Prefixes:
@@ -134,26 +139,33 @@ class _Prefixes:
         self.problem, self.pods, self.nodes = problem, pods, nodes
         self.used = np.zeros_like(problem.capacity)
         self.given: dict[tuple[int, int], int] = defaultdict(int)
-        self.place: dict[int, tuple[int, Devices]] = {}
+        self.on_numa: dict[tuple[int, int], IntArray] = defaultdict(lambda: np.zeros(len(problem.resources), np.int64))
+        self.place: dict[int, Place] = {}
         for pod in np.flatnonzero(problem.pod_node >= 0).tolist():
             milli = int(problem.class_milli[problem.pod_class[pod]])
-            self._start(pod, int(problem.pod_node[pod]), tuple((d, milli) for d in problem.pod_devices[pod]))
+            numa = () if problem.numa is None else problem.numa.places[pod]
+            self._start(pod, (int(problem.pod_node[pod]), tuple((d, milli) for d in problem.pod_devices[pod]), numa))
 
-    def _start(self, pod: int, node: int, devices: Devices) -> None:
-        self.used[node] += self.problem.request[self.problem.pod_class[pod]]
-        for index, milli in devices:
-            self.given[node, index] += milli
-        self.place[pod] = node, devices
+    def _start(self, pod: int, place: Place) -> None:
+        self._count(pod, place, 1)
+        self.place[pod] = place
 
-    def _stop(self, pod: int, node: int, devices: Devices) -> None:
-        self.used[node] -= self.problem.request[self.problem.pod_class[pod]]
+    def _stop(self, pod: int, place: Place) -> None:
+        self._count(pod, place, -1)
+
+    def _count(self, pod: int, place: Place, sign: int) -> None:
+        node, devices, numa = place
+        j = int(self.problem.pod_class[pod])
+        self.used[node] += sign * self.problem.request[j]
         for index, milli in devices:
-            self.given[node, index] -= milli
+            self.given[node, index] += sign * milli
+        for h in numa:
+            self.on_numa[node, h] += sign * numa_share(self.problem, j)
 
     def walk(self, plan: PodsPlan) -> Iterator[Violation]:
         """Evictions, then the steps."""
         for name in plan.evictions:
-            self._stop(self.pods[name], *self.place[self.pods[name]])
+            self._stop(self.pods[name], self.place[self.pods[name]])
         leaving: dict[int, list[PodMove]] = defaultdict(list)
         arriving: dict[int, list[PodMove]] = defaultdict(list)
         for move in plan.moves:
@@ -163,17 +175,18 @@ class _Prefixes:
         for step in sorted({*leaving, *arriving}):
             for move in leaving[step]:
                 pod = self.pods[move.pod]
-                self._stop(pod, *self.place[pod])
+                self._stop(pod, self.place[pod])
             old = []
             for move in arriving[step]:
                 pod = self.pods[move.pod]
                 if move.way != "evict-first":
-                    old.append((pod, *self.place[pod]))
-                self._start(pod, self.nodes[move.to_node], tuple((one.index, one.gpu_milli) for one in move.gpus))
+                    old.append((pod, self.place[pod]))
+                devices = tuple((one.index, one.gpu_milli) for one in move.gpus)
+                self._start(pod, (self.nodes[move.to_node], devices, move.numa))
                 yield from self._one(move)
             yield from self._full(step, [self.nodes[move.to_node] for move in arriving[step]])
-            for pod, node, devices in old:
-                self._stop(pod, node, devices)
+            for pod, place in old:
+                self._stop(pod, place)
 
     def _one(self, move: PodMove) -> Iterator[Violation]:
         """The node admits the pod, and gives it the devices that it asks for."""
@@ -191,6 +204,9 @@ class _Prefixes:
     def _full(self, step: int, nodes: list[int]) -> Iterator[Violation]:
         for node in sorted(set(nodes)):
             name = self.problem.node_names[node]
+            for h in range(2 if self.problem.numa is not None else 0):
+                if (self.on_numa[node, h] > numa_capacity(self.problem, node, h)).any():
+                    yield _broken("prefix", name, f"in step {step} NUMA node {h} of {name} gives more than it has")
             for r in np.flatnonzero(self.used[node] > self.problem.capacity[node]).tolist():
                 message = f"in step {step} {name} gives more of {self.problem.resources[r]} than it has"
                 yield _broken("prefix", name, message, int(self.used[node, r]), int(self.problem.capacity[node, r]))
@@ -198,3 +214,19 @@ class _Prefixes:
                 if self.given.get((node, index), 0) > WHOLE_MILLI:
                     message = f"in step {step} device {index} of {name} gives more than the whole of itself"
                     yield _broken("prefix", name, message, self.given[node, index], WHOLE_MILLI)
+
+
+def numa_share(problem: PodsProblem, j: int) -> IntArray:
+    """What a pod of class j takes of each NUMA node that it is on, [R]: cores and memory alone."""
+    assert problem.numa is not None
+    split = np.array([name in (CPU, MEMORY) for name in problem.resources])
+    found: IntArray = np.where(split, -(-problem.request[j] // problem.numa.width[j]), 0)
+    return found
+
+
+def numa_capacity(problem: PodsProblem, node: int, h: int) -> IntArray:
+    """What NUMA node h of a node has, [R]; nothing beyond those that there are."""
+    assert problem.numa is not None
+    count = problem.numa.count[node]
+    found: IntArray = problem.capacity[node] // count if h < count else np.zeros_like(problem.capacity[node])
+    return found

@@ -6,10 +6,14 @@ Variables: y_q >= 0 nodes that get pattern q; x_j in [least_j, d_j] pods of clas
     subject to  sum over q of a_jq y_q  >=  x_j        each class       (dual π_j >= 0)
                 sum over q of kind k of y_q  <=  n_k   each kind
                 sum over j of w_sj x_j  >=  reached_s  each tier before (dual τ_s >= 0)
+A class that is spread over zones z comes once for each (`shapes`), x_jz in [0, d_j], with
+    m_j <= x_jz <= m_j + skew_j,   sum over z of x_jz <= d_j (= d_j where all must run)
+until its numbers are settled: then x_jz <= what the program gave, in whole pods.
 A pattern may have more of a class than runs in the end: what is over stays empty. So every pattern is one for `>=`.
 
 Bound, for any π and τ >= 0 (Lagrange): no plan costs less than
     sum over j of min over x_j of (π_j - w_j - sum of τ_s w_sj) x_j  +  sum of τ_s reached_s
+    (of spread classes: the least of that sum within their rows)
     +  sum over k of n_k × min(0, c_k - P_k(π)),      P_k(π) the most that a content of a node can be worth at π.
 """
 
@@ -81,18 +85,33 @@ class Program:
         self.columns = Columns() if columns is None else columns
         num_classes, num_kinds = shapes.classes.size, len(shapes.nodes)
         self._kind_rows = num_classes + np.arange(num_kinds)
+        self._kept_rows = num_classes + num_kinds + np.arange(len(self.kept))
         lower = [np.zeros(num_classes), np.full(num_kinds, -np.inf), np.array(self.kept)]
         upper = [np.full(num_classes, np.inf), self.nodes, np.full(len(self.kept), np.inf)]
+        #: Rows of each spread class: its pods in all, and in each zone.
+        self._zoned_rows: list[IntArray] = []
+        first = num_classes + num_kinds + len(self.kept)
+        self._settled = not shapes.zoned
+        self._zoned = np.zeros(num_classes, dtype=np.bool_)
+        for one in shapes.zoned:
+            self._zoned[one.classes] = True
+            most = float(demand[one.classes[0]])
+            lower += [np.array([most if goal.must else 0.0]), np.zeros(one.classes.size)]
+            upper += [np.array([most]), np.full(one.classes.size, float(one.max_skew))]
+            self._zoned_rows.append(first + np.arange(1 + one.classes.size))
+            first += 1 + one.classes.size
         self.lp = ColumnLp(np.concatenate(lower), np.concatenate(upper))
-        self._num_rows = num_classes + num_kinds + len(self.kept)
+        extra: dict[int, list[int]] = {}
+        for one, mine in zip(shapes.zoned, self._zoned_rows, strict=True):
+            extra |= {j: [int(mine[0]), row] for j, row in zip(one.classes.tolist(), mine[1:].tolist(), strict=True)}
         for j in range(num_classes):
-            rows = [j, *(num_classes + num_kinds + s for s in range(len(self.kept)))]
-            values = [-1.0, *(weight[j] for weight, _ in goal.kept)]
-            least = float(demand[j]) if goal.must else 0.0
+            rows = [j, *self._kept_rows.tolist(), *extra.get(j, ())]
+            values = [-1.0, *(weight[j] for weight, _ in goal.kept), *([1.0] * len(extra.get(j, ())))]
+            least = float(demand[j]) if goal.must and j not in extra else 0.0
             self.lp.add(-float(goal.weight[j]), rows, values, least, float(demand[j]))
-        self._slack = 0
+        for mine in self._zoned_rows:
+            self.lp.add(0.0, mine[1:], np.full(mine.size - 1, -1.0))
         if goal.must or self.kept:
-            self._slack = num_classes
             dear = MISSING * max(1.0, float(shapes.cost.max(initial=0.0)), float(np.abs(goal.weight).max(initial=0.0)))
             for j in range(num_classes):
                 self.lp.add(dear, [j], [1.0])
@@ -101,9 +120,23 @@ class Program:
         self.bound = -np.inf
         self.value = np.inf
         self._best_prices: FloatArray | None = None
-        #: Of the classes, as the program last had them.
-        self.prices = np.zeros(num_classes)
+        #: Of the classes and of the kinds' nodes (none is positive), as the program last had them.
+        self.prices, self.kind_prices = np.zeros(num_classes), np.zeros(num_kinds)
+        #: Pods of each class that run in the program's answer.
+        self.amounts = np.zeros(num_classes)
         self._add_known()
+
+    def settle(self) -> IntArray:
+        """Pods of each class there may be from now on, [J']: of spread classes as many as the program's answer runs in
+        each zone, in whole pods that keep the spread."""
+        demand = self.demand.astype(np.int64)
+        for one, mine in zip(self.shapes.zoned, self._zoned_rows, strict=True):
+            most = int(demand[one.classes[0]])
+            demand[one.classes] = evened(self.amounts[one.classes], one.max_skew, most, self.goal.must)
+            self.lp.set_rows(mine, -np.inf, np.inf)
+        self._settled = True
+        self.shrink(self.nodes.astype(np.int64), demand, self.kept)
+        return demand
 
     def _add_known(self) -> None:
         columns = self.columns
@@ -125,8 +158,7 @@ class Program:
         self.lp.set_rows(self._kind_rows, -np.inf, self.nodes)
         self.lp.set_columns(np.arange(num), self.demand if self.goal.must else 0.0, self.demand)
         if kept:
-            rows = np.arange(self._num_rows - len(kept), self._num_rows)
-            self.lp.set_rows(rows, np.maximum(0.0, np.array(kept)), np.inf)
+            self.lp.set_rows(self._kept_rows, np.maximum(0.0, np.array(kept)), np.inf)
         self.bound, self._best_prices = -np.inf, None
 
     def improve(self, budget: Budget, rounds: int, *, bounded: bool = True) -> FloatArray | None:
@@ -142,8 +174,9 @@ class Program:
             if answer is None:
                 return found
             self.value, values, duals = answer
-            found = values[self._first :]
+            found, self.amounts = values[self._first :], values[: self.shapes.classes.size]
             self.prices = np.maximum(duals[: self.shapes.classes.size], 0.0)
+            self.kind_prices = np.minimum(duals[self._kind_rows], 0.0)
             if bounded and self._closed():
                 break
             if not self._seek(duals, left, bounded) and not (bounded and self._seek_harder(duals)):
@@ -156,7 +189,7 @@ class Program:
     def _own(self, duals: FloatArray) -> tuple[FloatArray, FloatArray]:
         """The program's prices of classes, and of the tiers before."""
         num = self.shapes.classes.size
-        return np.maximum(duals[:num], 0.0), np.maximum(duals[num + len(self.nodes) :], 0.0)
+        return np.maximum(duals[:num], 0.0), np.maximum(duals[self._kept_rows], 0.0)
 
     def _seek(self, duals: FloatArray, left: IntArray, bounded: bool) -> bool:
         """Look for patterns at smoothed prices, and at the program's own where that brings none."""
@@ -204,8 +237,43 @@ class Program:
         for tau, (weight, _), least in zip(taus, self.goal.kept, self.kept, strict=True):
             net = net - tau * weight
             constant += tau * least
-        run = float(net @ self.demand) if self.goal.must else float(np.minimum(net, 0.0) @ self.demand)
+        free = np.ones(net.size, dtype=np.bool_) if self._settled else ~self._zoned
+        run = float((net if self.goal.must else np.minimum(net, 0.0))[free] @ self.demand[free])
+        for one in () if self._settled else self.shapes.zoned:
+            run += least_spread(net[one.classes], one.max_skew, float(self.demand[one.classes[0]]), self.goal.must)
         cost = self.shapes.cost if self.goal.costs else np.zeros(len(self.nodes))
         if worth is None:
             worth = self.pricer.bounds(prices, self.demand.astype(np.int64))
         return run + constant + float(self.nodes @ np.minimum(0.0, cost - worth))
+
+
+def least_spread(net: FloatArray, max_skew: int, most: float, must: bool) -> float:
+    """The least sum of net_z x_z with m <= x_z <= m + max_skew, m >= 0 and sum of x_z <= most (= most if all must run).
+
+    In a corner of these rows m is 0, or nothing of `most` is left beside zones that have m or m + max_skew.
+    """
+    order, size = np.sort(net), net.size
+    found = np.inf
+    for least in {0.0, *((most - max_skew * k) / size for k in range(size + 1))}:
+        if least < 0:
+            continue
+        left, value = most - size * least, least * float(net.sum())
+        for one in order.tolist():
+            if one < 0 or must:
+                amount = min(float(max_skew), left)
+                left, value = left - amount, value + one * amount
+        if not must or left <= 1e-6 * max(1.0, most):
+            found = min(found, value)
+    return found
+
+
+def evened(amounts: FloatArray, max_skew: int, most: int, must: bool) -> IntArray:
+    """Whole numbers near amounts [Z] that differ by max_skew at most; their sum is not larger, or `most` if it must."""
+    found: IntArray = np.floor(amounts + 1e-6).astype(np.int64)
+    total = most if must else min(most, int(np.floor(amounts.sum() + 1e-6)))
+    by_rest = np.argsort(found - amounts, kind="stable")
+    found[by_rest[: max(0, total - int(found.sum()))]] += 1
+    found = np.minimum(found, found.min() + max_skew)
+    while must and found.sum() < total:
+        found[found.argmin()] += 1
+    return found

@@ -1,8 +1,9 @@
 """The methods `cp-sat` and `auto`: an exact model of the whole, then of parts, again and again; and after patterns.
 
-`cp-sat` knows nothing of patterns: starts are where the pods are now and greedy rules; then part after part
-(`neighbours`), while something is left to gain; and the whole model, tier after tier: first where it is small, last
-where it is not, and not at all where it is large. Its bounds are CP-SAT's.
+`cp-sat` knows nothing of patterns: starts are where the pods are now and greedy rules; then annealing (`anneal`), where
+pods without devices or rules may move; then part after part (`neighbours`), while something is left to gain; and the
+whole model, tier after tier: before the parts where it is small, after them where it is not, and not at all where it is
+large. Its bounds are CP-SAT's.
 `auto` without leave to move runs `patterns` first, and on few nodes goes on from its plan against its bounds. With
 leave it is `cp-sat` on few nodes, where parts repacked as a whole find what single moves do not, else `repair`.
 """
@@ -17,6 +18,7 @@ import numpy as np
 
 from formulations.backends import load_ortools_first
 from formulations.outcome import Budget, PartBudget, SearchResult, SolveOptions, Status, Stop
+from formulations.pod_packing.anneal import CYCLES, Annealing, usable
 from formulations.pod_packing.exact import ExactModel, Order, Term
 from formulations.pod_packing.explain import no_room_for_all, reasons
 from formulations.pod_packing.neighbours import Neighbours, rank
@@ -35,6 +37,8 @@ from planner.pods_plan import PodsPlan
 SMALL, LARGEST, LEAST_S = 400, 4000, 2.0
 #: Shares of the time for the whole model, and for all search: orders of moves and reasons come after it.
 WHOLE_SHARE, SEARCH_SHARE = 0.4, 0.92
+#: Share of the search for annealing, where it can be used; of a work limit, parts that count as much as one cycle.
+ANNEAL_SHARE, ROUNDS_A_CYCLE = 0.5, 20
 #: Deterministic seconds for each tier of the whole model, and parts searched, where nobody limits them.
 WHOLE_WORK, ROUNDS = 1.0, 2000
 #: Nodes up to which `auto` takes `cp-sat` where pods may move.
@@ -86,6 +90,7 @@ class Exact:
         budget = PartBudget(self.budget, SEARCH_SHARE * self.budget.remaining_s)
         work = WHOLE_WORK if self.options.work_limit is None else min(WHOLE_WORK, self.options.work_limit)
         size, rounds = self._size(), rounds if self.options.work_limit is None else int(self.options.work_limit)
+        self._anneal(PartBudget(budget, ANNEAL_SHARE * budget.remaining_s))
         if size <= SMALL:
             self._whole(PartBudget(budget, WHOLE_SHARE * budget.remaining_s), work)
         if self.best is not None and not self.proven:
@@ -96,6 +101,16 @@ class Exact:
         if SMALL < size <= LARGEST and not self.proven and budget.remaining_s > LEAST_S:
             self._whole(budget, work)
         self.stop = budget.stop()
+
+    def _anneal(self, budget: Budget) -> None:
+        """From the best plan, where the annealing knows all that matters."""
+        if self.best is None or self.order != "placed first" or not usable(self.problem, self.best.movable):
+            return
+        limit = self.options.work_limit
+        cycles = CYCLES if limit is None else min(CYCLES, max(1, int(limit) // ROUNDS_A_CYCLE))
+        found = Annealing(self.best, self.options.seed).run(budget, cycles)
+        if found is not None:
+            self._offer(found)
 
     @property
     def proven(self) -> bool:
@@ -178,11 +193,11 @@ class Exact:
 def search(problem: PodsProblem, options: SolveOptions, budget: Budget) -> SearchResult[PodsPlan]:
     """`cp-sat`; with a work limit: parts searched, and at most so many deterministic seconds a tier of the whole."""
     started = time.perf_counter()
-    version = f"ortools {load_ortools_first()}"
     exact = Exact(problem, budget, options)
     build_s = time.perf_counter() - started
     exact.run()
-    return _result(exact, version, build_s, "whole model (CP-SAT)", "cp-sat")
+    # Loading OR-Tools takes half a second: annealing comes before it.
+    return _result(exact, f"ortools {load_ortools_first()}", build_s, "whole model (CP-SAT)", "cp-sat")
 
 
 def published(problem: PodsProblem, options: SolveOptions, budget: Budget) -> SearchResult[PodsPlan]:
@@ -206,6 +221,8 @@ def auto(problem: PodsProblem, options: SolveOptions, budget: Budget) -> SearchR
     from formulations.pod_packing.patterns import search as by_patterns
     from formulations.pod_packing.repair.search import search as by_repair
 
+    if problem.bound.any():
+        return search(problem, options, budget)
     if problem.leave is not None:
         return (by_repair if problem.num_nodes > MOVES_NODES else search)(problem, options, budget)
     if problem.num_nodes > AUTO_NODES:

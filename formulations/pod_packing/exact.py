@@ -34,6 +34,7 @@ from formulations.backends import load_ortools_first
 from formulations.backends.cpsat import IntegerValues, solve_cpsat
 from formulations.backends.result import SolverResult
 from formulations.outcome import Budget, SolveOptions
+from formulations.pod_packing.islands import Islands
 from formulations.pod_packing.packing import Packing
 from formulations.pod_packing.problem import POWERED, Aim
 from planner.kubernetes.snapshot import WHOLE_MILLI
@@ -88,7 +89,9 @@ class ExactModel:
         self._counts()
         self._amounts()
         self._homes()
+        self.islands = Islands(self)
         self._devices()
+        self.islands.limit()
         from formulations.pod_packing.ties import tie
 
         tie(self)
@@ -243,12 +246,13 @@ class ExactModel:
                     self.model.add(loads[one] >= loads[two])
 
     def _alike(self, k: int) -> Iterator[tuple[int, int]]:
-        """Neighbouring devices with as much room, in the order of their numbers."""
-        last: dict[int, int] = {}
+        """Neighbouring devices with as much room (and of one island), in the order of their numbers."""
+        last: dict[tuple[int, int], int] = {}
         for d, milli in enumerate(self.device[k].tolist()):
-            if milli and milli in last:
-                yield last[milli], d
-            last[milli] = d
+            like = milli, self.islands.of(k, d)
+            if milli and like in last:
+                yield last[like], d
+            last[like] = d
 
     def _terms(self) -> Iterator[Term]:
         problem, everyone = self.problem, list(range(len(self.members)))
@@ -325,10 +329,10 @@ class ExactModel:
     ) -> dict[tuple[int, int, int], int]:
         """The shares of a node's alike devices, fullest device first, as the model wants them."""
         at_homes = {d for home in self.at_home if home[1] == k for d in home[2]}
-        alike: dict[int, list[int]] = defaultdict(list)
+        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
         for d, milli in enumerate(self.device[k].tolist()):
             if d not in at_homes:
-                alike[milli].append(d)
+                alike[milli, self.islands.of(k, d)].append(d)
         new: dict[int, int] = {}
         for devices in alike.values():
             fullest = sorted(devices, key=lambda d: -load[k, d])
@@ -377,13 +381,16 @@ class ExactModel:
             for _ in range(value(y) - taken[i, k, d]):
                 pod = queue[i].pop()
                 found.node[pod], found.devices[pod] = self.nodes[k], (d,)
-        for (i, k), count in self.x.items():
+        bound = {key: self.islands.islands(*key, value) for key in self.islands.z}
+        for (i, k), count in sorted(self.x.items(), key=lambda item: item[0] not in bound):
             j = int(self.klass[i])
             if problem.is_share[j]:
                 continue
-            for _ in range(value(count) - here[i, k]):
+            for index in range(value(count) - here[i, k]):
                 pod, gpus = queue[i].pop(), int(problem.class_gpus[j])
-                free = [d for d in np.flatnonzero(self.device[k] == WHOLE_MILLI).tolist() if d not in used[k]]
+                whole = np.flatnonzero(self.device[k] == WHOLE_MILLI).tolist()
+                whole = self.islands.free(k)[bound[i, k][index]] if (i, k) in bound else whole
+                free = [d for d in whole if d not in used[k]]
                 used[k] |= set(free[:gpus])
                 found.node[pod], found.devices[pod] = self.nodes[k], tuple(free[:gpus])
         return found

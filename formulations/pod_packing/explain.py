@@ -9,6 +9,7 @@ from formulations.pod_packing.problem import PodsProblem
 from formulations.pod_packing.state import State
 from planner.kubernetes.snapshot import CPU, WHOLE_MILLI
 from planner.units import format_bytes
+from planner.workload import IntArray
 
 #: Reason of a running pod that is left without a node.
 EVICTED = "evicted: pods of a higher priority take its place"
@@ -36,25 +37,41 @@ def reasons(problem: PodsProblem, state: State) -> dict[int, str]:
 def reason(problem: PodsProblem, state: State, j: int) -> str:
     """What keeps one more pod of class j off every node, from what never changes to what is full now."""
     allowed = problem.allowed[j]
+    if problem.contradictions and problem.contradictions[j]:
+        return f"can run nowhere: {problem.contradictions[j]}"
     if not allowed.any():
         barrier = problem.barriers[j] or "taints, GPU kind, or no node takes new pods"
         return f"no node admits it ({barrier})"
     nodes = np.flatnonzero(allowed)
-    bare = _lacking(problem, j, nodes, problem.capacity[nodes], problem.gpus[nodes])
+    bare = _lacking(problem, j, nodes, problem.capacity[nodes], most_together(problem, j)[nodes])
     if all(bare):
-        return f"too large for each of the {nodes.size} nodes that admit it, even empty: {_counted(bare)}"
-    enough = np.maximum(0, (state.device[nodes] >= problem.class_milli[j]).sum(axis=1))
+        each = "the only node that admits" if nodes.size == 1 else f"each of the {nodes.size} nodes that admit"
+        return f"too large for {each} it, even empty: {_counted(bare)}"
+    enough = state.together(j, nodes)
     now = _lacking(problem, j, nodes, state.free[nodes], enough)
     if all(now):
-        return f"full: of {nodes.size} nodes that admit it, {_counted(now)}"
+        return f"full: of {_nodes(nodes.size)} that {'admits' if nodes.size == 1 else 'admit'} it, {_counted(now)}"
+    roomy = sum(not one for one in now)
     agreeable = state.agreeable(j)
     if agreeable is not None and not agreeable[nodes[[not one for one in now]]].any():
         rules = [rule.text for rule in problem.rules if rule.owner == j] or ["anti-affinity or spread of other pods"]
-        return f"room on {sum(not one for one in now)} nodes, but none keeps {'; '.join(rules)}"
+        return f"room on {_nodes(roomy)}, but none keeps {'; '.join(rules)}"
     gang = int(problem.gang[j])
     if gang >= 0:
         return f"its gang {problem.gang_names[gang]} needs {problem.gang_least[gang]} pods, and not so many fit"
-    return f"room on {sum(not one for one in now)} nodes is left, which the search did not use"
+    return f"room on {_nodes(roomy)} is left, which the search did not use"
+
+
+def most_together(problem: PodsProblem, j: int) -> IntArray:
+    """Devices of each node that a pod of class j could have at most, [N]: of one island where it asks for that."""
+    if not problem.bound[j] or problem.island is None:
+        return problem.gpus
+    found: IntArray = np.minimum(problem.gpus, problem.island)
+    return found
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'' if count == 1 else 's'}"
 
 
 def _lacking(problem: PodsProblem, j: int, nodes: np.ndarray, free: np.ndarray, devices: np.ndarray) -> list[str]:
@@ -63,6 +80,7 @@ def _lacking(problem: PodsProblem, j: int, nodes: np.ndarray, free: np.ndarray, 
     found = [""] * nodes.size
     if gpus:
         text = f"{gpus} free GPU{'s' if gpus > 1 else ''}" if milli == WHOLE_MILLI else f"{milli} milli of one GPU"
+        text += " of one island" if problem.bound[j] else ""
         for place in np.flatnonzero(devices < gpus).tolist():
             found[place] = text
     for place, r in np.argwhere(free < problem.request[j])[::-1].tolist():
@@ -81,7 +99,9 @@ def _amount(resource: str, amount: int) -> str:
 def _counted(lacking: list[str]) -> str:
     names, counts = np.unique(np.array(lacking), return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    return ", ".join(f"{counts[place]} lack {names[place]}" for place in order.tolist())
+    return ", ".join(
+        f"{counts[place]} {'lacks' if counts[place] == 1 else 'lack'} {names[place]}" for place in order.tolist()
+    )
 
 
 def no_room_for_all(problem: PodsProblem, empty: State, most: int | None) -> tuple[str, ...]:

@@ -44,6 +44,8 @@ def headroom(problem: PodsProblem, pod: str, moves: Sequence[int], options: Solv
         raise OptionError(f"{pod} runs already; headroom is asked for a pending pod, or one added to the instance")
     if problem.crossing[j]:
         raise OptionError(f"{pod} is tied to other pods by affinity, spread or a gang")
+    if problem.bound[j]:
+        raise OptionError(f"{pod} asks for GPUs of one island; headroom does not count islands")
     if any(moves) and problem.leave is None:
         raise OptionError("the instance allows no moves")
     now = most_alone(problem, j)
@@ -100,6 +102,7 @@ def _alone(problem: PodsProblem, j: int, count: int, leave: Leave, moves: int) -
         pod_devices=tuple(problem.pod_devices[p] for p in running.tolist()) + ((),) * count,
         pinned=np.concatenate([problem.pinned[running], more.astype(np.bool_)]),
         waiting=("",) * len(names),
+        could_leave=None,
         leave=Leave(
             most=min(moves, int(movable.sum())),
             movable=movable,

@@ -15,19 +15,21 @@ MOST_DEVICES = 31
 
 
 def with_leave(problem: PodsProblem, moves: Moves, snapshot: Snapshot) -> PodsProblem:
-    """The problem with leave to move running pods.
+    """The problem with what could happen to running pods, and with leave for it where the instance allows moves.
 
     Pinned pods (DaemonSet, static, ending) stay, and so do pods that affinity, spread or a gang ties to others: moving
     one of them could break a rule of the rest. A pod may be evicted for good where a pending pod that may preempt has a
     higher priority.
     """
     running = problem.pod_node >= 0
-    tied = problem.crossing[problem.pod_class] & running & ~problem.pinned
+    tied = (problem.crossing | problem.bound)[problem.pod_class] & running & ~problem.pinned
     wide = problem.gpus[problem.pod_node] > MOST_DEVICES
     movable = running & ~problem.pinned & ~tied & ~wide
     assumptions = list(problem.assumptions)
     if tied.any():
-        assumptions.append(f"{int(tied.sum())} running pods with affinity, spread or a gang are not moved")
+        assumptions.append(
+            f"{int(tied.sum())} running pods with affinity, spread, a gang or an island of GPUs are not moved"
+        )
     if (wide & running).any():
         assumptions.append(f"pods on nodes with more than {MOST_DEVICES} GPUs are not moved")
     preempting = np.array([pod.preempts for pod in snapshot.pods], dtype=np.bool_) & problem.pending
@@ -40,4 +42,6 @@ def with_leave(problem: PodsProblem, moves: Moves, snapshot: Snapshot) -> PodsPr
         if (pods & movable).any():
             budgets.append(EvictionBudget(one.name, pods, one.allowed))
     leave = Leave(most=most, movable=movable, evictable=evictable, budgets=tuple(budgets))
-    return replace(problem, leave=leave, assumptions=tuple(assumptions))
+    if not moves.allowed:
+        return replace(problem, could_leave=leave)
+    return replace(problem, leave=leave, could_leave=leave, assumptions=tuple(assumptions))

@@ -8,30 +8,54 @@ from __future__ import annotations
 
 import numpy as np
 
-from formulations.backends.linear import LinearBuilder, solve_linear_mathopt
+from formulations.backends.linear import LinearBuilder, LinearModel, solve_linear_mathopt
 from formulations.outcome import Budget, SolveOptions
 from formulations.pod_packing.columns import Program
 from formulations.pod_packing.dive import Chosen
+from formulations.pod_packing.problem import BoolArray
 from formulations.pod_packing.shapes import counts
+from planner.workload import IntArray
 
 
-def solve_master(program: Program, start: Chosen, budget: Budget, options: SolveOptions) -> Chosen | None:
-    """The best choice of known patterns, from a start whose patterns are known; None where none was found in time."""
-    shapes, goal, columns = program.shapes, program.goal, program.columns
+def solve_master(
+    program: Program, start: Chosen, useful: BoolArray, budget: Budget, options: SolveOptions
+) -> Chosen | None:
+    """The best choice of known patterns, from a start; None where none was found in time.
+
+    useful : of the patterns known, those that may be chosen; those of the start always may.
+    """
+    shapes, columns = program.shapes, program.columns
     for kind, pattern, _ in start:
         program.add(kind, pattern)
-    if not columns.kind:
+    keys = zip(columns.kind, columns.count, strict=True)
+    known = {(kind, count.tobytes()): q for q, (kind, count) in enumerate(keys)}
+    begun = [known[kind, counts(shapes, pattern).tobytes()] for kind, pattern, _ in start]
+    taking = np.union1d(np.flatnonzero(useful), np.array(begun, dtype=np.int64)).astype(np.int64)
+    if not taking.size:
         return None
-    number = {
-        (kind, count.tobytes()): q for q, (kind, count) in enumerate(zip(columns.kind, columns.count, strict=True))
-    }
-    kinds = np.array(columns.kind, dtype=np.int64)
+    model, y = master_model(program, taking)
+    hint = np.full(model.num_variables, np.nan)
+    hint[y] = 0.0
+    for q, (_, _, times) in zip(begun, start, strict=True):
+        hint[y[np.searchsorted(taking, q)]] += times
+    _, values = solve_linear_mathopt(model, budget, options, start=hint if start else None)
+    if values is None:
+        return None
+    nodes = np.round(values[y]).astype(np.int64).tolist()
+    taken = [(q, number) for q, number in zip(taking.tolist(), nodes, strict=True) if number]
+    return [(columns.kind[q], columns.pattern[q], number) for q, number in taken]
+
+
+def master_model(program: Program, taking: IntArray) -> tuple[LinearModel, IntArray]:
+    """The model over the patterns of these numbers, and their variables y."""
+    shapes, goal, columns = program.shapes, program.goal, program.columns
+    kinds = np.array(columns.kind, dtype=np.int64)[taking]
     builder = LinearBuilder()
     cost = shapes.cost[kinds] if goal.costs else 0.0
     y = builder.variables((kinds.size,), upper=program.nodes[kinds], cost=cost, integer=True)
     least = program.demand if goal.must else 0.0
     x = builder.variables((shapes.classes.size,), lower=least, upper=program.demand, cost=-goal.weight)
-    table = np.array(columns.count).T
+    table = np.array(columns.count)[taking].T
     row, column = np.nonzero(table)
     places = np.arange(shapes.classes.size)
     builder.sparse_rows(
@@ -42,18 +66,10 @@ def solve_master(program: Program, start: Chosen, budget: Budget, options: Solve
     for (weight, _), kept in zip(goal.kept, program.kept, strict=True):
         builder.rows([kept], [np.inf], (x[None, :], weight))
     _gangs(builder, program, x)
-    hint = np.full(builder.num_variables, np.nan)
-    hint[y] = 0.0
-    for kind, pattern, times in start:
-        hint[y[number[kind, counts(shapes, pattern).tobytes()]]] += times
-    _, values = solve_linear_mathopt(builder.build(), budget, options, start=hint if start else None)
-    if values is None:
-        return None
-    taken = np.round(values[y]).astype(np.int64)
-    return [(int(kinds[q]), columns.pattern[q], int(taken[q])) for q in np.flatnonzero(taken).tolist()]
+    return builder.build(), y
 
 
-def _gangs(builder: LinearBuilder, program: Program, x: np.ndarray) -> None:
+def _gangs(builder: LinearBuilder, program: Program, x: IntArray) -> None:
     """All of a gang's least number, or none; gangs that are there already are left out."""
     problem = program.shapes.problem
     gang = problem.gang[program.shapes.classes]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from formulations.outcome import Objective
 from formulations.pod_packing.fragmentation import Fragmentation
-from formulations.pod_packing.problem import Aim, PodsProblem
-from planner.kubernetes.snapshot import WHOLE_MILLI
+from formulations.pod_packing.problem import Aim, Numa, PodsProblem
+from planner.kubernetes.snapshot import CPU, WHOLE_MILLI
 from planner.pods_plan import PodsPlan
 from planner.workload import IntArray
 
-UNIT = "GPUs allocated, with a minus sign; pods not placed, lower priorities as fractions; or what nodes in use count"
+UNIT = (
+    "GPUs allocated, with a minus sign; pods not placed, lower priorities as fractions; what nodes in use count; or"
+    " cores in fragments"
+)
 
 
 def placed(problem: PodsProblem, plan: PodsPlan) -> IntArray:
@@ -26,6 +31,9 @@ def value(problem: PodsProblem, plan: PodsPlan, aim: Aim) -> float:
     if aim.sense == "most":
         return float(aim.weight @ placed(problem, plan)) * aim.scale
     nodes = {name: index for index, name in enumerate(problem.node_names)}
+    if problem.numa is not None:
+        free = free_cores(problem, problem.numa, {one.pod: (nodes[one.node], one.numa) for one in plan.placements})
+        return float((free % problem.numa.chunk).sum()) * aim.scale
     used = sorted({nodes[one.node] for one in plan.placements})
     return float(problem.node_cost[used].sum())
 
@@ -78,4 +86,20 @@ def price(problem: PodsProblem, plan: PodsPlan) -> Objective:
     if all_gpu:
         lost = Fragmentation(problem).of(np.arange(problem.num_nodes), free, device.astype(np.int64))
         measures["fragmentation"] = float(lost.sum()) / all_gpu
+    if problem.numa is not None:
+        rest = free_cores(problem, problem.numa, {one.pod: (nodes[one.node], one.numa) for one in plan.placements})
+        measures["free_cores"] = float(rest.sum()) / WHOLE_MILLI
+        measures["fragment_rate"] = 1000 * worth / max(1.0, float(rest.sum()))
     return Objective(total=worth, parts={}, measures=measures)
+
+
+def free_cores(problem: PodsProblem, numa: Numa, places: Mapping[str, tuple[int, tuple[int, ...]]]) -> IntArray:
+    """Milli-cores that are free on each NUMA node, [N, 2]; node and NUMA nodes of each placed pod by name."""
+    cores = problem.resources.index(CPU)
+    free = np.where(np.arange(2) < numa.count[:, None], (problem.capacity[:, cores] // numa.count)[:, None], 0)
+    for pod, name in enumerate(problem.pod_names):
+        if name in places:
+            node, at = places[name]
+            j = problem.pod_class[pod]
+            free[node, list(at)] -= -(-problem.request[j, cores] // numa.width[j])
+    return free.astype(np.int64)

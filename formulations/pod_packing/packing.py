@@ -86,7 +86,7 @@ def movable(problem: PodsProblem) -> BoolArray:
     """Pods that a model may place: pending ones, and running ones with leave that no rule ties to others, [P]."""
     found = problem.pending.copy()
     if problem.leave is not None:
-        found |= problem.leave.movable & ~problem.crossing[problem.pod_class]
+        found |= problem.leave.movable & ~(problem.crossing | problem.bound)[problem.pod_class]
     return found
 
 
@@ -97,7 +97,7 @@ def _groups(problem: PodsProblem) -> IntArray:
     for j in range(problem.num_classes):
         key: tuple[object, ...] = (
             problem.request[j].tobytes(), problem.class_gpus[j], problem.class_milli[j], problem.priority[j],
-            problem.allowed[j].tobytes(),
+            problem.allowed[j].tobytes(), problem.bound[j],
         )  # fmt: skip
         if problem.crossing[j]:
             key = (j,)

@@ -6,12 +6,15 @@ Variables: y_q whole nodes that get pattern q; x_j pods of class j that run.
 Objective: tiers, one after the other, each kept for the next ones. `priority`: most pods of each priority, from the
 highest. `allocation`: most GPU. `consolidate`: least cost of nodes in use, all pods running.
 Constraints: `columns`, with the bound that holds for every plan; new patterns come from knapsacks (`pricing`); whole
-nodes come from diving (`dive`) and from an integer program over the patterns known (`master`).
+nodes come from diving (`dive`) and from integer programs over the patterns known (`master`), each for the nodes that
+lose most and some others (`rounding`).
 Then pods are put into patterns, and what is left wherever it still fits (`realise`).
 
-Rules between pods: anti-affinity within a node is part of a pattern. Affinity, spread, anti-affinity across nodes and
-gangs (but for their least number in the integer program) are left out of patterns and kept when pods are put onto
-nodes: plans keep them, and bounds, which know less of them, may be out of reach. The gap says by how much at most.
+Rules between pods: anti-affinity within a node is part of a pattern, and of the bound for pods that share no device.
+Spread of a class over up to 8 zones is part of the program; how many pods go to each zone is settled before whole nodes
+are sought. Affinity, other spread, anti-affinity across nodes and gangs (but for their least number in the integer
+program) are left out and kept when pods are put onto nodes: plans keep them, and bounds, which know less of them, may
+be out of reach. The gap says by how much at most.
 Running pods stay where they are. Weight among pods of one tier, preferences and evictions are not part of it.
 
 Reference: Gilmore and Gomory 1961 (patterns); Wentges 1997 (smoothing); data: Weng et al., ATC'23 (openb).
@@ -29,12 +32,12 @@ from formulations.outcome import Budget, PartBudget, SearchResult, SolveOptions,
 from formulations.pod_packing.columns import Columns, Goal, Program
 from formulations.pod_packing.dive import Chosen, dive
 from formulations.pod_packing.explain import no_room_for_all, reasons
-from formulations.pod_packing.master import solve_master
 from formulations.pod_packing.objective import total
 from formulations.pod_packing.problem import GPU_MILLI, Aim, PodsProblem
 from formulations.pod_packing.proof import concluded, in_units
 from formulations.pod_packing.realise import contents, fill, realise
-from formulations.pod_packing.shapes import counts, shapes_of
+from formulations.pod_packing.rounding import LOOSE_NODES, Rounding
+from formulations.pod_packing.shapes import shapes_of
 from formulations.pod_packing.state import State
 from planner.kubernetes.snapshot import WHOLE_MILLI
 from planner.pods_plan import PodsPlan
@@ -43,14 +46,10 @@ from planner.workload import FloatArray, IntArray
 
 #: Rounds of new patterns for one tier, where nobody limits them.
 ROUNDS = 600
-#: Integer programs for one tier, and how many in a row may bring nothing: fewer where the gap is small.
-TRIES, PATIENCE, SMALL_GAP = 40, 8, 1e-4
-#: Before each: rounds of patterns at prices shaken by so much, and rounds for what is left.
-SHAKEN_ROUNDS, SHAKE, RESIDUAL_ROUNDS = 6, 0.2, 4
-#: Nodes that one integer program settles anew, and up to how many it settles all.
-LOOSE_NODES, ALL_LOOSE = 100, 150
-#: Seconds for one integer program.
-MASTER_S = 4.0
+#: Integer programs for one tier, and how many in a row may bring nothing: on few nodes each one settles all of them.
+TRIES, PATIENCE, PATIENCE_FEW = 400, 40, 8
+#: Rounds of patterns after the numbers of spread classes in their zones are settled.
+SETTLED_ROUNDS = 8
 
 
 @dataclass(slots=True)
@@ -177,83 +176,51 @@ class PatternSearch:
         weight = _floats(aim.weight[classes], aim.scale)
         return Goal(weight=weight, costs=aim.sense == "least", must=self.must, kept=tuple(kept))
 
+    def _step(self, aim: Aim) -> float:
+        """All that an aim can be worth are multiples of this, in its unit."""
+        if aim.sense == "least":
+            costs = np.round(1e6 * np.unique(self.problem.node_cost)).astype(np.int64)
+            return max(1, math.gcd(*costs.tolist())) / 1e6
+        return max(1, math.gcd(*aim.weight.tolist())) * aim.scale
+
     def _tightest(self, aim: Aim, trivial: int, lagrange: float) -> int:
         """The better of two bounds, in whole units: sums of the weights are multiples of their greatest divisor."""
         if not math.isfinite(lagrange):
             return trivial
         if aim.sense == "least":
             found = self._value(self.empty, aim) + math.ceil(1e6 * lagrange - 1.0)
-            costs = np.round(1e6 * np.unique(self.problem.node_cost)).astype(np.int64)
-            step = max(1, math.gcd(*costs.tolist()))
+            step = round(1e6 * self._step(aim))
             return max(trivial, -(-(found - 1) // step) * step)
         running = int(aim.weight @ self.problem.running)
-        step = max(1, math.gcd(*aim.weight.tolist()))
+        step = round(self._step(aim) / aim.scale)
         found = math.floor((-lagrange / aim.scale + 1e-4) / step + 1e-9) * step
         return min(trivial, running + found)
 
     def _integer(self, place: int, aim: Aim, program: Program, amounts: FloatArray, bound: int, budget: Budget) -> None:
-        """Whole nodes: dive, then integer programs over some nodes, with patterns at shaken prices in between."""
-        order, prices = self._order(aim), program.prices
+        """Whole nodes: dive, then integer programs over some nodes each (`rounding`)."""
+        order, demand = self._order(aim), self.demand
+        if self.shapes.zoned:
+            demand = program.settle()
+            again = program.improve(budget, SETTLED_ROUNDS, bounded=False)
+            amounts = amounts if again is None else again
+        rounding = Rounding(program, demand, self._step(aim), self.options, self.rng)
         best = dive(program, amounts, budget)
-        self._try(best, order)
-        idle = 0
-        for attempt in range(TRIES):
-            gap = self._gap(place, bound)
-            patience = PATIENCE if gap > SMALL_GAP else PATIENCE // 4
-            if gap <= (self.options.relative_gap or 0.0) or budget.stop() is not None or idle > patience:
+        self._try(best, demand, order)
+        idle, patience = 0, PATIENCE if self.problem.num_nodes > LOOSE_NODES else PATIENCE_FEW
+        for _ in range(TRIES):
+            met = self._gap(place, bound) <= (self.options.relative_gap or 0.0)
+            if met or budget.stop() is not None or idle > patience:
                 return
-            if attempt:
-                self._shake(program, prices)
-            fixed, loose = self._split(best)
-            program.shrink(*self._left(program, fixed))
-            program.improve(budget, RESIDUAL_ROUNDS, bounded=False)
-            limits = SolveOptions(
-                time_limit_s=min(MASTER_S, max(0.1, budget.remaining_s)),
-                seed=self.options.seed,
-                work_limit=None if self.options.work_limit is None else int(self.options.work_limit),
-            )
-            found = solve_master(program, loose, budget, limits)
+            found = rounding.better(best, idle, budget)
             idle += 1
             if found is not None:
-                best = fixed + found
-                idle = 0 if self._try(best, order) else idle
+                best = found
+                idle = 0 if self._try(best, demand, order) else idle
 
-    def _split(self, chosen: Chosen) -> tuple[Chosen, Chosen]:
-        """Patterns that stay, and those of some nodes that are free again: patterns used once first, then at random."""
-        ranks = self.rng.random(len(chosen))
-        total_nodes = sum(times for _, _, times in chosen)
-        fixed: Chosen = []
-        loose: Chosen = []
-        left = LOOSE_NODES if total_nodes > ALL_LOOSE else total_nodes
-        for place in np.lexsort((ranks, np.array([min(times, 2) for _, _, times in chosen]))).tolist():
-            kind, pattern, times = chosen[place]
-            some = min(times, left) if times == 1 or total_nodes <= ALL_LOOSE else min(times, left, 1 + times // 4)
-            left -= some
-            loose += [(kind, pattern, some)] if some else []
-            fixed += [(kind, pattern, times - some)] if times > some else []
-        return fixed, loose
-
-    def _left(self, program: Program, fixed: Chosen) -> tuple[IntArray, IntArray, list[float]]:
-        """Nodes, pods and sums of the tiers before that are left beside fixed patterns."""
-        nodes, demand = self.shapes.count, self.demand.copy()
-        kept = [least for _, least in program.goal.kept]
-        for kind, pattern, times in fixed:
-            used = np.minimum(demand, counts(self.shapes, pattern) * times)
-            demand -= used
-            nodes[kind] -= times
-            kept = [least - float(weight @ used) for (weight, _), least in zip(program.goal.kept, kept, strict=True)]
-        return nodes, demand, kept
-
-    def _shake(self, program: Program, prices: FloatArray) -> None:
-        """Patterns at prices near the best, cut to the pods there are: the integer program needs near misses too."""
-        for _ in range(SHAKEN_ROUNDS):
-            shaken = prices * (1.0 + SHAKE * self.rng.standard_normal(prices.size))
-            for kind, pattern in program.pricer.contents(np.maximum(shaken, 0.0), self.demand):
-                program.add(kind, pattern)
-
-    def _try(self, chosen: Chosen, order: FloatArray) -> bool:
+    def _try(self, chosen: Chosen, demand: IntArray, order: FloatArray) -> bool:
         state = State(self.problem)
-        realise(state, self.shapes, chosen)
+        realise(state, self.shapes, chosen, demand)
+        state.drop_broken()
         fill(state, order)
         return self._offer(state)
 

@@ -23,8 +23,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from formulations.pod_packing.knapsack import filled, filled_cores, joined
 from formulations.pod_packing.problem import BoolArray
-from formulations.pod_packing.shapes import Content, Entry, Pattern, Shapes, whole_devices
+from formulations.pod_packing.shapes import Entry, Pattern, Shapes, whole_devices
 from planner.kubernetes.snapshot import CPU, WHOLE_MILLI
 from planner.workload import FloatArray, IntArray
 
@@ -102,12 +103,9 @@ class Pricer:
 
     def trimmed(self, k: int, entries: list[Entry], values: FloatArray, left: IntArray) -> Pattern:
         """As much of a content as fits together with all amounts and rules, most valuable first, and filled up."""
-        content = Content(self.shapes, k)
-        for j, devices in sorted(entries, key=lambda entry: -values[entry[0]]):
-            if content.here[j] < left[j] and content.takes(j, devices):
-                content.put(j, devices)
-        content.fill(values, left)
-        return tuple(content.entries)
+        wanted = sorted(entries, key=lambda entry: -values[entry[0]])
+        order = np.argsort(-values, kind="stable")
+        return self.shapes.packed(k, wanted, left, order[values[order] > 0])
 
     def _partly(self, k: int) -> tuple[int, ...]:
         """Milli left on the devices in use, largest first."""
@@ -187,45 +185,22 @@ class Tables:
         bare = np.flatnonzero(fits & (gpus == 0) & (cores > 0))
         self._bare = _undominated(bare[~single[bare]], values, cores, gpus)
         self._single_bare = bare[single[bare]]
-        index = np.arange(self.size, dtype=np.int64)
-        self._shift = np.where(index[:, None] >= index, index[:, None] - index, self.size)
-        self.device = self._device_table()
+        shares = self._shares
+        self.device: FloatArray = filled(values[shares], parts[shares], cores[shares], self.parts_max, self.size)
         self.shared: FloatArray = np.zeros((gpus_max + 1, self.size))
         for g in range(1, gpus_max + 1):
-            self.shared[g] = self._plus(self.shared[g - 1], self.device[self.parts_max])
+            self.shared[g] = joined(self.shared[g - 1], self.device[self.parts_max])
         self.steps = list(self._whole_steps())
         self.bare_steps = list(self._bare_steps())
         # What is left of cores after rounding down is less than a unit more.
-        self.liquid = np.asarray(liquid * (index + 1.0), dtype=np.float64)
+        self.liquid = np.asarray(liquid * np.arange(1.0, self.size + 1), dtype=np.float64)
         self._joined: dict[int, FloatArray] = {}
         self._known: dict[tuple[int, tuple[int, ...]], list[FloatArray]] = {}
 
-    def _plus(self, one: FloatArray, two: FloatArray) -> FloatArray:
-        """one ⊕ two."""
-        found: FloatArray = (one + np.append(two, -np.inf)[self._shift]).max(axis=1)
-        return found
-
-    def _device_table(self) -> FloatArray:
-        table = np.zeros((self.parts_max + 1, self.size))
-        for m in range(1, self.parts_max + 1):
-            row = table[m]
-            row[:] = table[m - 1]
-            for j in self._shares.tolist():
-                if self.parts[j] <= m:
-                    c = int(self.cores[j])
-                    np.maximum(row[c:], table[m - self.parts[j], : self.size - c] + self.values[j], out=row[c:])
-        return table
-
     def _whole_steps(self) -> Iterator[tuple[int, FloatArray]]:
         """(class, table after it) for classes of one pod a node; first (-1, the table of all others)."""
-        table = np.zeros((self.gpus_max + 1, self.size))
-        for g in range(1, self.gpus_max + 1):
-            table[g] = table[g - 1]
-            for j in self._wholes.tolist():
-                if self.gpus[j] <= g:
-                    c = int(self.cores[j])
-                    candidate = table[g - self.gpus[j], : self.size - c] + self.values[j]
-                    np.maximum(table[g, c:], candidate, out=table[g, c:])
+        wholes = self._wholes
+        table = filled(self.values[wholes], self.gpus[wholes], self.cores[wholes], self.gpus_max, self.size)
         yield -1, table
         for j in self._single_wholes.tolist():
             c, g = int(self.cores[j]), int(self.gpus[j])
@@ -236,13 +211,7 @@ class Tables:
             yield j, table
 
     def _bare_steps(self) -> Iterator[tuple[int, FloatArray]]:
-        table = np.zeros(self.size)
-        cores, values = self.cores[self._bare], self.values[self._bare]
-        if cores.size:
-            for c in range(1, self.size):
-                fits = cores <= c
-                best = (table[c - cores[fits]] + values[fits]).max(initial=0.0)
-                table[c] = max(table[c - 1], best)
+        table = filled_cores(self.values[self._bare], self.cores[self._bare], self.size)
         yield -1, table
         for j in self._single_bare.tolist():
             c = int(self.cores[j])
@@ -255,9 +224,9 @@ class Tables:
         """Most value on exactly g free devices, by cores, pods without devices aside."""
         if g not in self._joined:
             whole = self.steps[-1][1]
-            rows = [self._plus(whole[used], self.shared[g - used]) for used in range(g + 1)]
-            joined: FloatArray = np.stack(rows).max(axis=0)
-            self._joined[g] = joined
+            rows = [joined(whole[used], self.shared[g - used]) for used in range(g + 1)]
+            best: FloatArray = np.stack(rows).max(axis=0)
+            self._joined[g] = best
         return self._joined[g]
 
     def _chain(self, gpus: int, partly: tuple[int, ...]) -> list[FloatArray]:
@@ -273,13 +242,13 @@ class Tables:
         if (gpus, partly) not in self._known:
             totals = [np.zeros(self.size)]
             for table in self._chain(gpus, partly):
-                totals.append(self._plus(totals[-1], table))
+                totals.append(joined(totals[-1], table))
             self._known[gpus, partly] = totals
         return self._known[gpus, partly]
 
     def worth(self, cores: int, gpus: int, partly: tuple[int, ...]) -> float:
         """The value of the best content."""
-        return float(self._plus(self._totals(gpus, partly)[-1], self.liquid)[cores])
+        return float(joined(self._totals(gpus, partly)[-1], self.liquid)[cores])
 
     def content(self, cores: int, gpus: int, partly: tuple[int, ...]) -> list[Entry]:
         """A best content: devices 0 .. gpus - 1 are free ones, the next ones partly used."""

@@ -13,7 +13,9 @@ from planner.kubernetes.snapshot import WHOLE_MILLI
 from planner.workload import FloatArray, IntArray
 
 BoolArray = npt.NDArray[np.bool_]
-GPU_MILLI, PLACED, POWERED = "GPU allocation", "pods placed", "powered"
+#: Domain of a topology by host name on nodes that are not there yet.
+OWN_DOMAIN = -2
+GPU_MILLI, PLACED, POWERED, FRAGMENTS = "GPU allocation", "pods placed", "powered", "fragments"
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -64,9 +66,46 @@ class Leave:
     budgets: tuple[EvictionBudget, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Offer:
+    """A kind of node that could be added, at most `most` of them (None: any number).
+
+    capacity : [R]; allowed : [J]; domain : [T], OWN_DOMAIN where each new node is a domain of its own.
+    island : devices of one island.
+    """
+
+    name: str
+    capacity: IntArray
+    gpus: int
+    gpu_model: str
+    allowed: BoolArray
+    domain: IntArray
+    price_usd_per_hour: float | None = None
+    most: int | None = None
+    island: int = 1024
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Numa:
+    """Nodes whose cores and memory are split evenly over their NUMA nodes; a VM is on one of them, or evenly on both.
+
+    count : [N] NUMA nodes of each node, 1 or 2. width : [J] NUMA nodes that a pod of a class is on.
+    places : NUMA nodes of each running pod. chunk : milli-cores; what is free of a NUMA node beyond a multiple of it is
+        a fragment.
+    """
+
+    count: IntArray
+    width: IntArray
+    places: tuple[tuple[int, ...], ...]
+    chunk: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Aim:
-    """One tier: the sum of `weight` [J] over placed pods (most), or of `cost` [N] over nodes in use (least)."""
+    """One tier: the sum of `weight` [J] over placed pods (most), or of `cost` [N] over nodes in use (least).
+
+    With the objective `fragments` it is the sum over NUMA nodes of free cores modulo the chunk (least).
+    """
 
     name: str
     unit: str
@@ -87,13 +126,18 @@ class PodsProblem:
     domain : [T, N] number of the node's domain by topology key, -1 where it lacks the label.
     gang : [J] gang of a class, -1 for none; gang_least : pods that a gang needs at least.
     node_cost : [N] what `consolidate` counts of a node in use.
+    contradictions : [J] the pair of rules that lets pods of a class run nowhere, in words, or nothing.
+    island : [N] devices of one island of a node, in the order of their numbers; None where no node has islands.
+    one_island : [J] classes whose devices belong to one island.
+    numa : where nodes have NUMA nodes, which the objective `fragments` asks for.
+    offers : kinds of nodes that could be added. could_leave : what might happen to running pods if it were allowed.
     """
 
     kind: ClassVar[str] = "pods"
 
     name: str
     sha256: str
-    objective: Literal["priority", "allocation", "consolidate"]
+    objective: Literal["priority", "allocation", "consolidate", "fragments"]
     resources: tuple[str, ...]
     node_names: tuple[str, ...]
     capacity: IntArray
@@ -123,6 +167,12 @@ class PodsProblem:
     time_slice_s: float | None
     assumptions: tuple[str, ...] = ()
     leave: Leave | None = None
+    contradictions: tuple[str, ...] = ()
+    offers: tuple[Offer, ...] = ()
+    could_leave: Leave | None = None
+    numa: Numa | None = None
+    island: IntArray | None = None
+    one_island: BoolArray | None = None
 
     @property
     def num_nodes(self) -> int:
@@ -161,6 +211,14 @@ class PodsProblem:
         return np.bincount(self.pod_class[self.pod_node >= 0], minlength=self.num_classes).astype(np.int64)
 
     @cached_property
+    def bound(self) -> BoolArray:
+        """Classes of several devices that must belong to one island, where some node has more than one, [J]."""
+        if self.island is None or self.one_island is None or (self.island >= self.gpus).all():
+            return np.zeros(self.num_classes, dtype=np.bool_)
+        found: BoolArray = self.one_island & (self.class_gpus > 1)
+        return found
+
+    @cached_property
     def rules(self) -> tuple[Rule, ...]:
         """Affinities first, then spreads."""
         return (*self.near, *self.spread)
@@ -181,6 +239,8 @@ class PodsProblem:
             return (Aim(GPU_MILLI, "GPUs", "most", self.milli, 1 / WHOLE_MILLI),)
         if self.objective == "consolidate":
             return (Aim(POWERED, self.cost_unit, "least", np.zeros(self.num_classes, dtype=np.int64)),)
+        if self.objective == "fragments":
+            return (Aim(FRAGMENTS, "cores", "least", np.zeros(self.num_classes, dtype=np.int64), 1e-3),)
         levels = np.unique(self.priority[(self.demand + self.running) > 0])[::-1].tolist()
         return tuple(
             Aim(f"{PLACED}, priority {level}", "pods", "most", (self.priority == level).astype(np.int64))

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
+from formulations.pod_packing.contradictions import contradiction
 from formulations.pod_packing.leave import with_leave
+from formulations.pod_packing.numa.reading import numa_of
+from formulations.pod_packing.offers import offers
 from formulations.pod_packing.problem import BoolArray, Near, PodsProblem, Spread
 from formulations.reading import Reading
 from planner.descriptions.pods import PodsInstance
 from planner.files import SourceText, canonical_json
-from planner.kubernetes.reading import Notes
+from planner.kubernetes.reading import Notes, Value
 from planner.kubernetes.rules import NearRule, PodSelector, SpreadRule
 from planner.kubernetes.snapshot import PODS, WHOLE_MILLI, Gang, Node, Pod, Snapshot
 from planner.readers.kube_pod import HOST_PORT
 from planner.readers.kubernetes import read_snapshot
 from planner.readers.openb import is_openb, read_openb_nodes, read_openb_pods
-from planner.readers.pod_classes import expand_nodes, expand_pods, inline_gangs
+from planner.readers.pod_classes import expand_nodes, expand_pods, inline_gangs, read_kind
 from planner.workload import FloatArray, IntArray
 
 #: Most entries of the table of classes and nodes: 400 MB.
@@ -76,6 +80,8 @@ class _Arrays:
     def __init__(self, snapshot: Snapshot, instance: PodsInstance, reading: Reading) -> None:
         self.nodes, self.pods, self.snapshot = snapshot.nodes, snapshot.pods, snapshot
         self.instance, self.reading = instance, reading
+        #: Nodes that are there, then those that could be added.
+        self.all_nodes = (*snapshot.nodes, *self._offered())
         self.assumptions: list[str] = [f"not modelled: {one}" for one in snapshot.not_modelled]
 
     def problem(self) -> PodsProblem:
@@ -86,7 +92,7 @@ class _Arrays:
             self.reading.find(("pods",), f"{len(classes)} classes of pods on {len(self.nodes)} nodes are too many")
         self.reading.stop_if_wrong()
         resources = sorted(
-            {name for node in self.nodes for name in _amounts(node)}
+            {name for node in self.all_nodes for name in _amounts(node)}
             | {name for pod in classes for name in _amounts(pod)}
         )
         capacity = self._capacity(resources)
@@ -94,10 +100,15 @@ class _Arrays:
         request = request.reshape(len(classes), len(resources))
         allowed = self._allowed(classes)
         domain, topologies = self._domains(classes)
+        num = len(self.nodes)
+        of_offers = capacity[num:], allowed[:, num:], domain[:, num:]
+        capacity, allowed, domain = capacity[:num], allowed[:, :num], domain[:, :num]
         pod_node = np.array([-1 if pod.node is None else node_index[pod.node] for pod in self.pods], dtype=np.int64)
-        self._contradictions(classes)
         self._overfull(capacity, request, resources, pod_class, pod_node)
         devices = self._devices(pod_node)
+        contradictions = tuple(map(contradiction, classes))
+        pairs = zip(classes, contradictions, strict=True)
+        self.assumptions += [f"{pod.name} can run nowhere: {pair}" for pod, pair in pairs if pair]
         self.reading.stop_if_wrong()
         near, spread = self._rules(classes, allowed, topologies)
         gang, names, least = self._gangs(classes)
@@ -137,8 +148,24 @@ class _Arrays:
             gang_least=least,
             time_slice_s=self.instance.time_slice_s,
             assumptions=tuple(self.assumptions),
+            contradictions=contradictions,
+            island=np.array([node.gpu_island or max(1, node.gpus) for node in self.nodes], dtype=np.int64),
+            one_island=np.array([pod.one_island for pod in classes], dtype=np.bool_),
         )
-        return with_leave(problem, self.instance.moves, self.snapshot) if self.instance.moves.allowed else problem
+        if self.instance.objective == "fragments":
+            problem = replace(
+                problem, numa=numa_of(problem, self.nodes, self.pods, classes, self.instance, self.reading)
+            )
+            self.reading.stop_if_wrong()
+        problem = replace(problem, offers=offers(problem, self.all_nodes, self.instance.offers, *of_offers))
+        return with_leave(problem, self.instance.moves, self.snapshot)
+
+    def _offered(self) -> Iterator[Node]:
+        notes = Notes()
+        place = "instance" if self.reading.source is None else self.reading.source.path
+        for index, one in enumerate(self.instance.offers):
+            yield read_kind(one, Value(None, place, f"offers[{index}]", notes))
+        notes.refuse()
 
     def _names(self) -> dict[str, int]:
         """Nodes by name; repeated names and pods on unknown nodes are mistakes."""
@@ -172,7 +199,8 @@ class _Arrays:
             free = pod.node is None
             signature = (
                 tuple(sorted(pod.requests.items())), pod.gpus, pod.gpu_milli, pod.gpu_resource, pod.gpu_models,
-                pod.priority, pod.node_rule, pod.tolerations, pod.near, pod.spread, pod.gang, seen, free,
+                pod.priority, pod.node_rule, pod.tolerations, pod.near, pod.spread, pod.gang, seen, free, pod.numa,
+                pod.one_island,
             )  # fmt: skip
             if signature not in index:
                 index[signature] = len(classes)
@@ -184,15 +212,15 @@ class _Arrays:
         """[N, R]; host ports are there once on each node, pod slots as many as told."""
         rows = [
             [1 if name.startswith(HOST_PORT) else node.allocatable.get(name, 0) for name in resources]
-            for node in self.nodes
+            for node in self.all_nodes
         ]
-        return np.array(rows, dtype=np.int64).reshape(len(self.nodes), len(resources))
+        return np.array(rows, dtype=np.int64).reshape(len(self.all_nodes), len(resources))
 
     def _allowed(self, classes: list[Pod]) -> BoolArray:
         """[J, N]; nodes and classes of equal rules are matched once."""
         node_keys = [
             (tuple(sorted(one.labels.items())), one.name, one.taints, one.gpu_resource, one.gpu_model, one.accepts)
-            for one in self.nodes
+            for one in self.all_nodes
         ]
         # Names and hostnames matter only where a rule asks for them.
         asked = {
@@ -205,24 +233,24 @@ class _Arrays:
         kinds: dict[tuple[object, ...], list[int]] = defaultdict(list)
         for place, (labels, name, *rest) in enumerate(node_keys):
             kinds[tuple(item for item in labels if item[0] in asked), name if by_name else "", *rest].append(place)
-        found = np.zeros((len(classes), len(self.nodes)), dtype=np.bool_)
+        found = np.zeros((len(classes), len(self.all_nodes)), dtype=np.bool_)
         rows: dict[tuple[object, ...], BoolArray] = {}
         for j, pod in enumerate(classes):
             key = pod.node_rule, pod.tolerations, pod.gpu_models, pod.gpus > 0, pod.gpu_resource
             if key not in rows:
-                row = np.zeros(len(self.nodes), dtype=np.bool_)
+                row = np.zeros(len(self.all_nodes), dtype=np.bool_)
                 for places in kinds.values():
-                    row[places] = _may_run(pod, self.nodes[places[0]])
+                    row[places] = _may_run(pod, self.all_nodes[places[0]])
                 rows[key] = row
             found[j] = rows[key]
         return found
 
     def _domains(self, classes: list[Pod]) -> tuple[IntArray, tuple[str, ...]]:
         keys = tuple(dict.fromkeys(rule.topology_key for pod in classes for rule in _pod_rules(pod)))
-        domain = np.full((len(keys), len(self.nodes)), -1, dtype=np.int64)
+        domain = np.full((len(keys), len(self.all_nodes)), -1, dtype=np.int64)
         for t, key in enumerate(keys):
             values: dict[str, int] = {}
-            for n, node in enumerate(self.nodes):
+            for n, node in enumerate(self.all_nodes):
                 if key in node.labels:
                     domain[t, n] = values.setdefault(node.labels[key], len(values))
         return domain, keys
@@ -269,16 +297,6 @@ class _Arrays:
             self.assumptions.append(f"not modelled: {len(unknown)} pod groups that were not given")
         gang = np.array([names.index(pod.gang) if pod.gang in names else -1 for pod in classes], dtype=np.int64)
         return gang, names, np.array([least[name] for name in names], dtype=np.int64)
-
-    def _contradictions(self, classes: list[Pod]) -> None:
-        """Affinity terms that contradict the node selector leave a pod no node at all: named with the pair."""
-        for pod in classes:
-            rule = pod.node_rule
-            for term in rule.any_of or ():
-                both = replace(term, requirements=rule.every.requirements + term.requirements)
-                pair = both.contradiction()
-                if pair is not None and len(rule.any_of or ()) == 1:
-                    self.assumptions.append(f"{pod.name} can run nowhere: {pair[0]} contradicts {pair[1]}")
 
     def _overfull(
         self, capacity: IntArray, request: IntArray, resources: list[str], pod_class: IntArray, pod_node: IntArray
@@ -329,7 +347,7 @@ class _Arrays:
         return (gpus, "GPUs") if powered == "gpus" else (np.ones(len(self.nodes)), "nodes")
 
     def _sha256(self) -> str:
-        described = canonical_json(self.instance.model_dump(mode="json"))
+        described = canonical_json(self.instance.model_dump(mode="json", exclude_defaults=True))
         return hashlib.sha256(f"{described} {self.snapshot.digest}".encode()).hexdigest()
 
 

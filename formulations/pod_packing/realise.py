@@ -24,10 +24,21 @@ def waiting_pods(state: State) -> dict[int, list[int]]:
     return found
 
 
-def realise(state: State, shapes: Shapes, chosen: Chosen) -> None:
-    """Give each chosen pattern a node of its kind. Pods that rules between pods keep off their node stay out."""
+def realise(state: State, shapes: Shapes, chosen: Chosen, most: IntArray) -> None:
+    """Give each chosen pattern a node of its kind, with at most so many pods of each local class, `most` [J'].
+
+    Pods that rules between pods keep off their node stay out. Zones are filled one after the other, so spread is looked
+    at when all are filled.
+    """
     problem = state.problem
-    waiting = waiting_pods(state)
+    waiting, left = waiting_pods(state), most.copy()
+    tied = problem.crossing[shapes.classes].copy()
+    near = np.zeros(problem.num_classes, dtype=np.bool_)
+    for rule in problem.near:
+        near[rule.owner] = True
+        near |= rule.matches
+    for one in shapes.zoned:
+        tied[one.classes] = near[shapes.classes[one.classes]]
     free = [nodes.tolist()[::-1] for nodes in shapes.nodes]
     for kind, pattern, times in chosen:
         for _ in range(times):
@@ -36,14 +47,17 @@ def realise(state: State, shapes: Shapes, chosen: Chosen) -> None:
             order = np.argsort(-state.device[node], kind="stable").tolist()
             for j, devices in pattern:
                 number = int(shapes.classes[j])
-                agreeable = state.agreeable(number) if problem.crossing[number] else None
-                if waiting[number] and (agreeable is None or agreeable[node]):
+                agreeable = state.agreeable(number) if tied[j] else None
+                if left[j] > 0 and waiting[number] and (agreeable is None or agreeable[node]):
+                    left[j] -= 1
                     state.place(waiting[number].pop(), node, tuple(order[d] for d in devices))
 
 
 def contents(state: State, shapes: Shapes) -> dict[int, Pattern]:
     """What the state has put on each node of the shapes, as patterns; the shapes are of the nodes before."""
-    place = {j: index for index, j in enumerate(shapes.classes.tolist())}
+    names = zip(shapes.classes.tolist(), shapes.zone.tolist(), strict=True)
+    place = {name: index for index, name in enumerate(names)}
+    topology = dict(zip(shapes.classes.tolist(), shapes.topology.tolist(), strict=True))
     kind_of = {node: k for k, nodes in enumerate(shapes.nodes) for node in nodes.tolist()}
     before = State(state.problem)
     found: dict[int, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
@@ -54,7 +68,9 @@ def contents(state: State, shapes: Shapes) -> dict[int, Pattern]:
                 order = np.argsort(-before.device[node], kind="stable").tolist()
                 numbers[node] = [order.index(d) for d in range(len(order))]
             mapped = tuple(numbers[node][d] for d in devices)
-            found[node].append((place[int(state.problem.pod_class[pod])], mapped))
+            j = int(state.problem.pod_class[pod])
+            zone = -1 if topology[j] < 0 else int(state.problem.domain[topology[j], node])
+            found[node].append((place[j, zone], mapped))
     return {node: tuple(entries) for node, entries in found.items()}
 
 

@@ -2,14 +2,18 @@
 
 Two nodes are of one kind when the same amounts and the same parts of devices are free on them, the same classes may run
 there, and they count the same when they are used. Numbers of classes are local: 0 .. len(classes) - 1.
+
+A class that has to be spread over zones comes once for each zone, and may run there alone. So its kinds differ by zone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from formulations.pod_packing.knapsack import packed
 from formulations.pod_packing.problem import BoolArray, PodsProblem
 from formulations.pod_packing.state import State
 from planner.kubernetes.snapshot import WHOLE_MILLI
@@ -18,14 +22,25 @@ from planner.workload import FloatArray, IntArray
 #: A pod of a local class and its devices, numbered within the kind: fullest free first.
 Entry = tuple[int, tuple[int, ...]]
 Pattern = tuple[Entry, ...]
+#: Zones up to which a spread is part of the program of patterns; over more (hosts), it is kept when pods are placed.
+MOST_ZONES = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Zoned:
+    """Local classes that are one class in its zones: their numbers of pods differ by max_skew at most."""
+
+    classes: IntArray
+    max_skew: int
+
+
+@dataclass(frozen=True, eq=False)
 class Shapes:
     """classes : [J'] numbers of the problem's classes. nodes : nodes of each kind; count : how many, [K].
 
     free : [K, R]; device : [K, D], falling, -1 beyond the devices. allowed : [K, J']. cost : [K] of a node in use.
     alone : [J', J'] classes that do not share a node (by anti-affinity); on the diagonal: one of them a node.
+    zone : [J'] domain of the topology `topology` [J'] that a class is for, both -1 for all.
     """
 
     problem: PodsProblem
@@ -36,21 +51,40 @@ class Shapes:
     allowed: BoolArray
     cost: FloatArray
     alone: BoolArray
+    zone: IntArray
+    topology: IntArray
+    zoned: tuple[Zoned, ...]
 
     @property
     def count(self) -> IntArray:
         """[K]."""
         return np.array([len(nodes) for nodes in self.nodes], dtype=np.int64)
 
-    @property
+    @cached_property
     def request(self) -> IntArray:
         """[J', R]."""
         return self.problem.request[self.classes]
 
     def holds(self, kind: int, pattern: Pattern) -> bool:
         """Whether a node of the kind has room for the pattern."""
-        content = Content(self, kind)
-        return all(content.takes(j, devices) and content.put(j, devices) for j, devices in pattern)
+        none = np.zeros(0, dtype=np.int64)
+        return len(self.packed(kind, list(pattern), counts(self, pattern), none)) == len(pattern)
+
+    def packed(self, kind: int, wanted: list[Entry], left: IntArray, order: IntArray) -> Pattern:
+        """What fits on a node of the kind: of the pods wanted, in turn, those that do; then of each class of `order`
+        as many as there is room for. At most `left` [J'] of a class."""
+        problem, num_devices = self.problem, self.device.shape[1]
+        devices = np.full((len(wanted), num_devices), -1, dtype=np.int64)
+        for place, (_, mine) in enumerate(wanted):
+            devices[place, : len(mine)] = mine
+        found, places = packed(
+            self.free[kind], self.device[kind], self.allowed[kind], self.request, problem.class_gpus[self.classes],
+            problem.class_milli[self.classes], self.alone, left, np.array([j for j, _ in wanted], dtype=np.int64),
+            devices, order,
+        )  # fmt: skip
+        gpus = problem.class_gpus[self.classes[found]].tolist()
+        rows = zip(found.tolist(), places.tolist(), gpus, strict=True)
+        return tuple((j, tuple(row[:number])) for j, row, number in rows)
 
 
 def shapes_of(state: State, only: IntArray | None = None) -> Shapes:
@@ -59,11 +93,14 @@ def shapes_of(state: State, only: IntArray | None = None) -> Shapes:
     nodes = np.arange(problem.num_nodes) if only is None else only
     left = problem.demand + problem.running - state.placed
     wanted = np.flatnonzero((left > 0) & problem.allowed[:, nodes].any(axis=1))
-    allowed = problem.allowed[np.ix_(wanted, nodes)].T.copy()
-    for index, j in enumerate(wanted.tolist()):
+    classes, zone, topology, zoned = _by_zone(problem, wanted)
+    allowed = problem.allowed[np.ix_(classes, nodes)].T.copy()
+    for index, j in enumerate(classes.tolist()):
         kept_out = _kept_out(state, j)
         if kept_out is not None:
             allowed[:, index] &= ~kept_out[nodes]
+        if zone[index] >= 0:
+            allowed[:, index] &= problem.domain[topology[index], nodes] == zone[index]
     device = -np.sort(-state.device[nodes], axis=1)
     cost = np.where(state.pods_on[nodes] > 0, 0.0, problem.node_cost[nodes])
     table = np.concatenate([state.free[nodes], device, allowed, cost[:, None]], axis=1)
@@ -72,14 +109,45 @@ def shapes_of(state: State, only: IntArray | None = None) -> Shapes:
     starts = np.searchsorted(place.ravel()[order], np.arange(first.size + 1))
     return Shapes(
         problem=problem,
-        classes=wanted,
+        classes=classes,
         nodes=tuple(nodes[order[starts[k] : starts[k + 1]]] for k in range(first.size)),
         free=state.free[nodes][first],
         device=device[first],
         allowed=allowed[first],
         cost=cost[first],
-        alone=_alone(problem, wanted),
+        alone=_alone(problem, classes),
+        zone=zone,
+        topology=topology,
+        zoned=zoned,
     )
+
+
+def _by_zone(problem: PodsProblem, wanted: IntArray) -> tuple[IntArray, IntArray, IntArray, tuple[Zoned, ...]]:
+    """Classes, each as often as it has zones of its own; zone and topology of each, and which belong together.
+
+    A spread is taken that means its own pending pods alone, over few domains, as many as it asks for.
+    """
+    spreads = {}
+    for rule in problem.spread:
+        domains = np.unique(problem.domain[rule.topology][rule.counted])
+        domains = domains[domains >= 0]
+        own = rule.matches[rule.owner] and rule.matches.sum() == 1 and not problem.running[rule.owner]
+        if own and max(1, rule.min_domains) <= domains.size <= MOST_ZONES and rule.owner not in spreads:
+            spreads[rule.owner] = rule, domains
+    classes: list[int] = []
+    zone: list[int] = []
+    topology: list[int] = []
+    zoned: list[Zoned] = []
+    for j in wanted.tolist():
+        domains = np.array([-1], dtype=np.int64)
+        if j in spreads:
+            rule, domains = spreads[j]
+            zoned.append(Zoned(np.arange(len(classes), len(classes) + domains.size), rule.max_skew))
+        classes += [j] * domains.size
+        zone += domains.tolist()
+        topology += [spreads[j][0].topology if j in spreads else -1] * domains.size
+    arrays = (np.array(one, dtype=np.int64) for one in (classes, zone, topology))
+    return (*arrays, tuple(zoned))  # type: ignore[return-value]
 
 
 def _kept_out(state: State, j: int) -> BoolArray | None:
@@ -93,66 +161,14 @@ def _kept_out(state: State, j: int) -> BoolArray | None:
 def _alone(problem: PodsProblem, classes: IntArray) -> BoolArray:
     """Pairs that anti-affinity keeps off one node, whatever topology it is written for: a node is in one domain."""
     found = np.zeros((classes.size, classes.size), dtype=np.bool_)
-    place = {j: index for index, j in enumerate(classes.tolist())}
     for rule in problem.near:
-        if rule.together or rule.owner not in place or (problem.domain[rule.topology] < 0).any():
+        owners = np.flatnonzero(classes == rule.owner)
+        if rule.together or not owners.size or (problem.domain[rule.topology] < 0).any():
             continue
         row = rule.matches[classes]
-        found[place[rule.owner]] |= row
-        found[:, place[rule.owner]] |= row
+        found[owners] |= row
+        found[:, owners] |= row[:, None]
     return found
-
-
-class Content:
-    """One node of a kind being filled."""
-
-    def __init__(self, shapes: Shapes, kind: int) -> None:
-        self.shapes, self.kind = shapes, kind
-        self.free = shapes.free[kind].copy()
-        self.device = shapes.device[kind].copy()
-        self.entries: list[Entry] = []
-        self.here = np.zeros(shapes.classes.size, dtype=np.int64)
-
-    def takes(self, j: int, devices: tuple[int, ...]) -> bool:
-        """Whether the pod still fits, on these devices."""
-        shapes = self.shapes
-        if not shapes.allowed[self.kind, j] or (shapes.problem.request[shapes.classes[j]] > self.free).any():
-            return False
-        if (self.here[shapes.alone[j]] > 0).any():
-            return False
-        milli = shapes.problem.class_milli[shapes.classes[j]]
-        return all(self.device[d] >= milli for d in devices)
-
-    def devices(self, j: int) -> tuple[int, ...] | None:
-        """The devices with the least left that is enough; None where they are too few."""
-        problem, number = self.shapes.problem, self.shapes.classes[j]
-        gpus, milli = int(problem.class_gpus[number]), int(problem.class_milli[number])
-        if not gpus:
-            return ()
-        fitting = np.flatnonzero(self.device >= milli)
-        if fitting.size < gpus:
-            return None
-        return tuple(fitting[np.argsort(self.device[fitting], kind="stable")[:gpus]].tolist())
-
-    def put(self, j: int, devices: tuple[int, ...]) -> bool:
-        """Add the pod, which must fit."""
-        problem, number = self.shapes.problem, self.shapes.classes[j]
-        self.free -= problem.request[number]
-        self.device[list(devices)] -= problem.class_milli[number]
-        self.here[j] += 1
-        self.entries.append((j, devices))
-        return True
-
-    def fill(self, values: FloatArray, left: IntArray) -> None:
-        """Add pods of value while they fit, the most valuable first; `left` [J'] of each class may be here in all."""
-        for j in np.argsort(-values, kind="stable").tolist():
-            if values[j] <= 0:
-                return
-            while self.here[j] < left[j]:
-                devices = self.devices(j)
-                if devices is None or not self.takes(j, devices):
-                    break
-                self.put(j, devices)
 
 
 def counts(shapes: Shapes, pattern: Pattern) -> IntArray:

@@ -77,6 +77,12 @@ class State:
         self._change(int(problem.pod_class[pod]), int(problem.pod_node[pod]), problem.pod_devices[pod], -1)
         self.gone.add(pod)
 
+    def untake(self, pod: int) -> None:
+        """Put a running pod back."""
+        problem = self.problem
+        self._change(int(problem.pod_class[pod]), int(problem.pod_node[pod]), problem.pod_devices[pod], 1)
+        self.gone.remove(pod)
+
     def room(self, j: int, nodes: IntArray | None = None) -> BoolArray:
         """Nodes with room for a pod of class j that it may run on, rules between pods aside; [N] or [len(nodes)]."""
         problem = self.problem
@@ -84,8 +90,17 @@ class State:
         fits: BoolArray = problem.allowed[j, part] & (self.free[part] >= problem.request[j]).all(axis=1)
         gpus = int(problem.class_gpus[j])
         if gpus:
-            fits &= (self.device[part] >= problem.class_milli[j]).sum(axis=1) >= gpus
+            fits &= self.together(j, part) >= gpus
         return fits
+
+    def together(self, j: int, part: slice | IntArray) -> IntArray:
+        """Devices with room for class j on each node of a part, [n]; of one island where it asks for that."""
+        enough = self.device[part] >= self.problem.class_milli[j]
+        if not self.problem.bound[j] or self.problem.island is None:
+            return np.asarray(enough.sum(axis=1), dtype=np.int64)
+        number = np.arange(enough.shape[1]) // self.problem.island[part][:, None]
+        counts = [(enough & (number == i)).sum(axis=1) for i in range(int(number.max(initial=0)) + 1)]
+        return np.asarray(np.stack(counts).max(axis=0), dtype=np.int64)
 
     def devices(self, j: int, node: int) -> tuple[int, ...]:
         """Devices for a pod of class j on a node with room: those with the least left that is enough."""
@@ -94,6 +109,11 @@ class State:
             return ()
         left = self.device[node]
         fitting = np.flatnonzero(left >= self.problem.class_milli[j])
+        if self.problem.bound[j]:
+            assert self.problem.island is not None
+            number = fitting // self.problem.island[node]
+            counts = np.bincount(number)
+            fitting = fitting[number == np.where(counts >= gpus, counts, left.size + 1).argmin()]
         order = np.argsort(left[fitting], kind="stable")[:gpus]
         return tuple(fitting[order].tolist())
 

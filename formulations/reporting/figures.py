@@ -13,6 +13,9 @@ from formulations.gpu_fleet.formulation import GPU_FLEET
 from formulations.gpu_fleet.problem import FleetProblem
 from formulations.gpu_fleet.sweep import scaled
 from formulations.parallelism.problem import ParallelProblem
+from formulations.parallelism.training.mixed.plans import owner
+from formulations.parallelism.training.mixed.problem import MixedProblem
+from formulations.parallelism.training.mixed.timeline import timeline_of as mixed_timeline_of
 from formulations.parallelism.training.search.explain import PART_WORDS
 from formulations.parallelism.training.search.problem import TrainProblem
 from formulations.parallelism.training.search.refine import timeline_of
@@ -30,7 +33,7 @@ from planner.pods_plan import PodsPlan
 from planner.reporting import charts
 from planner.reporting.page import Figure
 from planner.reporting.workbook.facts import Scenario
-from planner.training_plan import TrainingPlan
+from planner.training_plan import TrainingPlan, TrainingStage
 from planner.workload import FloatArray, IntArray
 
 #: Nodes that a packing picture shows: wider ones are columns of less than a pixel.
@@ -227,8 +230,9 @@ def _pods(plan: PodsPlan, problem: PodsProblem) -> Iterator[Figure]:
     yield Figure(charts.slots(rows[:, order], kinds, "node", "GPU"), caption)
 
 
-def _training(plan: TrainingPlan, problem: TrainProblem) -> Iterator[Figure]:
-    shown = timeline_of(problem, plan)
+def _training(plan: TrainingPlan, problem: TrainProblem | MixedProblem) -> Iterator[Figure]:
+    mixed = isinstance(problem, MixedProblem)
+    shown = mixed_timeline_of(problem, plan) if isinstance(problem, MixedProblem) else timeline_of(problem, plan)
     if shown is not None:
         asked, times = shown
         kinds = {}
@@ -239,12 +243,17 @@ def _training(plan: TrainingPlan, problem: TrainProblem) -> Iterator[Figure]:
             kinds[name] = (rows.ravel(), start_s.ravel(), lengths.ravel())
         part = "" if asked.micro_batches == plan.num_micro_batches else f" of {plan.num_micro_batches}"
         caption = f"Passes of {asked.micro_batches}{part} micro-batches under {plan.schedule}, stage by stage."
-        names = [f"stage {stage}" for stage in range(plan.pipeline_parallel_size)]
+        kind_of = [f", {stage.device}" if mixed else "" for stage in plan.stages]
+        names = [f"stage {stage}{kind_of[stage]}" for stage in range(plan.pipeline_parallel_size)]
         yield Figure(charts.timeline(names, kinds, "s"), caption)
     stages = plan.stages[:MOST_STAGES]
     parts = {PART_WORDS[name]: np.array([one.memory[name] for one in stages]) / 2.0**30 for name in PART_WORDS}
-    parts["free"] = problem.capacity_bytes / 2.0**30 - np.array([one.peak_memory_bytes for one in stages]) / 2.0**30
-    names = [f"stage {place}: {one.num_layers} layers" for place, one in enumerate(stages)]
+    room = np.array([_room(problem, one) for one in stages])
+    parts["free"] = (room - np.array([one.peak_memory_bytes for one in stages])) / 2.0**30
+    names = [
+        f"stage {place}: {one.num_layers} layers" + (f" on {one.device}" if mixed else "")
+        for place, one in enumerate(stages)
+    ]
     yield Figure(charts.bars(names, parts, "GiB of a GPU"), "Where the memory of each stage's GPUs goes.")
     if len(plan.pareto) > 1:
         hours = np.array([one.gpu_s for one in plan.pareto]) / 3600.0
@@ -252,6 +261,15 @@ def _training(plan: TrainingPlan, problem: TrainProblem) -> Iterator[Figure]:
         marked = {"this plan": (plan.step_s, plan.step_s * plan.num_gpus / 3600.0)}
         svg = charts.points(group, marked, "seconds of a step", "GPU hours of a step", log=True)
         yield Figure(svg, "Plans that none beats in step time, free memory, cost and energy together.")
+
+
+def _room(problem: TrainProblem | MixedProblem, stage: TrainingStage) -> float:
+    """Bytes of a GPU of a stage that may be used."""
+    if isinstance(problem, TrainProblem):
+        return problem.capacity_bytes
+    number = owner(problem, stage)
+    assert number is not None
+    return problem.blocks[number].capacity_bytes
 
 
 def _deploy(plan: DeployPlan, problem: Any) -> Iterator[Figure]:

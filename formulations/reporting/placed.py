@@ -152,7 +152,8 @@ def _node_box(place: int, node: _Node, kind: Nodes) -> Box:
 
 
 def _training(plan: TrainingPlan, problem: TrainProblem, cluster: Cluster | None) -> Iterator[Figure]:
-    if cluster is None:
+    # Several groups of nodes: the rows of stages tell their GPUs, and the timeline their kinds.
+    if cluster is None or len(cluster.nodes) != 1:
         return
     (kind,) = cluster.resolved()
     stage_of = np.full(kind.num_gpus, -1)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, FiniteFloat, PositiveInt, Tag
 
 from planner.descriptions.base import Description, Problem
+from planner.descriptions.layers import Sites
 from planner.descriptions.parallel import ClusterOrPath
 from planner.units import BytesPerSecond, UsdPerHour
 
@@ -65,6 +66,19 @@ class FixedSizes(Description):
         return {name: int(value) for name, value in self if value is not None}
 
 
+class TrainingSites(Sites):
+    """Places that slow links join. A link is the whole way between two sites, shared by all that crosses it."""
+
+    nodes: Annotated[tuple[Name, ...], Field(min_length=1, description="site of each entry of cluster.nodes")]
+
+    def problems(self) -> Iterator[Problem]:
+        """Nodes at known sites."""
+        yield from super().problems()
+        for index, name in enumerate(self.nodes):
+            if name not in self.names:
+                yield ("nodes", index), f"{name!r} is none of the sites: {', '.join(self.names)}"
+
+
 class TrainingInstance(Description):
     """Choose parallel sizes, micro-batch, sharding, recomputation and layers of stages for the best training step."""
 
@@ -73,6 +87,7 @@ class TrainingInstance(Description):
     task: Literal["train"] = "train"
     model: Annotated[ModelOrPath, Field(description="catalogue name, config.json, or dimensions")]
     cluster: Annotated[ClusterOrPath, Field(description="path of a cluster file, or the cluster itself")]
+    sites: Annotated[TrainingSites | None, Field(description="where nodes are at several places")] = None
     precision: Annotated[
         Literal["bf16", "fp16", "fp8"], Field(description="of the layers' matrix products; head and attention 16 bits")
     ] = "bf16"

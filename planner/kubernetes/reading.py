@@ -129,6 +129,12 @@ class Value:
 
     def amount(self, resource: str) -> int:
         """A quantity of a resource, in the snapshot's unit; 0 where it cannot be read."""
+        # Devices and other extended resources, which have a domain in their name, come in whole numbers.
+        if "/" in resource and not resource.startswith("hugepages-"):
+            thousandths = self.take(lambda: parse_amount(self.value, 1000), 0)
+            if thousandths % 1000:
+                self.wrong(f"must be a whole number, got {str(self.value)[:40]!r}")
+            return thousandths // 1000
         return self.take(lambda: parse_amount(self.value, 1000 if resource == "cpu" else 1), 0)
 
     def amounts(self) -> dict[str, int]:

@@ -24,6 +24,8 @@ DEFAULT_GPU = GPU_RESOURCES[0]
 class Node:
     """allocatable : amounts by resource, without GPUs. gpu_model : as the node's labels or the trace say.
 
+    gpu_island : devices of one island, in the order of their numbers; 0 for all. one_island (of a pod) : all in one.
+    numa : NUMA nodes that its cores and memory are split over evenly.
     accepts : False for cordoned nodes and those that are not ready: nothing new goes there, and `reason` says why.
     """
 
@@ -37,6 +39,8 @@ class Node:
     accepts: bool = True
     reason: str = ""
     price_usd_per_hour: float | None = None
+    numa: int = 1
+    gpu_island: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,7 @@ class Pod:
 
     gpus, gpu_milli : so many devices, of each so many thousandths; less than 1000 only of one device.
     node : where it runs or is bound; None while it is pending. gpu_indices : its devices there, where known.
+    numa : NUMA nodes that it is spread over evenly. numa_nodes : those where it runs, where known.
     pinned : stays whatever a plan would like: DaemonSet, static and terminating pods.
     gated : has scheduling gates; takes no part while it is pending.
     """
@@ -68,6 +73,9 @@ class Pod:
     spread: tuple[SpreadRule, ...] = ()
     gang: str | None = None
     preempts: bool = True
+    numa: int = 1
+    numa_nodes: tuple[int, ...] | None = None
+    one_island: bool = False
 
 
 @dataclass(frozen=True, slots=True)

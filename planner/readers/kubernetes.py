@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from planner.errors import DescriptionError, Finding
-from planner.files import parse_json, read_source, read_text
+from planner.files import parse_json, parse_source, read_text
 from planner.kubernetes.reading import Notes, Value
 from planner.kubernetes.rules import HOSTNAME, PodSelector
 from planner.kubernetes.snapshot import GPU_RESOURCES, DisruptionBudget, Gang, Node, Pod, Snapshot
@@ -21,6 +22,13 @@ from planner.readers.kube_rules import label_selector, taints
 
 #: Most objects of one reading: twenty times the largest clusters that Kubernetes supports.
 MAX_OBJECTS = 3_000_000
+#: What objects of some kinds say that a plan does not heed.
+_LEFT_OUT = {
+    "NodeResourceTopology": "NUMA nodes (NodeResourceTopology): GPUs and cores of a pod may be on different ones",
+    "ResourceClaim": "resource claims (DRA)",
+    "ResourceQuota": "quotas of namespaces (ResourceQuota)",
+    "PersistentVolumeClaim": "volumes that tie a pod to a zone or node",
+}
 _SUFFIXES = (".json", ".yaml", ".yml")
 _MODEL_LABELS = ("nvidia.com/gpu.product", "alibabacloud.com/gpu-card-model", "amd.com/gpu.product-name")
 #: Devices that one node may have; more is a mistake. The largest sold has 16, time-slicing multiplies them.
@@ -52,7 +60,7 @@ def read_objects(objects: dict[str, list[Value]], notes: Notes, digest: str = ""
     for kind, values in objects.items():
         if kind not in known:
             for value in values:
-                value.not_modelled(f"objects of kind {kind[:40] or '(none)'}")
+                value.not_modelled(_LEFT_OUT.get(kind, f"objects of kind {kind[:40] or '(none)'}"))
     priorities = {
         one.at("metadata", "name").text(): one.at("value").integer(0, -(2**31)) for one in objects["PriorityClass"]
     }
@@ -143,18 +151,30 @@ def _files(paths: Iterable[str | Path]) -> Iterator[str | Path]:
 
 def _load(path: str | Path, notes: Notes) -> tuple[list[Value], str]:
     """Objects of a file, lists unpacked, and the hash of its text."""
-    if str(path) == "-" or Path(path).suffix == ".json":
-        text = read_text(path)
-        place = "<stdin>" if str(path) == "-" else str(path)
-        if text.lstrip()[:1] == "{":
-            return list(_unpacked(Value(parse_json(text, place), place, "", notes))), hashlib.sha256(
-                text.encode()
-            ).hexdigest()
-        if Path(path).suffix == ".json":
+    text = read_text(path)
+    place = "<stdin>" if str(path) == "-" else str(path)
+    sha = hashlib.sha256(text.encode()).hexdigest()
+    if Path(path).suffix == ".json":
+        if text.lstrip()[:1] != "{":
             raise DescriptionError.single(path, "is no JSON object, as `kubectl get -o json` prints")
-        raise DescriptionError.single(place, "standard input must be JSON, as `kubectl get -o json` prints")
-    source = read_source(path)
-    return list(_unpacked(Value(source.value, source.path, "", notes))), source.sha256
+        return list(_unpacked(Value(parse_json(text, place), place, "", notes))), sha
+    values = [parse_source(one, place, Path.cwd()).value for one in _documents(text)]
+    if all(value is None for value in values):
+        raise DescriptionError.single(place, "holds no object, as `kubectl get -o json` prints")
+    found = [Value(value, place, "", notes) for value in values if value is not None]
+    return [one for value in found for one in _unpacked(value)], sha
+
+
+def _documents(text: str) -> Iterator[str]:
+    """Documents of a YAML file, each on the lines that it has in the file."""
+    if "\n---" not in text:
+        yield text
+        return
+    lines = text.splitlines(keepends=True)
+    starts = [0, *(index + 1 for index, line in enumerate(lines) if line.rstrip() == "---"), len(lines) + 1]
+    for start, end in pairwise(starts):
+        if "".join(lines[start : end - 1]).strip():
+            yield "\n" * start + "".join(lines[start : end - 1])
 
 
 def _unpacked(value: Value) -> Iterator[Value]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from planner.descriptions.pods import NodeClass, PodClass
+from planner.descriptions.pods import NodeClass, NodeOffer, PodClass
 from planner.kubernetes.reading import Notes, Value
 from planner.kubernetes.rules import HOSTNAME
 from planner.kubernetes.snapshot import GPU_RESOURCES, PODS, Gang, Node, Pod
@@ -16,19 +16,26 @@ from planner.readers.kubernetes import read_node
 def expand_nodes(classes: Sequence[NodeClass], place: str, notes: Notes) -> Iterator[Node]:
     """Every node of every class; mistakes in taints go into `notes`."""
     for index, one in enumerate(classes):
-        amounts = {"cpu": one.cpu, "memory": one.memory, PODS: one.pods, **one.resources, GPU_RESOURCES[0]: one.gpus}
-        raw = {
-            "metadata": {"name": one.name, "labels": dict(one.labels)},
-            "spec": {"taints": list(one.taints)},
-            "status": {"allocatable": amounts},
-        }
-        node = replace(
-            read_node(Value(raw, place, f"nodes[{index}]", notes)),
-            gpu_model=one.gpu_model,
-            price_usd_per_hour=one.price_usd_per_hour,
-        )
+        node = read_kind(one, Value(None, place, f"nodes[{index}]", notes))
         for name in names(one.name, one.count):
             yield replace(node, name=name, labels={**node.labels, HOSTNAME: name})
+
+
+def read_kind(one: NodeClass | NodeOffer, at: Value) -> Node:
+    """One node of a kind; mistakes go to the notes of `at`, which says where it is written."""
+    amounts = {"cpu": one.cpu, "memory": one.memory, PODS: one.pods, **one.resources, GPU_RESOURCES[0]: one.gpus}
+    raw = {
+        "metadata": {"name": one.name, "labels": dict(one.labels)},
+        "spec": {"taints": list(one.taints)},
+        "status": {"allocatable": amounts},
+    }
+    return replace(
+        read_node(Value(raw, at.place, at.path, at.notes)),
+        gpu_model=one.gpu_model,
+        price_usd_per_hour=one.price_usd_per_hour,
+        numa=one.numa,
+        gpu_island=one.gpu_island or 0,
+    )
 
 
 def expand_pods(classes: Sequence[PodClass], place: str, notes: Notes) -> Iterator[Pod]:
@@ -54,6 +61,9 @@ def expand_pods(classes: Sequence[PodClass], place: str, notes: Notes) -> Iterat
             gpus=one.gpus,
             gpu_milli=one.gpu_milli if one.gpus else 0,
             gpu_models=tuple(sorted(one.gpu_models)),
+            numa=one.numa,
+            numa_nodes=one.numa_nodes,
+            one_island=one.one_island,
             gang=None if one.gang is None else f"{one.namespace}/{one.gang}",
         )
         for name in names(one.name, one.count):

@@ -11,7 +11,7 @@ from planner.files import write_text
 from planner.plan import TrainingDocument
 from planner.training_plan import TrainingPlan
 from planner.writers.common import comments
-from planner.writers.training_launch import chunks, even, nodes, recomputed_of_chunk, sound_plan
+from planner.writers.training_launch import chunks, even, nodes, placement, recomputed_of_chunk, sound_plan
 
 SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 
@@ -24,7 +24,8 @@ def write(document: TrainingDocument, path: str) -> None:
         f"torchrun --nnodes {count} --nproc-per-node {each} pretrain_gpt.py ${{MEGATRON_ARGS[@]}} MODEL_AND_DATA_ARGS"
     )
     lines = "\n".join(f"  {line}" for line in arguments(plan))
-    write_text(path, f"{comments(document, 'megatron', path, told)}MEGATRON_ARGS=(\n{lines}\n)\n")
+    order = "".join(f"{line}\n" for line in placement(plan))
+    write_text(path, f"{comments(document, 'megatron', path, told)}{order}MEGATRON_ARGS=(\n{lines}\n)\n")
 
 
 def arguments(plan: TrainingPlan) -> list[str]:

@@ -8,6 +8,12 @@ from planner.errors import ExportError
 from planner.plan import TrainingDocument
 from planner.training_plan import TrainingPlan
 
+#: What launchers have one value of.
+STAGE_SIZES = (
+    "tensor_parallel_size", "context_parallel_size", "expert_parallel_size", "data_parallel_size", "micro_batch_size",
+    "zero_stage", "recompute",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -22,6 +28,8 @@ def sound_plan(document: TrainingDocument, to: str) -> TrainingPlan:
     plan = document.plan
     if plan is None:
         raise ExportError(f"the document holds no plan (status {document.outcome.status})")
+    if plan.layout not in (None, "one_kind"):
+        _equal_sizes(plan, to)
     gpus = sum(stage.num_gpus for stage in plan.stages)
     if gpus != plan.num_gpus:
         raise ExportError(f"stages have {gpus} GPUs, tensor x context x data x pipeline are {plan.num_gpus}")
@@ -33,6 +41,33 @@ def sound_plan(document: TrainingDocument, to: str) -> TrainingPlan:
     if plan.framework != to:
         raise ExportError(f"the plan was made for {plan.framework}; plan again with framework: {to}")
     return plan
+
+
+def _equal_sizes(plan: TrainingPlan, to: str) -> None:
+    """ExportError where stages on unequal GPUs differ in more than their layers, which is all that launchers know."""
+    if plan.layout != "stages":
+        raise ExportError(f"{to} gives every replica the same micro-batches; this plan has {plan.layout} of their own")
+    for name in STAGE_SIZES:
+        values = sorted({str(getattr(stage, name)) for stage in plan.stages})
+        if len(values) > 1:
+            raise ExportError(f"{to} has one {name} for all stages, these have {', '.join(values)}; give `fixed` sizes")
+    for place, stage in enumerate(plan.stages):
+        if stage.num_gpus > plan.gpus_per_node and stage.num_nodes != stage.num_gpus // plan.gpus_per_node:
+            raise ExportError(f"stage {place} lies on {stage.num_nodes} nodes; nodes of different sizes start apart")
+
+
+def placement(plan: TrainingPlan) -> list[str]:
+    """Comments that say which GPUs the ranks of each stage must be, where those are unequal."""
+    if plan.layout != "stages":
+        return []
+    rows = ["# Ranks follow the stages; start the nodes in this order:"]
+    first = 0
+    for place, stage in enumerate(plan.stages):
+        site = "" if stage.site is None else f" at {stage.site}"
+        own = f"GPUs {stage.first_gpu}-{stage.first_gpu + stage.num_gpus - 1} of the cluster"
+        rows.append(f"#   stage {place}, ranks {first}-{first + stage.num_gpus - 1}: {stage.device}{site}, {own}")
+        first += stage.num_gpus
+    return rows
 
 
 def nodes(plan: TrainingPlan) -> tuple[int, int]:

@@ -93,3 +93,58 @@ def test_mathematics_and_schema(gpuplan: Invoke, folder: Path) -> None:
     assert "patterns q" in gpuplan("catalog", "formulations", "pods").stdout
     assert gpuplan("schema", "pods").exit_code == 0
     assert gpuplan("schema", "pods-plan").exit_code == 0
+
+
+def test_what_would_help_is_told(gpuplan: Invoke, cluster: Path) -> None:
+    """The pod of 4 GPUs fits no node that there is, and one on offer at 7 $/h."""
+    offers = "offers:\n  - {name: big, cpu: 8, memory: 8Gi, gpus: 4, price_usd_per_hour: 7}\n"
+    (cluster / "i.yaml").write_text(f"problem: pods\nname: i\nnodes: nodes.json\npods: pods.json\n{offers}")
+    result = gpuplan("pods", "i.yaml", "-o", "plan.json")
+    assert result.exit_code == 0, result.output
+    assert "d/large: 1 more node big (4 × GPU), 7 $/h would place it (cheapest)" in " ".join(result.stdout.split())
+    (remedy,) = json.loads((cluster / "plan.json").read_text())["plan"]["remedies"]
+    assert remedy["way"] == "nodes"
+    assert remedy["price_usd_per_hour"] == 7
+    assert gpuplan("report", "plan.json", "--instance", "i.yaml", "-o", "r.md").exit_code == 0
+    assert "1 more node big" in (cluster / "r.md").read_text()
+
+
+def test_fragments_of_vms(gpuplan: Invoke, folder: Path) -> None:
+    """4 cores are free on one NUMA node of each machine; a move puts 8 together."""
+    (folder / "v.yaml").write_text(
+        "problem: pods\nname: v\nobjective: fragments\nfragment_cpu: 8\nmoves: {allowed: true, max: 1}\n"
+        "nodes:\n  - {name: m, count: 2, cpu: 16, memory: 64Gi, numa: 2}\n"
+        "pods:\n  - {name: a, cpu: 4, node: m-0, numa_nodes: [0]}\n  - {name: b, cpu: 4, node: m-1, numa_nodes: [0]}\n"
+    )
+    result = gpuplan("pods", "v.yaml", "-o", "plan.json")
+    assert result.exit_code == 0, result.output
+    assert "0% of 24 free cores" in result.stdout
+    assert "1 running pod moves, in 1 step;" in result.stdout
+    assert gpuplan("check", "plan.json", "--instance", "v.yaml").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            '"cpu": "1"',
+            '"cpu": "1E"',
+            "containers[0].resources.requests.cpu: is more than can be counted",
+        ),
+        ('"cpu": "1"', '"cpu": "K"', "is no quantity"),
+        ('"cpu": "1"', '"cpu": "-1"', "is negative"),
+        ('"cpu": "1"', '"cpu": NaN', "NaN"),
+        ('"nvidia.com/gpu": 1', '"nvidia.com/gpu": "0.5"', "must be a whole number"),
+        ('"name": "two"', '"name": "one"', "two pods are named 'd/one'"),
+        ('"containers"', '"nodeName": "z", "containers"', "runs on 'z', which is no node of the files"),
+        ('"kind": "List"', '"kind": "List', "pods.json:1:"),
+    ],
+)
+def test_bad_files_are_told_with_their_place(gpuplan: Invoke, cluster: Path, old: str, new: str, words: str) -> None:
+    text = (cluster / "pods.json").read_text()
+    assert old in text
+    (cluster / "pods.json").write_text(text.replace(old, new))
+    result = gpuplan("pods", *FILES)
+    assert result.exit_code == 7
+    assert words in result.output
+    assert "pods" in result.output

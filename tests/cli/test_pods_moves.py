@@ -40,7 +40,7 @@ def plan(gpuplan: Invoke, folder: Path) -> Path:
     (folder / "i.yaml").write_text(INSTANCE)
     result = gpuplan("pods", "i.yaml", "--moves", "1", "-o", "plan.json")
     assert result.exit_code == 0, result.output
-    assert "1 running pods move, in 1 steps" in result.stdout
+    assert "1 running pod moves, in 1 step;" in result.stdout
     return folder
 
 

@@ -98,3 +98,49 @@ def test_layers_that_differ_are_shown_and_exported_where_there_is_an_option(gpup
     assert refused.exit_code == 2
     assert "no one number of each chunk" in refused.output
     assert not (files / "other.sh").exists()
+
+
+MIXED = SMALL.replace(
+    "  nodes: [{device: a100_sxm, count: 2, gpus_per_node: 4}]\n",
+    """\
+  nodes:
+    - {device: h100_sxm, count: 1, gpus_per_node: 2}
+    - {device: a100_sxm, count: 1, gpus_per_node: 2}
+  network: {link: ib_hdr}
+sites:
+  names: [oslo, riga]
+  nodes: [oslo, riga]
+  bandwidth_bytes_per_s: [[null, 200Gbit/s], [200Gbit/s, null]]
+  latency_s: [[null, 5ms], [5ms, null]]
+""",
+)
+
+
+@pytest.mark.parametrize("command", ["plan", "parallel"])
+def test_unequal_gpus_at_two_sites(gpuplan: Invoke, files: Path, command: str) -> None:
+    (files / "mixed.yaml").write_text(MIXED)
+    result = gpuplan(command, "mixed.yaml", "-o", "mixed.json")
+    assert result.exit_code == 0, result.output
+    words = (
+        "optimal plan (proven)",
+        "layout",
+        "no faster",
+        "2 x h100_sxm at oslo alone",
+        "equal stages on all",
+        "riga",
+    )
+    for word in words:
+        assert word in result.stdout
+    assert gpuplan("check", "mixed.json", "--instance", "mixed.yaml").exit_code == 0
+    plan = json.loads((files / "mixed.json").read_text())["plan"]
+    assert {stage["device"] for stage in plan["stages"]} <= {"h100_sxm", "a100_sxm"}
+    assert gpuplan("report", "mixed.json", "--instance", "mixed.yaml", "-o", "mixed.html").exit_code == 0
+
+
+def test_unequal_gpus_without_a_link_are_a_mistake(gpuplan: Invoke, files: Path) -> None:
+    lines = MIXED[: MIXED.index("sites:")] + MIXED[MIXED.index("global_batch_size") :]
+    (files / "apart.yaml").write_text(lines.replace("  network: {link: ib_hdr}\n", ""))
+    result = gpuplan("plan", "apart.yaml")
+    assert result.exit_code == 7
+    assert "apart.yaml:10" in result.output
+    assert "is required to join unequal nodes" in result.output

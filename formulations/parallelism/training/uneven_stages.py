@@ -15,6 +15,7 @@ Data
     g[o,l]     seconds to reduce gradients and update
     e[o]       seconds a step beside, where the stage is the last
     m          micro-batches
+    r[o]       seconds to receive what a stage works on, and to send its gradient back
 Variables
     o(i), cut points 0 = b(0) < b(1) < ... < b(p) = L
 Objective
@@ -29,242 +30,116 @@ Method, exact
     every pair of bottleneck and G that the best plan may have is met. It ends where even the least bottleneck cannot
     better the plan.
 
-Ignored: overlap of the reduction with the last backward passes; orders of devices are the caller's to list.
+Sends of their own, as above, run beside the work. Where r is given, a stage waits for its sends instead: c is then
+part of T (not of the last stage), and r too (not of the first). G is a sum over layers, or given for every run of them.
+
+Ignored: orders of devices are the caller's to list.
 Reference: Metis (ATC 2024), whose rules for groups and layers this contains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from formulations.outcome import TOLERANCE, Bound, Budget, SearchResult, SolveOptions, Status, Stop
-from planner.cost.verdict import Violation
+from formulations.parallelism.training.uneven_problem import Stage, UnevenCost, UnevenPlan, UnevenProblem, check, cost
+
+__all__ = ["Stage", "UnevenCost", "UnevenPlan", "UnevenProblem", "check", "choose", "choose_among", "cost"]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 #: Caps go down by more than rounding.
 _BELOW = 1 - 1e-9
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class UnevenProblem:
-    """Options of stages on one order of devices, and one number of micro-batches.
-
-    begin, end : [O] places of the first device and after the last.
-    layer_s, layer_bytes, kept_bytes, sync_s : [O, L].
-    send_s : [O, L + 1] by layers done; the first and last columns are not read.
-    capacity_bytes, closing_s : [O].
-    """
-
-    begin: IntArray
-    end: IntArray
-    layer_s: FloatArray
-    layer_bytes: FloatArray
-    kept_bytes: FloatArray
-    sync_s: FloatArray
-    send_s: FloatArray
-    capacity_bytes: FloatArray
-    closing_s: FloatArray
-    micro_batches: int
-
-    def __post_init__(self) -> None:
-        options, layers = self.layer_s.shape
-        shapes = {
-            "begin": (options,), "end": (options,), "capacity_bytes": (options,), "closing_s": (options,),
-            "layer_bytes": (options, layers), "kept_bytes": (options, layers), "sync_s": (options, layers),
-            "send_s": (options, layers + 1),
-        }  # fmt: skip
-        for name, shape in shapes.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"{name} has shape {getattr(self, name).shape}; layer_s asks for {shape}")
-        if not (options and layers and self.micro_batches >= 1):
-            raise ValueError("there must be an option, a layer and a micro-batch")
-        if (self.begin < 0).any() or (self.begin >= self.end).any():
-            raise ValueError("an option must begin before it ends")
-        for field in fields(self):
-            array = getattr(self, field.name)
-            if field.name.endswith(("_s", "_bytes")) and not (np.isfinite(array).all() and (array >= 0).all()):
-                raise ValueError(f"{field.name} must be finite and not negative")
-
-    @property
-    def num_layers(self) -> int:
-        """Layers, embedding and head included."""
-        return int(self.layer_s.shape[1])
-
-    @property
-    def num_devices(self) -> int:
-        """Places of the order."""
-        return int(self.end.max())
-
-    @cached_property
-    def stage_s(self) -> FloatArray:
-        """T of every option and run of layers [O, L + 1, L + 1], infinite for empty ones."""
-        return self._runs(self.layer_s, np.inf)
-
-    @cached_property
-    def stage_sync_s(self) -> FloatArray:
-        """G of every option and run of layers."""
-        return self._runs(self.sync_s, 0.0)
-
-    @cached_property
-    def link_s(self) -> FloatArray:
-        """c of every option by layers done, [O, L + 1]; 0 after the last layer."""
-        sent = self.send_s.copy()
-        sent[:, -1] = 0.0
-        return sent
-
-    def fits(self, from_here: int) -> npt.NDArray[np.bool_]:
-        """Whether a stage fits into memory with so many stages from it on, [O, L + 1, L + 1]."""
-        flying = min(from_here, self.micro_batches)
-        used = self._runs(self.layer_bytes + flying * self.kept_bytes, 0.0)
-        return np.asarray(used <= self.capacity_bytes[:, None, None] * (1 + TOLERANCE))
-
-    def _runs(self, by_layer: FloatArray, empty: float) -> FloatArray:
-        """Sums over layers a .. b - 1 at [o, a, b]; `empty` where b <= a."""
-        before = np.concatenate([np.zeros((len(by_layer), 1)), np.cumsum(by_layer, axis=1)], axis=1)
-        places = np.arange(before.shape[1])
-        return np.where(places[None] > places[:, None], before[:, None, :] - before[:, :, None], empty)
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Layers first .. last - 1 by one option."""
-
-    option: int
-    first: int
-    last: int
-
-
-@dataclass(frozen=True, slots=True)
-class UnevenPlan:
-    """Stages from the first layer to the last."""
-
-    stages: tuple[Stage, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class UnevenCost:
-    """Parts of a step, seconds: all micro-batches but one at the slowest pace, one through all stages, the end."""
-
-    bottleneck_s: float
-    through_s: float
-    sync_s: float
-    closing_s: float
-    micro_batches: int
-
-    @property
-    def total_s(self) -> float:
-        """The objective."""
-        return (self.micro_batches - 1) * self.bottleneck_s + self.through_s + self.sync_s + self.closing_s
-
-
-def cost(problem: UnevenProblem, plan: UnevenPlan) -> UnevenCost:
-    """Price a plan from the layers of its stages."""
-    slowest = through = sync = 0.0
-    for stage in plan.stages:
-        run = slice(stage.first, stage.last)
-        worked_s = float(problem.layer_s[stage.option, run].sum())
-        sent_s = float(problem.send_s[stage.option, stage.last]) if stage.last < problem.num_layers else 0.0
-        slowest, through = max(slowest, worked_s, sent_s), through + worked_s + sent_s
-        sync = max(sync, float(problem.sync_s[stage.option, run].sum()))
-    closing = float(problem.closing_s[plan.stages[-1].option])
-    return UnevenCost(slowest, through, sync, closing, problem.micro_batches)
-
-
-def check(problem: UnevenProblem, plan: UnevenPlan) -> list[Violation]:
-    """Every broken rule: options, each layer once and no stage empty, neighbouring devices, memory."""
-    if not plan.stages or any(not 0 <= stage.option < len(problem.begin) for stage in plan.stages):
-        return [Violation(rule="option", subject="pipeline", message="no stage, or one without an option")]
-    broken: list[Violation] = []
-    cuts = [(stage.first, stage.last) for stage in plan.stages]
-    ends = [0, *(last for _, last in cuts)]
-    if [first for first, _ in cuts] != ends[:-1] or ends[-1] != problem.num_layers:
-        message = f"stages hold layers {cuts} of {problem.num_layers}"
-        broken.append(Violation(rule="cover", subject="pipeline", message=message))
-    for number, stage in enumerate(plan.stages):
-        subject = f"stage {number}"
-        if stage.first >= stage.last:
-            broken.append(Violation(rule="empty", subject=subject, message="a stage without a layer"))
-        if number and problem.begin[stage.option] != problem.end[plan.stages[number - 1].option]:
-            message = "its devices do not follow those of the stage before"
-            broken.append(Violation(rule="devices", subject=subject, message=message))
-        flying = min(len(plan.stages) - number, problem.micro_batches)
-        run = slice(stage.first, stage.last)
-        used = float((problem.layer_bytes[stage.option, run] + flying * problem.kept_bytes[stage.option, run]).sum())
-        room = float(problem.capacity_bytes[stage.option])
-        if used > room * (1 + 2 * TOLERANCE):
-            message = f"{used:g} bytes with {flying} micro-batches in flight, room for {room:g}"
-            broken.append(Violation(rule="memory", subject=subject, message=message))
-    return broken
+#: Bounds are sums of floats.
+_ROUNDING = 1 - 1e-9
+#: Share of its value to which the least bottleneck is narrowed down, and of the step's the least reduction.
+_NARROW = 1e-3
+#: The first cap that is tried lies this share above the bottleneck's bound; steps double from there.
+_FIRST_STEP = 0.02
 
 
 class _Program:
-    """The dynamic program under caps."""
+    """The dynamic program under caps, over those runs of layers alone that are within them."""
 
     def __init__(self, problem: UnevenProblem) -> None:
         self.problem = problem
-        self.most = min(problem.num_layers, problem.num_devices)
+        self.most = min(problem.num_layers, problem.num_devices, problem.stages or problem.num_layers)
         stage_s = problem.stage_s
-        self.pace_s = np.maximum(stage_s, problem.link_s[:, None, :])
-        self.through_s = stage_s + problem.link_s[:, None, :]
-        self.through_s[:, :, -1] += problem.closing_s[:, None]
-        same = not problem.kept_bytes.any()
-        first = problem.fits(1)
-        # [k] from 1; one array serves all where memory does not depend on k.
-        self.fits = [first if same or k == 0 else problem.fits(k + 1) for k in range(self.most)]
+        option, first, last = np.nonzero(np.isfinite(stage_s) & (problem.most_flying >= 1))
+        at = option, first, last
+        sent_s = problem.link_s[option, last]
+        self.option, self.first, self.last = option, first, last
+        self.pace_s = np.maximum(stage_s[at], sent_s)
+        closing_s = np.where(last == problem.num_layers, problem.closing_s[option], 0.0)
+        self.through_s = stage_s[at] + sent_s + closing_s
+        self.sync_s = problem.stage_sync_s[at]
+        self.most_flying = problem.most_flying[at]
+        width = problem.num_layers + 1
+        self.after = problem.end[option] * width + last
+        # Runs of one option from one layer on stand together; a state is where they begin.
+        self.run = option * width + first
+        self.state = problem.begin[option] * width + first
 
-    def solve(self, pace_cap_s: float, sync_cap_s: float) -> tuple[float, UnevenPlan] | None:
-        """The least sum of T + c (and e) under both caps; None where no pipeline is within them."""
+    def floors_s(self) -> tuple[float, float]:
+        """No pipeline has a lower bottleneck, or a shorter way through: all work at each place's best speed.
+
+        With w the work of layers under some option, and r[o] the least of an option's layers over it, a stage takes
+        T >= r sum of w; so max T is at least sum of all w over the sum of the highest 1 / (r places) of every place.
+        """
         problem = self.problem
-        allowed = (self.pace_s <= pace_cap_s) & (problem.stage_sync_s <= sync_cap_s)
-        best = np.full((self.most + 1, problem.num_devices + 1, problem.num_layers + 1), np.inf)
-        best[0, :, -1] = 0.0
+        reference = problem.layer_s[0]
+        if not (reference > 0).all():
+            return 0.0, 0.0
+        ratio = (problem.layer_s / reference).min(axis=1)
+        with np.errstate(divide="ignore"):
+            speed = 1.0 / (ratio * (problem.end - problem.begin))
+        fastest = np.zeros(problem.num_devices)
+        for begin, end, one in zip(problem.begin.tolist(), problem.end.tolist(), speed.tolist(), strict=True):
+            fastest[begin:end] = np.maximum(fastest[begin:end], one)
+        whole = float(reference.sum())
+        return whole / float(fastest.sum()) * _ROUNDING, whole * float(ratio.min()) * _ROUNDING
+
+    def solve(
+        self, pace_cap_s: float, sync_cap_s: float, through_cap_s: float = np.inf
+    ) -> tuple[float, UnevenPlan] | None:
+        """The least sum of T + c (and e) under all caps; None where no pipeline is within them."""
+        problem = self.problem
+        chosen = np.flatnonzero((self.pace_s <= pace_cap_s) & (self.sync_s <= sync_cap_s))
+        width = problem.num_layers + 1
+        best = np.full((self.most + 1, (problem.num_devices + 1) * width), np.inf)
+        best[0, problem.num_layers :: width] = 0.0
         for k in range(1, self.most + 1):
-            value_s = self._values(k, best, allowed).min(axis=2)
-            np.minimum.at(best[k], problem.begin, value_s)
-        count, place = np.unravel_index(int(best[:, :, 0].argmin()), best.shape[:2])
-        total_s = float(best[count, place, 0])
+            chosen = chosen[self.most_flying[chosen] >= min(k, problem.micro_batches)]
+            if not chosen.size:
+                break
+            value_s = self.through_s[chosen] + best[k - 1, self.after[chosen]]
+            starts = np.flatnonzero(np.diff(self.run[chosen], prepend=-1))
+            least_s = np.minimum.reduceat(value_s, starts)
+            np.minimum.at(best[k], self.state[chosen[starts]], least_s)
+            best[k, best[k] > through_cap_s] = np.inf
+            if not np.isfinite(best[k]).any():
+                break
+        whole = best[:, ::width]
+        if problem.stages is not None:
+            whole = np.where(np.arange(len(whole))[:, None] == problem.stages, whole, np.inf)
+        count, place = np.unravel_index(int(whole.argmin()), whole.shape)
+        total_s = float(whole[count, place])
         if not np.isfinite(total_s):
             return None
+        allowed = (self.pace_s <= pace_cap_s) & (self.sync_s <= sync_cap_s)
         stages: list[Stage] = []
         here, layer = int(place), 0
         for left in range(int(count), 0, -1):
-            value_s = self._values(left, best, allowed)[problem.begin == here, layer]
-            own, last = np.unravel_index(int(value_s.argmin()), value_s.shape)
-            option = int(np.flatnonzero(problem.begin == here)[own])
-            stages.append(Stage(option, layer, int(last)))
-            here, layer = int(problem.end[option]), int(last)
+            own = np.flatnonzero(allowed & (self.state == here * width + layer))
+            own = own[self.most_flying[own] >= min(left, problem.micro_batches)]
+            run = int(own[(self.through_s[own] + best[left - 1, self.after[own]]).argmin()])
+            stages.append(Stage(int(self.option[run]), layer, int(self.last[run])))
+            here, layer = int(problem.end[self.option[run]]), int(self.last[run])
         return total_s, UnevenPlan(tuple(stages))
-
-    def _values(self, k: int, best: FloatArray, allowed: npt.NDArray[np.bool_]) -> FloatArray:
-        after = best[k - 1, self.problem.end]
-        usable = allowed & self.fits[k - 1]
-        return np.where(usable, self.through_s + after[:, None, :], np.inf)
-
-    def least_pace_s(self) -> float:
-        """The smallest cap of the slowest stage or link under which there is a pipeline."""
-        return self._least(self.pace_s, lambda cap_s: self.solve(cap_s, np.inf))
-
-    def least_sync_s(self) -> float:
-        """The same of the reduction."""
-        return self._least(self.problem.stage_sync_s, lambda cap_s: self.solve(np.inf, cap_s))
-
-    def _least(self, values_s: FloatArray, solve: Callable[[float], object]) -> float:
-        caps = np.unique(values_s[self.fits[0] & np.isfinite(self.pace_s)])
-        low, high = 0, caps.size - 1
-        while low < high:
-            middle = (low + high) // 2
-            if solve(float(caps[middle])) is None:
-                low = middle + 1
-            else:
-                high = middle
-        return float(caps[low])
 
 
 def choose(
@@ -279,60 +154,115 @@ def choose(
     """
     options = options or SolveOptions()
     budget = budget or Budget(options.time_limit_s)
-    program = _Program(problem)
-    fastest = program.solve(np.inf, np.inf)
-    if fastest is None:
+    search = _Search(_Program(problem), budget, below_s)
+    reached = search.climb()
+    if search.stop is None and not reached:
+        if below_s < np.inf:
+            return _result(problem, None, Status.UNKNOWN, Stop.PROOF, below_s)
         reason = "no run of options leads from the first layer to the last within memory"
         return _result(problem, None, Status.INFEASIBLE, Stop.PROOF, None, (reason,))
-    search = _Search(program, budget, below_s, fastest[0])
-    search.descend(search.least_pace_s)
+    search.narrow()
     # A pipeline with a slower stage than this cannot better what was found, however short its way through is.
     cap_s: float | None = search.worst_pace_s()
     while cap_s is not None and search.stop is None:
         cap_s = search.descend(min(cap_s, search.worst_pace_s()))
-    best, best_s, stop, floor_s = search.best, search.best_s, search.stop, fastest[0] + search.floor_s
+    best, best_s, stop = search.best, search.best_s, search.stop
     if stop is not None:
+        floor_s = min(search.floor_s + search.least_through_s, best_s)
         return _result(problem, best, Status.UNKNOWN if best is None else Status.FEASIBLE, stop, floor_s)
     return _result(problem, best, Status.UNKNOWN if best is None else Status.OPTIMAL, Stop.PROOF, best_s)
 
 
 class _Search:
-    """Caps from high to low, and the best plan so far.
+    """Caps of the bottleneck, from below until there is a pipeline, then from above; and the best plan so far.
 
-    floor_s : what all micro-batches but one, and the reduction, take in any pipeline.
+    least_* : of any pipeline that betters the best.
     """
 
-    def __init__(self, program: _Program, budget: Budget, below_s: float, through_s: float) -> None:
+    def __init__(self, program: _Program, budget: Budget, below_s: float) -> None:
         self.program, self.budget = program, budget
         self.others = program.problem.micro_batches - 1
-        self.least_pace_s, self.least_sync_s = program.least_pace_s(), program.least_sync_s()
-        self.floor_s = self.others * self.least_pace_s + self.least_sync_s
-        self.through_s = through_s
+        self.least_pace_s, self.least_through_s = program.floors_s()
+        self.least_sync_s = 0.0
         self.best: UnevenPlan | None = None
         self.best_s = below_s
         self.stop: Stop | None = None
+
+    @property
+    def floor_s(self) -> float:
+        """What all micro-batches but one, and the reduction, take."""
+        return self.others * self.least_pace_s + self.least_sync_s
+
+    def climb(self) -> bool:
+        """Higher and higher caps until one lets a pipeline through that could better the best."""
+        most_s = float(self.program.pace_s.max(initial=0.0))
+        growth = _FIRST_STEP
+        while self.stop is None:
+            worst_s = min(self.worst_pace_s(), most_s)
+            cap_s = min(self.least_pace_s * (1.0 + growth), worst_s) if self.least_pace_s > 0 else worst_s
+            if self.least_pace_s <= worst_s and self._try(cap_s):
+                return True
+            if cap_s >= worst_s:
+                return False
+            self.least_pace_s, growth = cap_s, 2.0 * growth
+            self.stop = self.budget.stop()
+        return False
+
+    def narrow(self) -> None:
+        """Raise the least bottleneck, then the least reduction, by halves."""
+        high_s = np.inf if self.best is None else cost(self.program.problem, self.best).bottleneck_s
+        while self.stop is None and high_s - self.least_pace_s > _NARROW * high_s < np.inf:
+            middle_s = 0.5 * (self.least_pace_s + high_s)
+            if self._try(middle_s):
+                high_s = middle_s
+            else:
+                self.least_pace_s = middle_s
+            self.stop = self.budget.stop()
+        worst_s, sync_s = self.worst_pace_s(), self.program.sync_s
+        high_s = float(sync_s.max(initial=0.0))
+        while self.stop is None and high_s - self.least_sync_s > _NARROW * self.best_s:
+            middle_s = 0.5 * (self.least_sync_s + high_s)
+            if self.program.solve(worst_s, middle_s, self.best_s - self.floor_s) is None:
+                self.least_sync_s = middle_s
+            else:
+                high_s = middle_s
+            self.stop = self.budget.stop()
+
+    def _try(self, pace_cap_s: float) -> bool:
+        """Whether a pipeline within the cap could better the best; it is taken where it does."""
+        found = self.program.solve(pace_cap_s, np.inf, self.best_s - self.floor_s)
+        if found is None:
+            return False
+        self._take(found[1])
+        return True
+
+    def _take(self, plan: UnevenPlan) -> UnevenCost:
+        priced = cost(self.program.problem, plan)
+        if priced.total_s < self.best_s:
+            self.best, self.best_s = plan, priced.total_s
+        return priced
 
     def worst_pace_s(self) -> float:
         """Bottlenecks above this are of no use."""
         if not self.others:
             return np.inf
-        return (self.best_s - self.through_s - self.least_sync_s) / self.others
+        return (self.best_s - self.least_through_s - self.least_sync_s) / self.others
 
     def descend(self, pace_cap_s: float) -> float | None:
         """All reductions under one cap of the bottleneck; the next cap below it, or None where none is of use."""
         problem = self.program.problem
-        found = self.program.solve(pace_cap_s, np.inf)
+        found = self.program.solve(pace_cap_s, np.inf, self.best_s - self.floor_s)
         if found is None or found[0] + self.floor_s >= self.best_s:
             return None
+        # The least way through under a cap that all better pipelines keep.
+        self.least_through_s = max(self.least_through_s, found[0])
         next_cap_s = cost(problem, found[1]).bottleneck_s * _BELOW
         while found is not None and found[0] + self.floor_s < self.best_s:
-            priced = cost(problem, found[1])
-            if priced.total_s < self.best_s:
-                self.best, self.best_s = found[1], priced.total_s
+            priced = self._take(found[1])
             self.stop = self.budget.stop()
             if self.stop is not None or priced.sync_s == 0.0:
                 break
-            found = self.program.solve(pace_cap_s, priced.sync_s * _BELOW)
+            found = self.program.solve(pace_cap_s, priced.sync_s * _BELOW, self.best_s - self.floor_s)
         return next_cap_s
 
 

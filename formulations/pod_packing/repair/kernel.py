@@ -64,7 +64,7 @@ def _device(free, start, stop, pod, cost, freed, table, best, mask):
 def price_nodes(
     nodes, prices, net, cost, values, costs, request, milli, gpus, parts, wholes, part, group, allowed, free, device,
     fits, left, order, device_start, device_free, device_open, device_index, device_pods, share_pod, share_parts,
-    whole_start, whole_pod, bare_start, bare_pod, pod_class, pod_devices, bare_classes, seek,
+    whole_start, whole_pod, bare_start, bare_pod, pod_class, pod_devices, bare_classes,
 ):  # fmt: skip
     """Bound and best candidates of every node of `nodes`; `prices` [L, R] are the prices of amounts that are tried.
 
@@ -145,8 +145,6 @@ def price_nodes(
                 if gain[n] + whole_f[g, at, num_whole + n] > top:
                     top, freed = gain[n] + whole_f[g, at, num_whole + n], n
             ub[place] = min(ub[place], total + top)
-            if not seek:
-                continue
             # Who leaves.
             gone = 0
             shelf = device[s].copy()

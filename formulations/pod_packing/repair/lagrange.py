@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from formulations.pod_packing.problem import Leave, PodsProblem
+from formulations.pod_packing.repair.kinds import Kinds
 from formulations.pod_packing.repair.pricing import Change, Pricer
 from planner.workload import FloatArray, IntArray
 
@@ -23,17 +24,20 @@ class Goal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Share:
-    """A part of the cluster: its nodes, pending pods of each class [J], moves, and moves of each budget's pods."""
+    """A part of the cluster: its nodes, pending pods of each class [J], moves, moves of each budget's pods, and places
+    of kinds that it owes to pods from elsewhere, less those that it has there [K].
+    """
 
     nodes: IntArray
     demand: IntArray
     moves: int
     allowed: IntArray
+    owed: IntArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prices:
-    """All of them >= 0: of pods [J], of a move, of a move of each budget's pods, and of the tiers before."""
+    """All of them >= 0: of places of kinds [K], of a move, of a move of each budget's pods, and of the tiers before."""
 
     pods: FloatArray
     move: float
@@ -49,23 +53,17 @@ class Prices:
         )  # fmt: skip
 
 
-def highest(several: list[Prices]) -> Prices:
-    """The largest of each price: a class that is cheap in one part by chance makes a bound loose, a dear one less."""
-    return Prices(
-        np.max([one.pods for one in several], axis=0), max(one.move for one in several),
-        np.max([one.budgets for one in several], axis=0), np.max([one.tiers for one in several], axis=0),
-    )  # fmt: skip
-
-
 class Cluster:
     """The problem with leave to move pods, and its pricing."""
 
     def __init__(self, problem: PodsProblem, leave: Leave) -> None:
         self.problem, self.leave = problem, leave
-        self.pricer = Pricer(problem, leave)
-        movable = np.bincount(problem.pod_class[self.pricer.pods], minlength=problem.num_classes)
-        #: Pods of each class that may be left without a node, [J].
-        self.evictable = np.where(leave.evictable, movable, 0).astype(np.int64)
+        self.kinds = Kinds(problem)
+        self.pricer = Pricer(problem, leave, self.kinds)
+        self.kind_of_pod = self.kinds.of_class[problem.pod_class]
+        #: Class of each movable pod, and whether it may be left without a node, [M].
+        self.pod_class = problem.pod_class[self.pricer.pods]
+        self.evictable = leave.evictable[self.pod_class]
         #: Whether a movable pod counts in a budget, [M, budgets].
         self.counts = np.zeros((self.pricer.pods.size, len(leave.budgets)))
         for b, one in enumerate(leave.budgets):
@@ -79,31 +77,39 @@ class Cluster:
     def whole(self) -> Share:
         """All of it."""
         allowed = np.array([one.allowed for one in self.leave.budgets], dtype=np.int64)
-        return Share(np.arange(self.problem.num_nodes), self.problem.demand, self.leave.most, allowed)
+        nobody = np.zeros(self.kinds.count, dtype=np.int64)
+        return Share(np.arange(self.problem.num_nodes), self.problem.demand, self.leave.most, allowed, nobody)
 
     def movable_on(self, nodes: IntArray) -> IntArray:
-        """Pods of each class that may leave these nodes, [J]."""
+        """Pods of each kind that may leave these nodes, [K]."""
         there = np.isin(self.problem.pod_node[self.pricer.pods], nodes)
-        return np.bincount(self.pricer.pod_class[there], minlength=self.problem.num_classes).astype(np.int64)
+        return np.bincount(self.pricer.pod_kind[there], minlength=self.kinds.count).astype(np.int64)
 
     def amounts(self, change: Change) -> Counter[int]:
-        """What a change adds less what it removes, by class."""
-        found: Counter[int] = Counter(j for j, _ in change.added)
+        """Places that a change makes less those that its pods need elsewhere, by kind."""
+        found: Counter[int] = Counter(kind for kind, _ in change.added)
         for p in change.removed:
-            found[int(self.problem.pod_class[p])] -= 1
+            if p not in change.evicted:
+                found[int(self.kind_of_pod[p])] -= 1
         return found
 
-    def at(
-        self, prices: Prices, goal: Goal, share: Share, *, still: bool = False, seek: bool = True
-    ) -> tuple[float, list[Change]]:
+    def at(self, prices: Prices, goal: Goal, share: Share, *, still: bool = False) -> tuple[float, list[Change]]:
         """The bound at the prices, and changes that are worth something there; still : those that remove nothing."""
-        costs = prices.pods[self.pricer.pod_class] + (np.inf if still else prices.move) + self.counts @ prices.budgets
-        most = share.demand + self.movable_on(share.nodes)
-        worth, candidates = self.pricer.seek(share.nodes, prices.pods, costs, most, seek)
-        net = prices.pods - goal.weight
-        bound = -prices.move * share.moves - float(prices.budgets @ share.allowed) - float(worth.sum())
+        lost = goal.weight.copy()
+        bound = -prices.move * share.moves - float(prices.budgets @ share.allowed)
+        bound += float(prices.pods @ share.owed)
         for tau, (weight, least) in zip(prices.tiers, goal.kept, strict=True):
-            net = net - tau * weight
+            lost += tau * weight
             bound += tau * least
-        bound += float(np.minimum(net, 0.0) @ share.demand) - float(np.maximum(net, 0.0) @ self.evictable)
-        return bound, candidates
+        away = prices.pods[self.pricer.pod_kind]
+        for_good = self.evictable & (lost[self.pod_class] < away)
+        away = np.where(for_good, lost[self.pod_class], away)
+        costs = away + (np.inf if still else prices.move) + self.counts @ prices.budgets
+        most = self.kinds.counts(share.demand)
+        if not still:
+            most = most + self.movable_on(share.nodes)
+        # Places that nobody can take are worth nothing, whatever their price.
+        values = np.where(most > 0, prices.pods, 0.0)
+        worth, candidates = self.pricer.seek(share.nodes, values, costs, most, for_good)
+        bound -= float(worth.sum())
+        return bound + float(np.minimum(prices.pods[self.kinds.of_class] - lost, 0.0) @ share.demand), candidates

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
-from formulations.pod_packing.problem import Leave, PodsProblem
+from formulations.pod_packing.problem import BoolArray, Leave, PodsProblem
 from formulations.pod_packing.repair import kernel
+from formulations.pod_packing.repair.kinds import Kinds
 from formulations.pod_packing.state import State
 from planner.kubernetes.snapshot import CPU, MEMORY, WHOLE_MILLI
 from planner.workload import FloatArray, IntArray
@@ -36,36 +38,45 @@ LEAST_WORTH = 1e-7
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happens on one node: pods that leave it, and classes that come, each with its devices."""
+    """What happens on one node: pods that leave it, those of them for good, and kinds that come, with their devices."""
 
     node: int
     removed: tuple[int, ...]
+    evicted: tuple[int, ...]
     added: tuple[tuple[int, tuple[int, ...]], ...]
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Changes that differ in devices alone are one."""
+        return self.node, self.removed, self.evicted, tuple(sorted(kind for kind, _ in self.added))
 
 
 class Pricer:
     """Arrays of the cluster as it runs, for the kernel."""
 
-    def __init__(self, problem: PodsProblem, leave: Leave) -> None:
-        self.problem = problem
+    def __init__(self, problem: PodsProblem, leave: Leave, kinds: Kinds) -> None:
+        self.problem, self.kinds = problem, kinds
         state = State(problem)
         self.free, self.device = state.free, state.device
-        self.part = math.gcd(WHOLE_MILLI, *problem.class_milli[problem.is_share].tolist(), *_some(self.device))
-        self.parts = np.where(problem.is_share, problem.class_milli // self.part, 0)
-        self.wholes = np.where(problem.is_share, 0, problem.class_gpus)
-        rows, self.group = np.unique(problem.allowed.T, axis=0, return_inverse=True)
-        self.group, self.allowed = self.group.ravel().astype(np.int64), np.ascontiguousarray(rows)
+        self.part = math.gcd(WHOLE_MILLI, *kinds.milli[kinds.is_share].tolist(), *_some(self.device))
+        self.parts = np.where(kinds.is_share, kinds.milli // self.part, 0)
+        self.wholes = np.where(kinds.is_share, 0, kinds.gpus)
         self.pods = np.flatnonzero(leave.movable)
-        self.pod_class = problem.pod_class[self.pods]
+        self.pod_kind = kinds.of_class[problem.pod_class[self.pods]]
+        freed = self.free.copy()
+        np.add.at(freed, problem.pod_node[self.pods], kinds.request[self.pod_kind])
+        # What is too large for a node even when all who may have left it counts for nothing in its bound.
+        fitting = kinds.allowed.T & (kinds.gpus <= problem.gpus[:, None])
+        for r in range(kinds.request.shape[1]):
+            fitting &= kinds.request[:, r] <= freed[:, r, None]
+        rows, self.group = np.unique(fitting, axis=0, return_inverse=True)
+        self.group, self.allowed = self.group.ravel().astype(np.int64), np.ascontiguousarray(rows)
         self.pod_bits = np.array([_bits(problem.pod_devices[p]) for p in self.pods.tolist()], dtype=np.int64)
         self._lists(leave)
-        self.bare_classes = np.flatnonzero(problem.class_gpus == 0)
-        freed = self.free.astype(np.float64)
-        np.add.at(freed, problem.pod_node[self.pods], problem.request[self.pod_class])
-        some = np.maximum(problem.request[self.bare_classes], 1e-9)
+        self.bare_kinds = np.flatnonzero(kinds.gpus == 0)
+        some = np.maximum(kinds.request[self.bare_kinds], 1e-9)
         self.fits = np.floor((freed[:, None, :] / some).min(axis=2, initial=np.inf))
-        self.fits = np.minimum(self.fits, (problem.demand + problem.running)[self.bare_classes])
-        self.request = np.ascontiguousarray(problem.request)
+        self.fits = np.minimum(self.fits, kinds.counts(problem.demand + problem.running)[self.bare_kinds])
 
     def _lists(self, leave: Leave) -> None:
         """Per node: partly used devices with the pods that share them, pods of whole devices, pods without any."""
@@ -96,20 +107,20 @@ class Pricer:
         self.device_index = np.array([d for _, d, _ in used], dtype=np.int64)
         self.device_pods = _starts([len(pods) for *_, pods in used])
         self.share_pod = _flat([pods for *_, pods in used])
-        self.share_parts = self.parts[self.pod_class[self.share_pod]]
+        self.share_parts = self.parts[self.pod_kind[self.share_pod]]
         self.whole_start, self.whole_pod = _starts([len(one) for one in whole]), _flat(whole)
         self.bare_start, self.bare_pod = _starts([len(one) for one in bare]), _flat(bare)
 
     def _prices(self, values: FloatArray) -> FloatArray:
         """[L, R] prices of amounts that are tried; the first are none."""
-        problem = self.problem
-        top = np.zeros(len(problem.resources))
+        resources, request = self.problem.resources, self.kinds.request
+        top = np.zeros(len(resources))
         for name in (CPU, MEMORY):
-            if name in problem.resources:
-                r = problem.resources.index(name)
-                asked = problem.request[:, r] > 0
-                top[r] = (values[asked] / problem.request[asked, r]).max(initial=0.0)
-        cores = np.where([name == CPU for name in problem.resources], top, 0.0)
+            if name in resources:
+                r = resources.index(name)
+                asked = request[:, r] > 0
+                top[r] = (values[asked] / request[asked, r]).max(initial=0.0)
+        cores = np.where([name == CPU for name in resources], top, 0.0)
         memory = top - cores
         return np.concatenate(
             [
@@ -119,34 +130,38 @@ class Pricer:
         )  # fmt: skip
 
     def seek(
-        self, nodes: IntArray, values: FloatArray, costs: FloatArray, left: IntArray, seek: bool = True
+        self, nodes: IntArray, values: FloatArray, costs: FloatArray, left: IntArray, for_good: BoolArray
     ) -> tuple[FloatArray, list[Change]]:
-        """Bounds [n] of the nodes at values [J] of classes and costs [M] of the movable pods, and candidates.
+        """Bounds [n] of the nodes at values [K] of kinds and costs [M] of the movable pods, and candidates.
 
-        left : [J] most pods of a class that a candidate adds.
+        left : [K] most pods of a kind that a candidate adds. for_good : [M] pods that are evicted where they leave.
         """
-        problem = self.problem
+        kinds = self.kinds
         order = np.argsort(-values, kind="stable")
         prices = self._prices(values)
-        net = values - prices @ self.request.T
-        cost = costs - (prices @ self.request.T)[:, self.pod_class]
+        amounts = prices @ kinds.request.T
+        net, cost = values - amounts, costs - amounts[:, self.pod_kind]
         ub, worth, removed, added, placed = kernel.price_nodes(
-            nodes, prices, net, cost, values, costs, self.request, problem.class_milli, problem.class_gpus, self.parts,
-            self.wholes, self.part, self.group, self.allowed, self.free, self.device, self.fits, left, order,
-            self.device_start, self.device_free, self.device_open, self.device_index, self.device_pods,
-            self.share_pod, self.share_parts, self.whole_start, self.whole_pod, self.bare_start, self.bare_pod,
-            self.pod_class, self.pod_bits, self.bare_classes, seek,
+            nodes, prices, net, cost, values, costs, kinds.request, kinds.milli, kinds.gpus, self.parts, self.wholes,
+            self.part, self.group, self.allowed, self.free, self.device, self.fits, left, order, self.device_start,
+            self.device_free, self.device_open, self.device_index, self.device_pods, self.share_pod, self.share_parts,
+            self.whole_start, self.whole_pod, self.bare_start, self.bare_pod, self.pod_kind, self.pod_bits,
+            self.bare_kinds,
         )  # fmt: skip
         least = LEAST_WORTH * float(values.max(initial=1.0))
         found = []
         for place, rank in np.argwhere(worth > least).tolist():
             gone = removed[place, rank]
-            new, bits = added[place, rank], placed[place, rank]
-            entries = tuple(
-                (int(j), _devices(int(mask))) for j, mask in zip(new[new >= 0], bits[new >= 0], strict=True)
-            )
-            pods = tuple(sorted(self.pods[gone[gone >= 0]].tolist()))
-            found.append(Change(int(nodes[place]), pods, entries))
+            gone = gone[gone >= 0]
+            new = int((added[place, rank] >= 0).sum())
+            pairs = zip(added[place, rank, :new].tolist(), placed[place, rank, :new].tolist(), strict=True)
+            entries = tuple((kind, _devices(mask)) for kind, mask in pairs)
+            found.append(
+                Change(
+                    int(nodes[place]), tuple(sorted(self.pods[gone].tolist())),
+                    tuple(sorted(self.pods[gone[for_good[gone]]].tolist())), entries,
+                )
+            )  # fmt: skip
         return np.maximum(ub, 0.0), found
 
 
@@ -159,6 +174,7 @@ def _bits(devices: tuple[int, ...]) -> int:
     return sum(1 << d for d in devices)
 
 
+@cache
 def _devices(bits: int) -> tuple[int, ...]:
     return tuple(d for d in range(bits.bit_length()) if bits >> d & 1)
 

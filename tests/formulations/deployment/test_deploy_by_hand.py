@@ -74,6 +74,9 @@ def test_a_worker_of_two_nodes_has_them_whole(tmp_path: Path) -> None:
     assert [(pod.part, pod.parts, pod.gpus) for pod in wide] == [(0, 2, (0, 1)), (1, 2, (0, 1))]
     assert len({pod.node for pod in wide}) == 2
     assert {row.worker: row.nodes for row in plan.workers} == {"wide": 2, "small": 1}
+    _, rule = DEPLOYMENT.baseline(problem(tmp_path, {"a": 9, "b": 4}, rows, [offer("pair", 3, 2)]))
+    assert rule is not None
+    assert rule.cost_usd_per_hour == pytest.approx(9)
 
 
 def test_hours_stand_for_so_many(tmp_path: Path) -> None:
@@ -133,6 +136,14 @@ def test_the_plain_rule_is_no_better(tmp_path: Path) -> None:
     assert check(instance, rule) == []
     assert rule.cost_usd_per_hour == pytest.approx(7)
     assert planned(instance)[0] == pytest.approx(5.5)
+
+
+def test_the_plain_rule_chooses_between_offers_of_one_price(tmp_path: Path) -> None:
+    """One worker of one GPU: both offers cost 3, and the last node of neither is worth replacing."""
+    found = [offer("one", 3), offer("two", 3, 2), offer("other", 3)]
+    rule = DEPLOYMENT.baseline(problem(tmp_path, {"m": 4}, [worker("w", 5)], found))[1]
+    assert rule is not None
+    assert rule.cost_usd_per_hour == pytest.approx(3)
 
 
 def test_infeasible_in_the_words_of_the_demand(tmp_path: Path) -> None:

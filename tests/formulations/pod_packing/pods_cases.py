@@ -87,6 +87,8 @@ def best_values(one: PodsProblem) -> tuple[float, ...] | None:
             for devices in combinations(range(len(device[node])), int(one.class_gpus[j])):
                 if any(device[node][d] < milli for d in devices):
                     continue
+                if one.bound[j] and one.island is not None and len({d // one.island[node] for d in devices}) > 1:
+                    continue
                 for d in devices:
                     device[node][d] -= milli
                 free[node] -= one.request[j]

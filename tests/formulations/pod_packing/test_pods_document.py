@@ -78,7 +78,7 @@ def test_kubectl_files(tmp_path: Path) -> None:
     document = plan(kubectl(tmp_path, pods), options=SolveOptions(work_limit=50))
     assert document.plan is not None
     raw = json.loads(to_json(document))["plan"]
-    assert raw["placements"][0] == {"pod": "d/runs", "node": "n", "gpus": [], "running": True}
+    assert raw["placements"][0] == {"pod": "d/runs", "node": "n", "gpus": [], "numa": [], "running": True}
     reasons = {one["pod"]: one["reason"] for one in raw["unplaced"]}
     assert "gates: g" in reasons["d/gated"]
     # One pod more counts more than a larger one: `late` runs, and 2 of 4 cores are left less one.

@@ -14,6 +14,7 @@ from formulations.base import solve
 from formulations.outcome import Outcome, SolveOptions, Status
 from formulations.pod_packing.formulation import POD_PACKING
 from formulations.pod_packing.problem import EvictionBudget, PodsProblem
+from formulations.pod_packing.repair import search
 from planner.errors import DescriptionError
 from planner.pods_plan import PodsPlan
 from tests.formulations.pod_packing.pods_cases import places, problem
@@ -189,11 +190,39 @@ def test_no_plan_is_better_and_no_bound_is_passed(seed: int, objective: str) -> 
         assert ours == pytest.approx(best)
 
 
-def test_most_optima_are_found() -> None:
-    found = 0
-    for seed in range(20, 30):
-        one = running_cluster(seed, "allocation")
+@pytest.mark.parametrize("seed", range(20, 30))
+def test_parts_of_two_nodes_keep_to_what_the_rest_leaves(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places, moves and tiers are shared between parts and the rest: the plan is checked, and the best one is found."""
+    monkeypatch.setattr(search, "PART", 2)
+    for objective in ("allocation", "priority"):
+        one = running_cluster(seed, objective)
         outcome = repaired(one)
         assert outcome.plan is not None
-        found += outcome.plan.tiers[0].value == pytest.approx(best_values(one)[0])
-    assert found >= 8
+        assert tuple(tier.value for tier in outcome.plan.tiers) == pytest.approx(best_values(one))
+
+
+def crowded(most: int) -> PodsProblem:
+    """Four nodes of 2 GPUs and 2 cores, one pod of 1 GPU on each; three pairs are pending, of 2 GPUs and 1 core."""
+    nodes = [{"name": "n", "count": 4, "cpu": 2, "gpus": 2}]
+    runs = [{"name": f"r{n}", "gpus": 1, "node": f"n-{n}"} for n in range(4)]
+    pairs = [{"name": "pair", "count": 3, "gpus": 2}]
+    return problem(nodes, [*runs, *pairs], objective="allocation", moves={"allowed": True, "max": most})
+
+
+@pytest.mark.parametrize(("most", "gpus"), [(0, 4.0), (1, 6.0), (2, 8.0)])
+def test_each_move_makes_room_for_one_pair(most: int, gpus: float) -> None:
+    """4 GPUs run. A single pod that joins another frees a node for a pair: +2 a move, until all 8 GPUs are taken."""
+    outcome = repaired(crowded(most))
+    assert outcome.plan is not None
+    assert outcome.plan.tiers[0].value == gpus
+
+
+def test_without_time_pods_stay_and_the_bound_still_says_something() -> None:
+    """No program is solved; at prices to begin with no move pays for a pair of 2 GPUs but by one: 4 + 2 for 1 move."""
+    outcome = solve(POD_PACKING, crowded(1), SolveOptions(time_limit_s=1e-6, method="repair"))
+    assert outcome.plan is not None
+    first = outcome.plan.tiers[0]
+    assert first.value == 4.0
+    assert outcome.plan.moves == ()
+    assert first.bound is not None
+    assert 6.0 <= first.bound < 8.0

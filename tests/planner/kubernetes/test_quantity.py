@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.kubernetes.quantity import parse_amount
+from planner.kubernetes.reading import Notes, Value
 
 
 @pytest.mark.parametrize(
@@ -80,3 +81,13 @@ SUFFIX = {"": 1, "m": Fraction(1, 1000), "k": 1000, "Ki": 1024, "M": 10**6, "Mi"
 def test_rounds_up_exactly(whole: int, part: int, suffix: str, per_unit: int) -> None:
     exact = (whole + Fraction(part, 1000)) * SUFFIX[suffix] * per_unit
     assert 0 <= parse_amount(f"{whole}.{part:03}{suffix}", per_unit) - exact < 1
+
+
+@pytest.mark.parametrize(("text", "wrong"), [("1", ""), ("2k", ""), ("500m", "whole number"), ("1.5", "whole number")])
+def test_devices_come_whole(text: str, wrong: str) -> None:
+    """Extended resources are counted, other amounts are measured: half a device is a mistake, half a byte is not."""
+    notes = Notes()
+    Value({"nvidia.com/gpu": text, "memory": "1.5"}, "pods.json", "requests", notes).amounts()
+    found = [finding.message for finding in notes.findings]
+    assert bool(found) == bool(wrong)
+    assert all(wrong in message for message in found)

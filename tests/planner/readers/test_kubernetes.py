@@ -181,3 +181,28 @@ def test_the_api_fixtures_of_every_field_do_not_crash(shared_data: Path) -> None
     """Placeholder values are mistakes, but findings all the same."""
     with pytest.raises(DescriptionError, match="effectValue"):
         read_snapshot([shared_data / "pods" / "k8s"])
+
+
+def test_documents_of_one_file(tmp_path: Path) -> None:
+    """Manifests apart by ---, empty ones among them; mistakes have the line that they have in the file."""
+    file = tmp_path / "all.yaml"
+    node = "apiVersion: v1\nkind: Node\nmetadata: {name: n}\nstatus: {allocatable: {cpu: 4}}\n"
+    pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: []}\n"
+    file.write_text(f"# all\n{node}---\n---\n{pod}", encoding="utf-8")
+    found = read_snapshot([file])
+    assert [one.name for one in found.nodes] == ["n"]
+    assert [one.name for one in found.pods] == ["default/p"]
+    file.write_text(f"{node}---\nkind: [", encoding="utf-8")
+    with pytest.raises(DescriptionError, match=r"all.yaml:6:"):
+        read_snapshot([file])
+    file.write_text("---\n---\n", encoding="utf-8")
+    with pytest.raises(DescriptionError):
+        read_snapshot([file])
+
+
+def test_objects_that_are_known_to_be_left_out(tmp_path: Path) -> None:
+    """NUMA zones of nodes are named for what they are."""
+    file = tmp_path / "numa.yaml"
+    file.write_text("kind: NodeResourceTopology\nmetadata: {name: n}\nzones: []\n", encoding="utf-8")
+    (told,) = read_snapshot([file]).not_modelled
+    assert told.startswith("NUMA nodes (NodeResourceTopology)")

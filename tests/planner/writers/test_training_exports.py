@@ -140,3 +140,51 @@ def test_chunks_hold_each_layer_once(layers: list[int], virtual: int, back: bool
     assert held == list(range(sum(layers)))
     assert len(made) == virtual * len(layers)
     assert min(chunk.num_layers for chunk in made) >= 1
+
+
+@cache
+def mixed_document(**fixed: int) -> TrainingDocument:
+    """The small model on four H100 and four A100, too little of each alone."""
+    nodes = [{"device": name, "count": 1, "gpus_per_node": 4} for name in ("h100_sxm", "a100_sxm")]
+    instance: dict[str, Any] = {
+        "name": "mixed",
+        "model": {**MODEL, "num_hidden_layers": 16},
+        "cluster": {"nodes": nodes, "network": {"link": "ib_hdr"}},
+        "global_batch_size": 32,
+        "sequence_length": 2048,
+        "reserve": 0.6,
+        "fixed": fixed,
+    }
+    found = plan_instance(TrainingInstance.model_validate(instance))
+    assert isinstance(found, TrainingDocument)
+    assert found.plan is not None
+    return found
+
+
+def test_unequal_stages_of_equal_sizes_are_a_layout_with_their_places(tmp_path: Path) -> None:
+    sizes = {"tensor_parallel_size": 4, "data_parallel_size": 1, "pipeline_parallel_size": 2}
+    document = mixed_document(**sizes)
+    assert document.plan is not None
+    assert document.plan.layout == "stages"
+    export(document, "megatron", str(tmp_path / "mixed.sh"))
+    text = (tmp_path / "mixed.sh").read_text()
+    layers = [stage.num_layers for stage in document.plan.stages]
+    assert f"--pipeline-model-parallel-layout 'Et*{layers[0]}|t*{layers[1]}L'" in text
+    for place, stage in enumerate(document.plan.stages):
+        rows = f"stage {place}, ranks {4 * place}-{4 * place + 3}: {stage.device}, GPUs {stage.first_gpu}"
+        assert rows in text
+    assert "--nnodes 2 --nproc-per-node 4" in text
+
+
+def test_what_no_launcher_says_is_refused_with_its_reason(tmp_path: Path) -> None:
+    document = mixed_document(tensor_parallel_size=4, data_parallel_size=1, pipeline_parallel_size=2)
+    plan = document.plan
+    assert plan is not None
+    first = plan.stages[0].model_copy(update={"tensor_parallel_size": 2, "data_parallel_size": 2})
+    for changes, words in (
+        ({"stages": (first, *plan.stages[1:])}, "one tensor_parallel_size for all stages, these have 2, 4"),
+        ({"layout": "replicas"}, "every replica the same micro-batches"),
+    ):
+        broken = document.model_copy(update={"plan": plan.model_copy(update=changes)})
+        with pytest.raises(ExportError, match=words):
+            export(broken, "megatron", str(tmp_path / "no.sh"))

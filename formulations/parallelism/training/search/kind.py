@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from formulations.kinds import Kind
+from formulations.parallelism.training.mixed.check import check_shape
+from formulations.parallelism.training.mixed.formulation import ANY_TRAINING, AnyProblem
+from formulations.parallelism.training.mixed.judge import judge as judge_mixed
+from formulations.parallelism.training.mixed.reading import read_any
 from formulations.parallelism.training.search.check import check, check_alone
-from formulations.parallelism.training.search.formulation import TRAINING
 from formulations.parallelism.training.search.plans import of_document
 from formulations.parallelism.training.search.pricing import joules, price, usd
 from formulations.parallelism.training.search.problem import TrainProblem
-from formulations.parallelism.training.search.reading import read_problem
 from planner.cost.training.judge import evaluate_training
-from planner.cost.verdict import Metric, Verdict
+from planner.cost.verdict import Metric, Verdict, Violation
 from planner.descriptions.training import TrainingInstance
 from planner.plan import TrainingDocument
 from planner.training_plan import TrainingPlan
@@ -19,8 +21,16 @@ from planner.training_plan import TrainingPlan
 INTERVAL = 1.606
 
 
-def judge(problem: TrainProblem, plan: TrainingPlan) -> Verdict:
+def judge(problem: AnyProblem, plan: TrainingPlan) -> Verdict:
     """The rules, then the cost model's step and memory, with an interval where the GPU and framework were measured."""
+    if isinstance(problem, TrainProblem):
+        return _judge(problem, plan)
+    verdict = judge_mixed(problem, plan)
+    metrics = [_interval(one, problem.time_mape) if one.name == "step_s" else one for one in verdict.metrics]
+    return verdict.model_copy(update={"metrics": tuple(metrics)})
+
+
+def _judge(problem: TrainProblem, plan: TrainingPlan) -> Verdict:
     broken = tuple(check(problem, plan))
     if broken:
         return Verdict(violations=broken, assumptions=problem.assumptions)
@@ -57,15 +67,18 @@ def _interval(metric: Metric, mape: float | None) -> Metric:
 def judge_alone(plan: TrainingPlan) -> Verdict:
     """Batch, stages, interleaving; model, memory and links need the instance."""
     told = "no instance given: model, memory, links and times are not judged"
-    return Verdict(violations=tuple(check_alone(plan)), assumptions=(told,))
+    if plan.layout is None:
+        return Verdict(violations=tuple(check_alone(plan)), assumptions=(told,))
+    broken = [Violation(rule=rule, subject=subject, message=message) for rule, subject, message in check_shape(plan)]
+    return Verdict(violations=tuple(broken), assumptions=(told,))
 
 
-KIND: Kind[TrainingInstance, TrainProblem, TrainingPlan] = Kind(
+KIND: Kind[TrainingInstance, AnyProblem, TrainingPlan] = Kind(
     name="training",
     instance=TrainingInstance,
     document=TrainingDocument,
-    formulation=TRAINING,
-    read=read_problem,
+    formulation=ANY_TRAINING,
+    read=read_any,
     judge=judge,
     judge_alone=judge_alone,
 )

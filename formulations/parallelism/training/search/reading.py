@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class _Reading(Reading):
         )
         problem = TrainProblem(
             name=instance.name,
-            sha256=self._sha256(),
+            sha256=instance_sha256(instance, self.base_dir),
             model=model,
             device=nodes.device,
             network=network,
@@ -132,10 +133,7 @@ class _Reading(Reading):
         same = {(one.device.name, one.gpus_per_node, one.domain_gpus, one.nic_bandwidth_bytes_per_s) for one in groups}
         if len(same) > 1:
             told = ", ".join(dict.fromkeys(f"{one.num_gpus} x {one.device.name}" for one in groups))
-            if cluster.network is None:
-                self.find(("cluster", "network"), f"is required to join unequal nodes ({told})")
-            why = "one step over unequal nodes is not searched; plan each kind alone, or cut stages with uneven_stages"
-            self.find(("cluster", "nodes"), f"{told}: {why} (docs/training.md)")
+            self.find(("cluster", "nodes"), f"{told}: unequal nodes are a problem of their own, see `mixed`")
             return None
         return Nodes(
             device=first.device,
@@ -263,16 +261,18 @@ class _Reading(Reading):
         if matrix is not None and len(matrix) != nodes:
             self.find(("node_bandwidth_bytes_per_s",), f"is of {len(matrix)} nodes; the cluster has {nodes}")
 
-    def _sha256(self) -> str:
-        said = canonical_json(self.instance.model_dump(mode="json", exclude_defaults=True))
-        digest = hashlib.sha256(said.encode())
-        model, cluster = self.instance.model, self.instance.cluster
-        named = [cluster] if isinstance(cluster, str) else []
-        if isinstance(model, str) and model.endswith(".json"):
-            named.append(model)
-        for name in named:
-            digest.update((self.base_dir / name).read_bytes())
-        return digest.hexdigest()
+
+def instance_sha256(instance: TrainingInstance, base_dir: Path) -> str:
+    """Digest of what an instance says and of the files that it names."""
+    said = canonical_json(instance.model_dump(mode="json", exclude_defaults=True))
+    digest = hashlib.sha256(said.encode())
+    model, cluster = instance.model, instance.cluster
+    named = [cluster] if isinstance(cluster, str) else []
+    if isinstance(model, str) and model.endswith(".json"):
+        named.append(model)
+    for name in named:
+        digest.update((base_dir / name).read_bytes())
+    return digest.hexdigest()
 
 
 def _tiers(fabric: Network | None, nodes: Nodes, domain: int, measured: bool) -> dict[str, Any]:

@@ -29,13 +29,19 @@ WORTH_TELLING = 0.002
 FIRST_PLANS, MOST_PLANS = 8, 256
 
 
-def search(problem: TrainProblem, options: SolveOptions, budget: Budget) -> SearchResult[TrainingPlan]:
-    """The best plan, with a proof over the space of `space` and the splits of `pricing.splits`."""
+def search(
+    problem: TrainProblem, options: SolveOptions, budget: Budget, whole: bool = True
+) -> SearchResult[TrainingPlan]:
+    """The best plan, with a proof over the space of `space` and the splits of `pricing.splits`.
+
+    whole : this is all that is asked. Where it is a part of a larger search, the plan is not refined, and what does not
+    fit is not explained.
+    """
     started_s = time.perf_counter()
     plans = space(problem)
     build_s = time.perf_counter() - started_s
     if plans is None:
-        return _infeasible(problem, None, build_s)
+        return _infeasible(problem, None, build_s, whole)
     parts: list[Priced] = []
     seen, least = 0, np.inf
     for piece in pieces(plans):
@@ -48,9 +54,9 @@ def search(problem: TrainProblem, options: SolveOptions, budget: Budget) -> Sear
         seen += len(piece)
         if budget.stop() is not None:
             break
-    whole = seen == len(plans)
+    every_plan = seen == len(plans)
     if not parts:
-        return _infeasible(problem, leanest, build_s) if whole else _unknown(budget)
+        return _infeasible(problem, leanest, build_s, whole) if every_plan else _unknown(budget)
     every = joined(parts)
     fits = every[every.memory_bytes <= problem.capacity_bytes]
     best = best_of(fits)
@@ -60,20 +66,23 @@ def search(problem: TrainProblem, options: SolveOptions, budget: Budget) -> Sear
         best, more, of_mixes = mixed(problem, every, best, budget, scope)
         split, left = split + more, min(left, of_mixes)
     if best is None:
-        if not whole or left < np.inf:
+        if not every_plan or left < np.inf:
             return _unknown(budget)
-        return _infeasible(problem, leanest, build_s)
+        return _infeasible(problem, leanest, build_s, whole)
     blocks = None
     if problem.layer_scope == "any":
         best, blocks = chosen_layers(problem, fits, best, options, budget)
-        left = min(left, bound_of_families(problem, plans, every)) if whole else left
+        left = min(left, bound_of_families(problem, plans, every)) if every_plan else left
     value = float(best.goal[0])
-    proven = whole and left >= value
-    bound = None if not whole else Bound(value=min(value, left), name=_bound_name(problem, len(plans) + split))
+    proven = every_plan and left >= value
+    bound = None if not every_plan else Bound(value=min(value, left), name=_bound_name(problem, len(plans) + split))
     chosen = document_plan(problem, best.plans, blocks)
     others, whys = next_best(fits, tuple(getattr(chosen, name) for name in SIZES[:5]))
-    told = (*_free_layers(problem, every, best, budget), *batch_hint(problem, chosen.tokens_per_s))
-    plan = refined(problem, chosen, options, budget)
+    plan = chosen
+    told: tuple[str, ...] = ()
+    if whole:
+        told = (*_free_layers(problem, every, best, budget), *batch_hint(problem, chosen.tokens_per_s))
+        plan = refined(problem, chosen, options, budget)
     plan = plan.model_copy(
         update={
             "notes": (*plan.notes, *told),
@@ -156,7 +165,9 @@ def _unknown(budget: Budget) -> SearchResult[TrainingPlan]:
     )
 
 
-def _infeasible(problem: TrainProblem, leanest: TrainingPlans | None, build_s: float) -> SearchResult[TrainingPlan]:
+def _infeasible(
+    problem: TrainProblem, leanest: TrainingPlans | None, build_s: float, explained: bool
+) -> SearchResult[TrainingPlan]:
     return SearchResult(
         status=Status.INFEASIBLE,
         stop=Stop.PROOF,
@@ -164,6 +175,6 @@ def _infeasible(problem: TrainProblem, leanest: TrainingPlans | None, build_s: f
         solver="enumeration",
         solver_version=np.__version__,
         build_s=build_s,
-        reasons=reasons(problem, leanest),
-        relaxations=ways_out(problem),
+        reasons=reasons(problem, leanest) if explained else (),
+        relaxations=ways_out(problem) if explained else (),
     )

@@ -76,6 +76,39 @@ def random_problem(seed: int) -> UnevenProblem:
     )
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_waiting_sends_given_reductions_and_a_number_of_stages(seed: int) -> None:
+    """Against every pipeline, with stages that wait for their sends and reductions that are no sum over layers."""
+    draw = np.random.default_rng(1000 + seed)
+    asked = random_problem(seed)
+    options, layers = asked.layer_s.shape
+    asked = replace(
+        asked,
+        receive_s=draw.integers(0, 5, options).astype(np.float64),
+        sync_runs_s=draw.integers(0, 9, (options, layers + 1, layers + 1)).astype(np.float64),
+        stages=int(draw.integers(1, 4)) if seed % 3 == 0 else None,
+    )
+    best = best_of_all(asked)
+    found = choose(asked)
+    assert (found.plan is None) == (best == np.inf)
+    if found.plan is not None:
+        assert found.status is Status.OPTIMAL
+        assert check(asked, found.plan) == []
+        assert found.claimed == pytest.approx(best)
+        assert choose(asked, below_s=best).plan is None
+        assert choose(asked, below_s=best * (1 + 1e-6)).claimed == pytest.approx(best)
+
+
+def test_a_stage_waits_for_both_of_its_sends() -> None:
+    """Three devices, three layers of 1 s, sends of 0.5 s at either end: stages take 1.5, 2 and 1.5 s.
+
+    Five micro-batches: 4 x 2 + 5 = 13 s; two stages take 2.5 and 1.5, or 1.5 and 2.5: 4 x 2.5 + 4 = 14 s.
+    """
+    sends = [[0.5] * 4] * 3
+    asked = problem([0, 1, 2], [1, 2, 3], [[1.0] * 3] * 3, 5, send_s=sends, receive_s=[0.5] * 3)
+    assert choose(asked).claimed == pytest.approx(13.0)
+
+
 def test_a_fast_device_takes_more_layers() -> None:
     """Six layers, a device of 1 s a layer and one of 2 s, ten micro-batches.
 

@@ -1,0 +1,1 @@
+"""Training plans over unequal GPUs."""

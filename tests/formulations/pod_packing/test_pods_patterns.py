@@ -1,0 +1,180 @@
+"""The parts of `patterns`: compiled knapsacks, spread classes in the program, whole nodes, and a second solver."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from formulations.backends.linear import solve_linear_mathopt, solve_linear_pulp
+from formulations.outcome import Budget, SolveOptions, Status
+from formulations.pod_packing.columns import Goal, Program, evened, least_spread
+from formulations.pod_packing.dive import dive
+from formulations.pod_packing.knapsack import filled, filled_cores, joined
+from formulations.pod_packing.master import master_model
+from formulations.pod_packing.problem import PodsProblem
+from formulations.pod_packing.rounding import Rounding
+from formulations.pod_packing.shapes import shapes_of
+from formulations.pod_packing.state import State
+from tests.formulations.pod_packing.pods_cases import problem, random_problem, solved
+
+ZONES = [{"name": name, "count": count, "gpus": 1, "labels": {"zone": name}} for name, count in (("a", 4), ("b", 1))]
+
+
+def spread(app: str, skew: int) -> dict[str, object]:
+    rule = {"whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": app}}}
+    return {"labels": {"app": app}, "topology_spread": [{"maxSkew": skew, "topologyKey": "zone", **rule}]}
+
+
+def program_of(one: PodsProblem) -> Program:
+    """The program of GPU allocation (or of costs), with its patterns."""
+    shapes = shapes_of(State(one))
+    must = one.objective == "consolidate"
+    weight = np.zeros(shapes.classes.size) if must else one.milli[shapes.classes] / 1000
+    program = Program(shapes, Goal(weight=weight, costs=must, must=must), one.demand[shapes.classes])
+    program.improve(Budget(60), 200)
+    return program
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 9), min_size=1, max_size=12), st.lists(st.floats(0, 9), min_size=1, max_size=12))
+def test_joined_tables_hold_the_best_split(one: list[float], two: list[float]) -> None:
+    """Against every split."""
+    size = min(len(one), len(two))
+    a, b = (np.maximum.accumulate(np.array(values[:size])) for values in (one, two))
+    best = [max(a[c - i] + b[i] for i in range(c + 1)) for c in range(size)]
+    assert joined(a, b).tolist() == pytest.approx(best)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_filled_tables_hold_the_best_content(seed: int) -> None:
+    """Against all numbers of three items, 0 .. 5 of each; the third takes no part of a device."""
+    rng = np.random.default_rng(seed)
+    values, sizes, cores = rng.random(3), rng.integers(1, 4, 3), rng.integers(1, 4, 3)
+    table, line = filled(values, sizes, cores, 5, 6), filled_cores(values, cores, 6)
+    for m, c in product(range(6), range(6)):
+        inside = [n for n in product(range(6), repeat=3) if np.dot(n, cores) <= c]
+        assert line[c] == pytest.approx(max(np.dot(n, values) for n in inside))
+        assert table[m, c] == pytest.approx(max(np.dot(n, values) for n in inside if np.dot(n, sizes) <= m))
+
+
+@pytest.mark.parametrize("must", [False, True])
+@pytest.mark.parametrize("seed", range(12))
+def test_the_least_of_a_spread_class(seed: int, must: bool) -> None:
+    """No whole numbers of pods in three zones that keep the rows count less; and some corner counts as little: all
+    corners are multiples of 1/3 where the numbers are whole, so thirds are tried."""
+    rng = np.random.default_rng(seed)
+    net, most, skew = rng.normal(size=3), int(rng.integers(1, 6)), int(rng.integers(1, 3))
+    thirds = np.array(list(product(range(3 * most + 1), repeat=3))) / 3
+    keeps = np.ptp(thirds, axis=1) <= skew + 1e-9
+    total = thirds.sum(axis=1)
+    keeps &= np.abs(total - most) < 1e-9 if must else total <= most + 1e-9
+    assert least_spread(net, skew, most, must) == pytest.approx((thirds @ net)[keeps].min())
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 60), min_size=2, max_size=5), st.integers(1, 3), st.booleans())
+def test_evened_numbers_keep_the_spread(thirds: list[int], skew: int, must: bool) -> None:
+    """From amounts that keep it, as the program's do."""
+    amounts = np.minimum(np.array(thirds) / 3, min(thirds) / 3 + skew)
+    most = int(np.ceil(amounts.sum()))
+    found = evened(amounts, skew, most, must)
+    assert found.max() - found.min() <= skew
+    assert found.sum() == most if must else found.sum() <= amounts.sum() + 1e-6
+
+
+def test_spread_counts_in_the_bound() -> None:
+    """Zone a has four nodes of one GPU, zone b one. With at most one pod more in a than in b: 2 + 1, and no plan
+    has more, though 5 GPUs are free for 5 pods."""
+    one = problem(ZONES, [{"name": "s", "count": 5, "gpus": 1, **spread("s", 1)}], objective="allocation")
+    outcome = solved(one, method="patterns")
+    assert outcome.status is Status.OPTIMAL
+    assert outcome.plan is not None
+    assert outcome.plan.tiers[0].value == outcome.plan.tiers[0].bound == 3.0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_exact_model_passes_no_bound_of_spread_classes(seed: int) -> None:
+    """Two spread classes and one without, in three zones: neither method's plan passes the other's bound."""
+    rng = np.random.default_rng(seed)
+    nodes = [
+        {"name": zone, "count": int(rng.integers(1, 4)), "gpus": int(rng.integers(1, 4)), "labels": {"zone": zone}}
+        for zone in "abc"
+    ]
+    pods = [
+        {"name": "s", "count": int(rng.integers(2, 9)), "cpu": 2, "gpus": 1, **spread("s", 1)},
+        {"name": "t", "count": int(rng.integers(2, 9)), "gpus": 1, "gpu_milli": 600, **spread("t", int(seed % 2) + 1)},
+        {"name": "u", "count": 2, "cpu": 3, "gpus": 2},
+    ]
+    one = problem(nodes, pods, objective="allocation")
+    plans = [solved(one, method=name).plan for name in ("patterns", "cp-sat")]
+    tiers = [plan.tiers[0] for plan in plans if plan is not None]
+    assert len(tiers) == 2
+    for ours, other in (tiers, tiers[::-1]):
+        assert other.bound is not None
+        assert ours.value <= other.bound + 1e-9
+
+
+def test_spread_pods_all_run_on_few_nodes() -> None:
+    """Six pods of half a GPU, at most one more in a than in b: 3 + 3 need two nodes in a zone, but b has one node of
+    one GPU, two pods; so 4 + 2 with a skew of 2, three nodes in all. With a skew of 1 they cannot all run."""
+    pods = {"name": "s", "count": 6, "gpus": 1, "gpu_milli": 500}
+    wide = solved(problem(ZONES, [{**pods, **spread("s", 2)}], objective="consolidate"), method="patterns")
+    assert wide.plan is not None
+    assert (wide.plan.tiers[0].value, wide.plan.tiers[0].bound) == (3.0, 3.0)
+    tight = solved(problem(ZONES, [{**pods, **spread("s", 1)}], objective="consolidate"), method="patterns")
+    assert tight.plan is None
+
+
+@pytest.mark.parametrize("objective", ["allocation", "consolidate"])
+@pytest.mark.parametrize("seed", range(6))
+def test_three_solvers_agree_on_whole_nodes(seed: int, objective: str) -> None:
+    """HiGHS, SCIP and CBC choose patterns of the same worth, or find that none will do."""
+    program = program_of(random_problem(seed, objective))
+    if not program.columns.kind:
+        pytest.skip("nothing fits anywhere")
+    model, _ = master_model(program, np.arange(len(program.columns.kind)))
+    options = SolveOptions(time_limit_s=30)
+    answers = [solve_linear_mathopt(model, Budget(60), options, solver=name) for name in ("highs", "scip")]
+    answers.append(solve_linear_pulp(model, Budget(60), options))
+    first = answers[0][0]
+    assert first.status in (Status.OPTIMAL, Status.INFEASIBLE)
+    for result, _ in answers[1:]:
+        assert result.status is first.status
+        assert result.objective == pytest.approx(first.objective, abs=1e-6)
+
+
+def test_rounding_never_makes_a_choice_worse() -> None:
+    """Twenty parts settled anew, one after the other; patterns fit, and no node is given twice."""
+    one = problem(
+        [{"name": "n", "count": 12, "cpu": 24, "gpus": 4}, {"name": "m", "count": 6, "cpu": 10, "gpus": 2}],
+        [
+            {"name": f"p{index}", "count": 9 + index, "cpu": 1 + index % 3, "gpus": 1, "gpu_milli": milli}
+            for index, milli in enumerate((230, 320, 470, 550, 650, 810, 1000))
+        ],
+        objective="allocation",
+    )
+    program = program_of(one)
+    amounts = program.improve(Budget(60), 1)
+    assert amounts is not None
+    rounding = Rounding(
+        program, program.demand.astype(np.int64), 0.01, SolveOptions(work_limit=200), np.random.default_rng(0)
+    )
+    worth, demand = rounding.value, program.demand.copy()
+    best = dive(program, amounts, Budget(60))
+
+    def value() -> float:
+        count = sum(times * np.bincount([j for j, _ in pattern], minlength=demand.size) for _, pattern, times in best)
+        return float(-(one.milli[program.shapes.classes] / 1000) @ np.minimum(count, demand))
+
+    before = value()
+    for idle in range(20):
+        best = rounding.better(best, idle, Budget(60)) or best
+        assert worth - 1e-6 <= value() <= before + 1e-6
+        before = value()
+    used = np.bincount([kind for kind, _, _ in best], weights=[times for _, _, times in best], minlength=2)
+    assert (used <= program.shapes.count).all()
+    assert all(program.shapes.holds(kind, pattern) for kind, pattern, _ in best)
