@@ -137,7 +137,12 @@ def test_workbook_and_schema(gpuplan: Invoke, files: Path) -> None:
     pytest.importorskip("openpyxl")
     made = gpuplan("workbook", "case.yaml", "-o", "plan.xlsx", "--csv", "sheets", "--quiet")
     assert made.exit_code == 0, made.output
-    assert "pair-1" in (files / "sheets" / "plan.csv").read_text()
+    sheets = {path.stem: path.read_text() for path in (files / "sheets").glob("*.csv")}
+    # Each worker serves 4 of 5 requests/s; one pair of 3 USD runs both.
+    assert "1,a,wa,both,pair,1,1,0.8" in sheets["plan"]
+    assert "pair-1,pair,a-1: a,b-1: b" in sheets["placement"]
+    assert "mean,,3.0" in sheets["hours"]
+    assert "the plan is,CURRENT" in sheets["checks"]
     again = gpuplan("plan", "plan.xlsx", "--json")
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["outcome"]["objective"] == pytest.approx(3.0)
