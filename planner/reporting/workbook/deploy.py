@@ -172,7 +172,7 @@ def _placement(book: Book, plan: DeployPlan) -> None:
     most = max((1 + max(pod.gpus) for pod in plan.pods), default=0)
     sheet.row(TITLE_ROW, ("node", "of", *(f"GPU {gpu}" for gpu in range(most))), "head")
     sheet.widths |= {0: 24, 1: 24}
-    rows = {}
+    rows: dict[str, int] = {}
     for one in plan.nodes:
         for name in one.names:
             rows[name] = TITLE_ROW + 1 + len(rows)
