@@ -135,6 +135,11 @@ def test_a_set_that_shrinks_is_scaled(tmp_path: Path) -> None:
     assert any(one.startswith("scale deployment.apps/chat-host") for one, _ in calls)
 
 
+def test_steps_whose_pods_are_not_told_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="does not say where chat-8 runs; plan again"):
+        export(deployed(change=CHANGE.model_copy(update={"pods": CHANGE.pods[1:]})), "kubectl-sh", str(tmp_path / "x"))
+
+
 def test_no_change_is_refused(tmp_path: Path) -> None:
     change = Change(kept=5, started=0, stopped=0, steps=(), served_before=1.0, served_least=1.0)
     with pytest.raises(ExportError, match="changes nothing"):
