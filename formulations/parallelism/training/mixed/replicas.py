@@ -134,7 +134,8 @@ def best_replicas(problem: MixedProblem, below_s: float, budget: Budget) -> tupl
     """The fastest replicas of several blocks found that take less than `below_s`, and the least that others may take.
 
     The latter is infinite where none is left. Families that leave GPUs idle have fewer ports between blocks, and one
-    that is slower with more of them may win; those are left, with the ports of all GPUs as their bound.
+    that is slower with more of them may win; those are left, with the ports of all GPUs as their bound. So are shares
+    where a kind that the fastest ones leave idle does some of the work.
     """
     batch, best, left_s = problem.any_block.global_batch_size, None, np.inf
     small = [one for one in divisors(batch) if one <= MOST_MICRO_BATCH]
