@@ -105,7 +105,7 @@ class SlotPrice(Description):
 class Step(Description):
     """What happens together, from the deployment in force: nodes are added, pods start, then pods stop and nodes go.
 
-    served : of the demand, in the worst service, after the step.
+    served : of the demand with its headroom, in the worst service, after the step.
     """
 
     add_nodes: tuple[str, ...] = ()
@@ -116,9 +116,11 @@ class Step(Description):
 
 
 class Change(Description):
-    """From the deployment in force to the plan. lent_nodes : rented for the time of the change alone.
+    """From the deployment in force to the plan.
 
-    served_before, served_least : of the demand, in the worst service: by what runs now, and at the worst of all steps.
+    lent_nodes, lent_pods : rented for the time of the change alone, and what runs on them.
+    served_before, served_least : of the demand with its headroom, in the worst service: by what runs now on nodes that
+    are still there, and at the worst of all steps.
     """
 
     kept: Count
@@ -126,6 +128,7 @@ class Change(Description):
     stopped: Count
     steps: tuple[Step, ...]
     lent_nodes: tuple[str, ...] = ()
+    lent_pods: tuple[DeployedPod, ...] = ()
     served_before: FiniteFloat
     served_least: FiniteFloat
 
