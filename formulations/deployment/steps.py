@@ -134,8 +134,8 @@ class _Way:
         self.least = self.before = served.worst(self.state.running.values())
         self.steps: list[Step] = []
         self.lent: list[str] = []
-        self.lent_pods: list[DeployedPod] = []
         self.loans: list[Placed] = []
+        self.borrowing: list[Placed] = []
 
     def _share(self, service: str, without: str | None = None) -> float:
         if service not in self.served.services:
@@ -223,8 +223,8 @@ class _Way:
             for lender, one in made:
                 self.more[lender.offer] -= 1
                 self.lent += [node for node, _ in one.places]
-                self.lent_pods += one.pods()
                 self.loans.append(one)
+                self.borrowing.append(one)
                 self.state.start(one)
             if made:
                 return [one for _, one in made]
@@ -290,17 +290,18 @@ def change(
     rented = [[name for row in side[0] if row.offer is not None for name in row.names] for side in (before, after)]
     added = [name for name in rented[1] if name not in rented[0]]
     dropped = [name for name in rented[0] if name not in rented[1]]
-    kept, started, stopped = len(way.kept), len(way.starting), len(way.stopping) + len(gone)
+    kept, started, stopping = len(way.kept), len(way.starting), [*gone, *way.stopping]
     if gone:
         way.steps.append(Step(stop=tuple(pod.pod for one in gone for pod in one.pods()), served=way.before))
     way.walk(added, dropped)
     return Change(
         kept=kept,
         started=started,
-        stopped=stopped,
+        stopped=len(stopping),
         steps=tuple(way.steps),
         lent_nodes=tuple(way.lent),
-        lent_pods=tuple(way.lent_pods),
         served_before=way.before,
         served_least=way.least,
+        pods=tuple(pod for one in (*stopping, *way.borrowing) for pod in one.pods()),
+        lent=tuple(way.served.kinds[what] for what in dict.fromkeys((o.service, o.worker) for o in way.borrowing)),
     )
