@@ -1,4 +1,4 @@
-"""From the deployment in force to the plan, in steps that leave no less served than before, as far as nodes can be lent.
+"""From the deployment in force to the plan, in steps that leave no less served than before, if enough can be lent.
 
 In a step, workers start whose devices are free; then workers stop that the plan does not have, as long as what runs
 serves enough. Enough is the whole demand, or what the deployment in force serves of it where that is less. What serves

@@ -1,8 +1,8 @@
 """Of all plans with the same nodes, one with the fewest GPUs in workers: replicas cost nothing once a node is paid.
 
 In every period, with the instances y of the plan found, and what it leaves unserved:  minimise sum_c gpus[c] z[c] (and
-the price of moves), under all rows of `gpu_fleet.milp`. Nodes without a price that then host nothing are left out, where
-no loss is to be survived and no start counted.
+the price of moves), under all rows of `gpu_fleet.milp`. Nodes without a price that then host nothing are left out,
+where no loss is to be survived and no start counted.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def trimmed(
     idle_stay = bool(problem.spare_instances or problem.zone_names or problem.switching)
     known = Rows(problem)
     left = np.zeros((problem.num_periods, len(problem.bucket_model)))
-    for place, period in zip(in_order(problem, plan), range(problem.num_periods), strict=True):
-        for row in plan.periods[place].unserved:
+    for period, at in enumerate(in_order(problem, plan)):
+        for row in plan.periods[at].unserved:
             left[period, known.bucket(row)] = row.fraction
     instances = instance_counts(problem, plan)[in_order(problem, plan)]
     counts: dict[int, Counts] = {}

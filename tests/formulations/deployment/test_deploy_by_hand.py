@@ -115,13 +115,14 @@ def test_what_each_coupling_pays(tmp_path: Path) -> None:
     """a and b on a pair of 3. Apart: two singles at 2. Priced one by one, GPUs cost 1.5, and then the pair as well."""
     rows = [worker("wa", 5, "a"), worker("wb", 5, "b")]
     instance = problem(tmp_path, {"a": 4, "b": 4}, rows, [offer("single", 2), offer("pair", 3, 2)])
-    found = {one.cut: one.usd_per_hour for one in couplings(instance, 3.0, CUTS, SolveOptions(time_limit_s=20))}
+    _, plan = planned(instance)
+    found = {one.cut: one.usd_per_hour for one in couplings(instance, plan, CUTS, SolveOptions(time_limit_s=20))}
     assert found == {cut: pytest.approx(4.0 if cut == "sharing" else 3.0) for cut in CUTS}
 
 
 def test_cut_hours_are_all_like_the_busiest(tmp_path: Path) -> None:
     instance = problem(tmp_path, {"m": [5.0, 15.0]}, [worker("w", 5)], [offer("o", 1)])
-    (found,) = couplings(instance, 2.0, ["hours"], SolveOptions(time_limit_s=20))
+    (found,) = couplings(instance, planned(instance)[1], ["hours"], SolveOptions(time_limit_s=20))
     assert found.usd_per_hour == pytest.approx(3)
     assert found.extra == pytest.approx(0.5)
 

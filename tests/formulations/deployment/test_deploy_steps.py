@@ -7,9 +7,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
 import pytest
-from deploy_cases import HEAD, offer, planned, problem, run, worker, written
+from deploy_cases import offer, planned, problem, worker, written
 from scipy.optimize import linprog
 
 from formulations.deployment.check import check
