@@ -8,7 +8,7 @@ pd        prefill and decode have no workers of their own
 hours     the busiest rate of every size holds in all hours
 
 Each cut leaves fewer plans (or chooses among them by a price that is not the real one), so the difference to the whole
-is what the coupling pays, up to the gaps of both. Costs are with the price of moves and starts; all serve what the whole
+is what the coupling pays, up to the gaps of both. Costs hold the price of moves and starts; all serve what the whole
 plan serves.
 """
 

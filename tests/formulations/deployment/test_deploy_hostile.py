@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from deploy_cases import SIZE, offer, planned, problem, worker, written
+from deploy_cases import SIZE, offer, planned, problem, run, worker, written
 from test_deploy_nodes import cluster, node
 
+from formulations.gpu_fleet import tiers
+from formulations.outcome import Status
 from planner.errors import DescriptionError
 
 Plan = dict[str, Any]
@@ -139,3 +143,27 @@ def test_a_node_that_idles_is_not_the_one_in_force(tmp_path: Path) -> None:
     _, plan = planned(problem(tmp_path, {"m": 5}, rows, nodes=nodes, current=written(tmp_path, before)))
     assert plan.change is not None
     assert (plan.change.kept, plan.change.started) == (1, 0)
+
+
+def test_moves_that_no_goal_has_looked_at_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time ran out before the goal of cost: the columns of moves are anything, and the plan is priced as it is."""
+    rows, found = [worker("w", 5)], [offer("single", 1)]
+    _, before = planned(problem(tmp_path, {"m": 10}, rows, found))
+    instance = problem(tmp_path, {"m": 10}, rows, found, current=written(tmp_path, before), unserved="by_priority")
+    real = tiers.solver_of("highs")
+
+    def solver_of(method: str) -> Any:
+        def solve(model: Any, *arguments: Any) -> Any:
+            result, values = real(model, *arguments)
+            if model.cost[-1] > 0:
+                return replace(result, status=Status.UNKNOWN, bound=None), None
+            # The last column says how many workers are started.
+            return result, np.append(values[:-1], model.upper[-1])
+
+        return solve
+
+    monkeypatch.setattr(tiers, "solver_of", solver_of)
+    outcome = run(instance)
+    assert outcome.objective is not None
+    assert outcome.objective.parts["move_usd_per_hour"] == 0
+    assert outcome.status is Status.FEASIBLE
