@@ -94,10 +94,15 @@ class ExpertMap(Description):
 
 
 class SlotPrice(Description):
-    """What one more place for a worker of so many GPUs is worth, at the prices of the linear relaxation."""
+    """What one more place for a worker of so many GPUs is worth, at the prices of the linear relaxation.
+
+    zone : where the loss of one is survived; spot : whether it is a place on spot nodes.
+    """
 
     device: str
     region: str | None
+    zone: str | None = None
+    spot: bool = False
     gpus: PositiveInt
     usd_per_hour: FiniteFloat
 

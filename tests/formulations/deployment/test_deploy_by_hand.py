@@ -111,6 +111,17 @@ def test_a_place_is_worth_what_it_saves(tmp_path: Path) -> None:
     assert prices[2] == pytest.approx(2)
 
 
+def test_places_on_spot_nodes_have_prices_of_their_own(tmp_path: Path) -> None:
+    """The last GPU is rented at 3: an ordinary place saves that, one on spot nine tenths of it, whatever it costs."""
+    found = [offer("few", 1, max_count=4), offer("more", 3)]
+    found.append(offer("cheap", 0.5, market="spot", availability=0.9, max_count=3))
+    _, plan = planned(problem(tmp_path, {"m": 50}, [worker("w", 5)], found))
+    assert {one.spot: one.usd_per_hour for one in plan.slot_prices} == {
+        False: pytest.approx(3),
+        True: pytest.approx(2.7),
+    }
+
+
 def test_what_each_coupling_pays(tmp_path: Path) -> None:
     """a and b on a pair of 3. Apart: two singles at 2. Priced one by one, GPUs cost 1.5, and then the pair as well."""
     rows = [worker("wa", 5, "a"), worker("wb", 5, "b")]
