@@ -41,10 +41,20 @@ FOUND, NONE = "feasible", "unknown"
 def couplings(
     problem: DeployProblem, plan: DeployPlan, cuts: Sequence[Cut], options: SolveOptions
 ) -> tuple[Coupling, ...]:
-    """Each cut, solved within the time of the options, for the demand that the whole plan serves."""
+    """Each cut that changes something, solved within the time of the options for the demand that the plan serves."""
     fleet = _served(problem.fleet, plan)
     cost = GPU_FLEET.objective(problem.fleet, plan.fleet).total
-    return tuple(_coupling(problem, fleet, cost, cut, options) for cut in cuts)
+    return tuple(_coupling(problem, fleet, cost, cut, options) for cut in cuts if _matters(problem, cut))
+
+
+def _matters(problem: DeployProblem, cut: Cut) -> bool:
+    """Whether the problem has what is cut."""
+    fleet = problem.fleet
+    if cut == "hours":
+        return fleet.num_periods > 1
+    if cut == "pd":
+        return bool(fleet.config_role.any())
+    return cut != "experts" or not _without_copies(problem, fleet).all()
 
 
 def _served(fleet: FleetProblem, plan: DeployPlan) -> FleetProblem:

@@ -14,6 +14,7 @@ from formulations.deployment.cuts import CUTS, couplings
 from formulations.deployment.problem import DeployProblem
 from formulations.deployment.reading import read_problem
 from formulations.outcome import SolveOptions
+from planner.deploy_plan import DeployPlan
 from planner.descriptions.deploy import DeployInstance
 from planner.files import SourceText
 
@@ -21,15 +22,14 @@ SHORT = SolveOptions(time_limit_s=20)
 NEAR = 1e-6
 
 
-def compared(instance: DeployProblem, whole: float, plan: Any) -> dict[str, float]:
-    """Cost of each cut over the whole's; none is below it."""
+def compared(instance: DeployProblem, whole: float, plan: DeployPlan) -> None:
+    """Every cut that changes something is solved, and none is below the whole."""
     found = couplings(instance, plan, CUTS, SHORT)
-    assert [one.cut for one in found] == list(CUTS)
+    assert {"sharing", "workers", "nodes"} <= {one.cut for one in found}
     for one in found:
         if one.usd_per_hour is not None:
             assert one.usd_per_hour >= whole * (1 - NEAR) - NEAR, one
             assert one.extra is None or one.extra >= -NEAR
-    return {one.cut: one.usd_per_hour for one in found if one.usd_per_hour is not None}
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -96,5 +96,4 @@ def test_no_cut_of_a_stored_deployment_is_cheaper(shared_data: Path, tmp_path: P
     }
     instance = read_problem(DeployInstance.model_validate(said), SourceText("d.yaml", "", {}, tmp_path))
     whole, plan = planned(instance, relative_gap=1e-4)
-    found = compared(instance, whole * (1 - 1e-4), plan)
-    assert {"workers", "nodes"} <= set(found)
+    compared(instance, whole * (1 - 1e-4), plan)
