@@ -178,7 +178,13 @@ def _change(problem: DeployProblem, plan: DeployPlan) -> Iterator[Violation]:
         return
     running = {pod.pod: pod for pod in current.pods}
     after = {pod.pod: pod for pod in plan.pods}
-    known = {pod.pod: pod for pod in told.pods} | after
+    lent = {pod.pod: pod for pod in told.pods if pod.pod not in running}
+    for pod in told.pods:
+        if running.get(pod.pod, pod) != pod:
+            yield broken("change", pod.pod, f"{pod.pod} is not told as it runs in the deployment in force")
+        elif pod.pod in lent and pod.node not in told.lent_nodes:
+            yield broken("change", pod.pod, f"{pod.pod} is in neither deployment, and {pod.node} is not lent")
+    known = lent | after
     rented = {name for row in current.nodes if row.offer is not None for name in row.names}
     theirs = {name for row in plan.nodes if row.offer is not None for name in row.names}
     stands = {node.name for kind in problem.standing for node in kind.nodes}
@@ -202,7 +208,7 @@ def _step(
         if name in running:
             yield broken("change", name, f"step {number}: {name} starts, but runs already")
         if name not in known:
-            yield broken("change", name, f"step {number}: {name} starts, but nothing is said of it")
+            yield broken("change", name, f"step {number}: {name} starts, and nothing says where")
             continue
         running[name] = known[name]
         if known[name].node not in there:

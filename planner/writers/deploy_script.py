@@ -50,7 +50,7 @@ ready() {
 
 # shrink RESOURCE NAME COUNT
 shrink() {
-  if [ "$3" = 0 ]; then run kubectl delete "$1/$2" --wait=true --timeout="$WAIT"
+  if [ "$3" = 0 ]; then run kubectl delete "$1/$2" --cascade=foreground --timeout="$WAIT"
   else run kubectl scale "$1/$2" --replicas="$3"; fi
 }
 
@@ -89,6 +89,9 @@ def _steps(made: Manifests) -> Iterator[str]:
         steps: tuple[Step, ...] = (Step(add_nodes=tuple(rented), start=tuple(sets), served=1.0),)
     else:
         steps = change.steps
+    pods = {pod.pod for pod in (*plan.pods, *(() if change is None else change.pods))}
+    if missing := {pod for step in steps for pod in (*step.start, *step.stop)} - pods:
+        raise ExportError(f"the plan does not say where {min(missing)} runs; plan again with this version")
     started = {pod for step in steps for pod in step.start}
     running = Counter(one for pod, one in sets.items() if pod not in started)
     for number, step in enumerate(steps, start=1):

@@ -35,7 +35,7 @@ ready() {
 
 # shrink RESOURCE NAME COUNT
 shrink() {
-  if [ "$3" = 0 ]; then run kubectl delete "$1/$2" --wait=true --timeout="$WAIT"
+  if [ "$3" = 0 ]; then run kubectl delete "$1/$2" --cascade=foreground --timeout="$WAIT"
   else run kubectl scale "$1/$2" --replicas="$3"; fi
 }
 

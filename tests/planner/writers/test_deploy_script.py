@@ -6,13 +6,19 @@ import os
 import subprocess
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from deployed import PAIR, PODS, WORKERS, deployed, kind, pod
 from ruamel.yaml import YAML
 
+from formulations import SolveOptions, load_problem, plan
 from planner.deploy_plan import Change, Step
+from planner.descriptions.deploy import DeployInstance
 from planner.errors import ExportError
+from planner.files import to_json
+from planner.parallel_plan import Served, WorkerType
 from planner.plan import DeployDocument
 from planner.writers import export
 from planner.writers.deploy_sets import sets_by_pod
@@ -133,6 +139,65 @@ def test_a_set_that_shrinks_is_scaled(tmp_path: Path) -> None:
     assert said.startswith("0\n"), said
     assert replayed(calls, names(PODS))[-1] == names(pods)
     assert any(one.startswith("scale deployment.apps/chat-host") for one, _ in calls)
+
+
+def solved(folder: Path, name: str, rates: dict[str, float], **more: Any) -> DeployDocument:
+    """A plan of small and large workers on two own nodes and what is rented; what they run is told afterwards."""
+    (folder / "workers.csv").write_text(
+        "worker,service,device,role,gpus,input_tokens,output_tokens,requests_per_s\n"
+        + "".join(f"{w},{s},l4,both,{g},100,100,{r}\n" for s in rates for w, g, r in (("s", 1, 5), ("d", 2, 12)))
+    )
+    demand = {"input_tokens": 100, "output_tokens": 100}
+    instance = {
+        "name": "case", "workers": "workers.csv", "utilisation": 1.0,
+        "services": [{"name": name, "demand": [{**demand, "rate_per_s": rate}]} for name, rate in rates.items()],
+        "nodes": [{"name": "own", "device": "l4", "gpus": 2, "count": 2}],
+        "offers": [{"name": "pair", "device": "l4", "gpus": 2, "price_usd_per_hour": 3}],
+    }  # fmt: skip
+    document = plan(load_problem(DeployInstance.model_validate(instance | more), folder), options=SolveOptions())
+    assert isinstance(document, DeployDocument)
+    assert document.plan is not None
+    typed = []
+    for row in document.plan.workers:
+        of = {"tensor_parallel_size": row.num_gpus, "requests_per_s": 1.0}
+        kept = {name: getattr(row, name) for name in ("role", "device", "num_gpus")}
+        typed.append(row.model_copy(update={"type": WorkerType(name=row.worker, **kept, **of)}))
+    change = document.plan.change
+    if change is not None:
+        kinds = {(row.service, row.worker): row for row in typed}
+        lent = tuple(kinds.get((row.service, row.worker), row) for row in change.lent)
+        assert all(row.type is not None for row in lent), "a lent worker of a kind that the plan does not have"
+        change = change.model_copy(update={"lent": lent})
+    served = {name: Served(model=name, backend="vllm") for name in rates}
+    update = {"workers": tuple(typed), "served": served, "change": change}
+    document = document.model_copy(update={"plan": document.plan.model_copy(update=update)})
+    (folder / f"{name}.json").write_text(to_json(document))
+    return document
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_change_ends_at_what_the_manifests_start(tmp_path: Path, seed: int) -> None:
+    """From one random demand to another: the sets that run after the script are those of the new plan's manifests."""
+    rng = np.random.default_rng(seed)
+    demands = [{name: float(rng.integers(2, 20)) for name in ("a", "b")} for _ in range(2)]
+    first = solved(tmp_path, "now", demands[0])
+    second = solved(tmp_path, "next", demands[1], current="now.json")
+    assert first.plan is not None
+    assert second.plan is not None
+    assert second.plan.change is not None
+    if not second.plan.change.steps:
+        assert names(first.plan.pods) == names(second.plan.pods)
+        return
+    said, calls = run(tmp_path, second, APPLY="1")
+    assert said.startswith("0\n"), said
+    export(second, "k8s", str(tmp_path / "all.yaml"))
+    after = replayed([("apply", (tmp_path / "all.yaml").read_text())], Counter())[-1]
+    assert replayed(calls, names(first.plan.pods))[-1] == after
+
+
+def test_steps_whose_pods_are_not_told_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="does not say where chat-8 runs; plan again"):
+        export(deployed(change=CHANGE.model_copy(update={"pods": CHANGE.pods[1:]})), "kubectl-sh", str(tmp_path / "x"))
 
 
 def test_no_change_is_refused(tmp_path: Path) -> None:
