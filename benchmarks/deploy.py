@@ -23,6 +23,7 @@ from formulations.gpu_fleet.problem import FleetProblem
 from formulations.gpu_fleet.rows import instance_counts
 from formulations.outcome import SolveOptions
 from formulations.planning import plan
+from planner.deploy_plan import DeployPlan
 
 #: Seconds for each plan, and the gap at which it ends; short ones.
 TWO_MINUTES, FIVE_MINUTES, SHORT_S = 115.0, 290.0, 30.0
@@ -75,7 +76,8 @@ def stages(short: bool) -> Iterator[Row]:
         yield Row(name, "broken rules", float(len(document.verdict.violations)), 0.0, "wanted", "", "lower")
         if short:
             continue
-        for one in couplings(problem, cost, CUTS, options):
+        assert isinstance(document.plan, DeployPlan)
+        for one in couplings(problem, document.plan, CUTS, options):
             found = np.nan if one.usd_per_hour is None else one.usd_per_hour
             yield Row(name, "plan", cost, found, f"without {one.cut} ({one.status})", "USD/h", "lower")
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from cli.fleet_render import HOURS_PER_MONTH, MOST_ROWS, hours_of
 from cli.render import Part, number, percent, printable, table
 from formulations.deployment.problem import DeployProblem
-from planner.deploy_plan import Change, DeployPlan, Step
+from planner.deploy_plan import Change, DeployPlan, SlotPrice, Step
 from planner.plan import PlanDocument
 
 #: Slot prices that are printed, pods and nodes of one step that are named, and couplings in words.
@@ -52,16 +52,21 @@ def deploy_details(document: PlanDocument, problem: DeployProblem) -> Iterable[P
     if plan.experts:
         yield _experts(plan)
     if plan.slot_prices:
-        best: dict[tuple[str, str | None], list[str]] = defaultdict(list)
+        best: dict[str, list[str]] = defaultdict(list)
         for one in plan.slot_prices:
-            best[one.device, one.region].append(f"{one.gpus} GPU{'s' * (one.gpus > 1)} {number(one.usd_per_hour)}")
-        for (device, region), prices in list(best.items())[:MOST_PRICES]:
-            place = device if region is None else f"{device} in {region}"
+            best[_place(one)].append(f"{one.gpus} GPU{'s' * (one.gpus > 1)} {number(one.usd_per_hour)}")
+        for place, prices in list(best.items())[:MOST_PRICES]:
             yield "one more place", f"on {printable(place)} is worth, USD/hour: {', '.join(prices)}"
     if plan.change is not None:
         yield from _change(plan.change)
     if plan.couplings:
         yield _couplings(plan)
+
+
+def _place(one: SlotPrice) -> str:
+    """Where a place is, in words."""
+    where = ", ".join(name for name in (one.region, one.zone) if name is not None)
+    return ("spot " if one.spot else "") + one.device + (f" in {where}" if where else "")
 
 
 def _hours(plan: DeployPlan) -> str:

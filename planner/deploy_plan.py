@@ -94,10 +94,15 @@ class ExpertMap(Description):
 
 
 class SlotPrice(Description):
-    """What one more place for a worker of so many GPUs is worth, at the prices of the linear relaxation."""
+    """What one more place for a worker of so many GPUs is worth, at the prices of the linear relaxation.
+
+    zone : where the loss of one is survived; spot : whether it is a place on spot nodes.
+    """
 
     device: str
     region: str | None
+    zone: str | None = None
+    spot: bool = False
     gpus: PositiveInt
     usd_per_hour: FiniteFloat
 
@@ -105,7 +110,7 @@ class SlotPrice(Description):
 class Step(Description):
     """What happens together, from the deployment in force: nodes are added, pods start, then pods stop and nodes go.
 
-    served : of the demand, in the worst service, after the step.
+    served : of the demand with its headroom, in the worst service, after the step.
     """
 
     add_nodes: tuple[str, ...] = ()
@@ -116,11 +121,12 @@ class Step(Description):
 
 
 class Change(Description):
-    """From the deployment in force to the plan. lent_nodes : rented for the time of the change alone.
+    """From the deployment in force to the plan.
 
-    served_before, served_least : of the demand, in the worst service: by what runs now, and at the worst of all steps.
-    pods : that steps name and the plan does not have, of the deployment in force and on lent nodes; lent : the workers
-    on lent nodes.
+    lent_nodes : rented for the time of the change alone. pods : that steps name and the plan does not have, of the
+    deployment in force and on lent nodes; lent : the workers on lent nodes.
+    served_before, served_least : of the demand with its headroom, in the worst service: by what runs now on nodes that
+    are still there, and at the worst of all steps.
     """
 
     kept: Count

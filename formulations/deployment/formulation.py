@@ -56,11 +56,15 @@ class Deployment:
         work = replace(options, method=options.method or next(iter(self.methods)))
         found = GPU_FLEET.search(problem.fleet, work, budget, None)
         started = time.perf_counter()
-        plan = None
+        plan, claimed = None, found.claimed
         if found.plan is not None:
             # What is told beside the plan has its own time: the search may use all of its.
             beside = Budget(max(BESIDE_S, budget.remaining_s))
             fleet = trimmed(problem.fleet, found.plan, options, beside, near_running(problem))
+            if claimed is not None:
+                # Trimming may save moves that the search had no time to leave.
+                prices = [GPU_FLEET.objective(problem.fleet, one).total for one in (found.plan, fleet)]
+                claimed -= prices[0] - prices[1]
             plan = whole_plan(problem, fleet, options, beside)
         return SearchResult(
             status=found.status,
@@ -68,7 +72,7 @@ class Deployment:
             plan=plan,
             solver=found.solver,
             solver_version=found.solver_version,
-            claimed=found.claimed,
+            claimed=claimed,
             bound=found.bound,
             build_s=found.build_s,
             aside_s=found.aside_s + time.perf_counter() - started,

@@ -9,13 +9,15 @@ from dataclasses import replace
 import numpy as np
 from pydantic import ValidationError
 
+from formulations.deployment.check import check_alone
 from formulations.deployment.current import running_workers
 from formulations.deployment.experts import expert_problem, sharing
 from formulations.deployment.problem import DeployProblem
-from formulations.deployment.standing import Standing, standing
+from formulations.deployment.standing import MOST_TOLD, Standing, standing
 from formulations.deployment.workers import Found, Kind, predicted_workers
 from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.gpu_fleet.reading import FleetReading
+from formulations.gpu_fleet.tables import device_name
 from formulations.reading import Reading
 from planner import catalog
 from planner.deploy_plan import DeployPlan, PodTemplate
@@ -220,9 +222,19 @@ class _Reading(Reading):
             self.find(("current",), f"{path} holds no plan of a deployment")
             self.stop_if_wrong()
             return None
-        rented = {row.offer for row in document.plan.nodes if row.offer is not None}
-        for name in sorted(rented - {offer.name for offer in self.instance.offers}):
-            self.find(("current",), f"{path} rents {name!r}, which is not offered")
+        for wrong in check_alone(document.plan)[:MOST_TOLD]:
+            self.find(("current",), f"{path}: {wrong.message}")
+        offers = {offer.name: offer for offer in self.instance.offers}
+        for row in document.plan.nodes:
+            if row.offer is None:
+                continue
+            if row.offer not in offers:
+                self.find(("current",), f"{path} rents {row.offer!r}, which is not offered")
+            elif (device_name(row.device), row.gpus) != (
+                device_name(offers[row.offer].device), offers[row.offer].gpus
+            ):  # fmt: skip
+                message = f"{path} rents {row.offer!r} as {row.gpus} x {row.device}, it is offered as"
+                self.find(("current",), f"{message} {offers[row.offer].gpus} x {offers[row.offer].device}")
         self.stop_if_wrong()
         return document.plan
 
