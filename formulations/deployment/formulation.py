@@ -24,10 +24,12 @@ from formulations.deployment.baseline import stage_by_stage
 from formulations.deployment.check import check
 from formulations.deployment.problem import DeployProblem
 from formulations.gpu_fleet.formulation import GPU_FLEET
-from formulations.outcome import Budget, Objective, SearchResult, SolveOptions
+from formulations.gpu_fleet.problem import FleetProblem
+from formulations.outcome import Budget, Objective, SearchResult, SolveOptions, Status
 from planner.cost.verdict import Violation
 from planner.deploy_plan import DeployPlan
 from planner.errors import OptionError
+from planner.fleet_plan import FleetPlan
 
 
 class Deployment:
@@ -55,6 +57,8 @@ class Deployment:
             raise OptionError("deploy takes no start plan; `current` prices moves from one")
         work = replace(options, method=options.method or next(iter(self.methods)))
         found = GPU_FLEET.search(problem.fleet, work, budget, None)
+        if found.plan is None and found.status is Status.UNKNOWN:
+            found = _by_stages(problem.fleet, found)
         started = time.perf_counter()
         plan, claimed = None, found.claimed
         if found.plan is not None:
@@ -94,6 +98,14 @@ class Deployment:
 
         fleet = stage_by_stage(problem.fleet)
         return "stage by stage", None if fleet is None else bare_plan(problem, fleet)
+
+
+def _by_stages(fleet: FleetProblem, found: SearchResult[FleetPlan]) -> SearchResult[FleetPlan]:
+    """The stage-by-stage plan where time was too short for any other and it keeps all rules; what was found otherwise."""
+    plan = stage_by_stage(fleet)
+    if plan is None or GPU_FLEET.check(fleet, plan):
+        return found
+    return replace(found, status=Status.FEASIBLE, plan=plan, solver="stage by stage", claimed=None)
 
 
 #: Seconds that what follows of a plan may take at least: trimming, expert maps, prices, steps.

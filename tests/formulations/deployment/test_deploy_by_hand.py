@@ -171,8 +171,18 @@ def test_no_time_is_no_plan_and_no_proof(tmp_path: Path) -> None:
     rows = [worker(f"w{g}", 3.1 * g, gpus=g) for g in (1, 2, 4, 8)]
     found = [offer(f"o{g}", 1.0 * g**0.9, g) for g in (1, 2, 4, 8)]
     outcome = run(problem(tmp_path, {"m": 77}, rows, found), time_limit_s=1e-9)
-    assert outcome.status in (Status.UNKNOWN, Status.FEASIBLE)
-    assert outcome.status is Status.UNKNOWN or outcome.plan is not None
+    # The stage-by-stage plan is there without a search; nothing is proven of it.
+    assert outcome.status is Status.FEASIBLE
+    assert outcome.plan is not None
+    assert outcome.bound is None or outcome.bound.value <= outcome.plan.cost_usd_per_hour
+
+
+def test_no_time_and_no_plain_plan_within_the_limits(tmp_path: Path) -> None:
+    """The rule's plan costs more than the budget, so there is none to fall back to."""
+    rows = [worker(f"w{g}", 3.1 * g, gpus=g) for g in (1, 2, 4, 8)]
+    found = [offer(f"o{g}", 1.0 * g**0.9, g) for g in (1, 2, 4, 8)]
+    outcome = run(problem(tmp_path, {"m": 77}, rows, found, budget_usd_per_hour=1.0), time_limit_s=1e-9)
+    assert outcome.plan is None
 
 
 def test_the_same_instance_has_the_same_hash_and_another_one_another(tmp_path: Path) -> None:
