@@ -1,10 +1,13 @@
 """The integer program over the patterns known: whole nodes at once, where the dive settles them step by step.
 
-Variables and rows as in `columns`, y integer; x_j stays continuous, its best value is whole where the others are.
+Variables and rows as in `columns`, y integer; x_j and z_ab stay continuous: with y whole they are a flow, whose best
+values are whole too but where gangs or tiers before cut across it; then what is over a whole place is left out.
 Gangs: sum of x over the gang's classes >= least × z and <= demand × z, z in {0, 1}.
 """
 
 from __future__ import annotations
+
+from collections import Counter, defaultdict
 
 import numpy as np
 
@@ -13,7 +16,7 @@ from formulations.outcome import Budget, SolveOptions
 from formulations.pod_packing.columns import Program
 from formulations.pod_packing.dive import Chosen
 from formulations.pod_packing.problem import BoolArray
-from formulations.pod_packing.shapes import counts
+from formulations.pod_packing.shapes import Shapes, counts
 from planner.workload import IntArray
 
 
@@ -33,7 +36,7 @@ def solve_master(
     taking = np.union1d(np.flatnonzero(useful), np.array(begun, dtype=np.int64)).astype(np.int64)
     if not taking.size:
         return None
-    model, y = master_model(program, taking)
+    model, y, z = master_model(program, taking)
     hint = np.full(model.num_variables, np.nan)
     hint[y] = 0.0
     for q, (_, _, times) in zip(begun, start, strict=True):
@@ -43,11 +46,30 @@ def solve_master(
         return None
     nodes = np.round(values[y]).astype(np.int64).tolist()
     taken = [(q, number) for q, number in zip(taking.tolist(), nodes, strict=True) if number]
-    return [(columns.kind[q], columns.pattern[q], number) for q, number in taken]
+    chosen = [(columns.kind[q], columns.pattern[q], number) for q, number in taken]
+    return passed_on(shapes, chosen, np.round(values[z]).astype(np.int64))
 
 
-def master_model(program: Program, taking: IntArray) -> tuple[LinearModel, IntArray]:
-    """The model over the patterns of these numbers, and their variables y."""
+def passed_on(shapes: Shapes, chosen: Chosen, numbers: IntArray) -> Chosen:
+    """The same nodes with so many places of each pair of `exchanges` given to the class that takes them, [E]."""
+    gpus = shapes.problem.class_gpus[shapes.classes]
+    nodes = [(kind, list(pattern)) for kind, pattern, times in chosen for _ in range(times)]
+    places: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for node, (_, entries) in enumerate(nodes):
+        for place, (j, _) in enumerate(entries):
+            places[j].append((node, place))
+    for (a, b), number in zip(shapes.exchanges.tolist(), numbers.tolist(), strict=True):
+        for _ in range(min(number, len(places[b]))):
+            node, place = places[b].pop()
+            entries = nodes[node][1]
+            entries[place] = a, entries[place][1][: int(gpus[a])]
+            places[a].append((node, place))
+    counted = Counter((kind, tuple(entries)) for kind, entries in nodes)
+    return [(kind, pattern, times) for (kind, pattern), times in counted.items()]
+
+
+def master_model(program: Program, taking: IntArray) -> tuple[LinearModel, IntArray, IntArray]:
+    """The model over the patterns of these numbers, and its variables y and z."""
     shapes, goal, columns = program.shapes, program.goal, program.columns
     kinds = np.array(columns.kind, dtype=np.int64)[taking]
     builder = LinearBuilder()
@@ -58,15 +80,18 @@ def master_model(program: Program, taking: IntArray) -> tuple[LinearModel, IntAr
     table = np.array(columns.count)[taking].T
     row, column = np.nonzero(table)
     places = np.arange(shapes.classes.size)
+    pairs = shapes.exchanges
+    z = builder.variables((len(pairs),), upper=np.inf)
     builder.sparse_rows(
-        np.zeros(places.size), np.full(places.size, np.inf), (row, y[column], table[row, column]), (places, x, -1.0)
-    )
+        np.zeros(places.size), np.full(places.size, np.inf), (row, y[column], table[row, column]), (places, x, -1.0),
+        (pairs[:, 0], z, 1.0), (pairs[:, 1], z, -1.0),
+    )  # fmt: skip
     all_kinds = np.arange(len(shapes.nodes))
     builder.sparse_rows(np.full(all_kinds.size, -np.inf), program.nodes, (kinds, y, 1.0))
     for (weight, _), kept in zip(goal.kept, program.kept, strict=True):
         builder.rows([kept], [np.inf], (x[None, :], weight))
     _gangs(builder, program, x)
-    return builder.build(), y
+    return builder.build(), y, z
 
 
 def _gangs(builder: LinearBuilder, program: Program, x: IntArray) -> None:

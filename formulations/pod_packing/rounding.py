@@ -53,7 +53,7 @@ class Rounding:
         if program.value + self._value(fixed) > worth - 0.999 * self.step:
             return None
         columns = program.columns
-        table = np.minimum(np.array(columns.count), left[1])
+        table = np.array(columns.count)
         bearable = max(self.step, worth - self.value)
         useful = self._loss(np.array(columns.kind), table) <= bearable
         limits = SolveOptions(

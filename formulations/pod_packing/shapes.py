@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from formulations.pod_packing.exchanges import fitting, shortest
 from formulations.pod_packing.knapsack import packed
 from formulations.pod_packing.problem import BoolArray, PodsProblem
 from formulations.pod_packing.state import State
@@ -64,6 +65,17 @@ class Shapes:
     def request(self) -> IntArray:
         """[J', R]."""
         return self.problem.request[self.classes]
+
+    @cached_property
+    def fits(self) -> BoolArray:
+        """Whether a place for local class b will do for a, [J', J'] (`exchanges`)."""
+        gpus, milli = self.problem.class_gpus[self.classes], self.problem.class_milli[self.classes]
+        return fitting(self.request, gpus, milli, self.allowed.T, self.problem.crossing[self.classes])
+
+    @cached_property
+    def exchanges(self) -> IntArray:
+        """Pairs (a, b) of these, [E, 2], from which the others follow."""
+        return shortest(self.fits)
 
     def holds(self, kind: int, pattern: Pattern) -> bool:
         """Whether a node of the kind has room for the pattern."""
