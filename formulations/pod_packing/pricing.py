@@ -29,8 +29,8 @@ from formulations.pod_packing.shapes import Entry, Pattern, Shapes, whole_device
 from planner.kubernetes.snapshot import CPU, WHOLE_MILLI
 from planner.workload import FloatArray, IntArray
 
-#: Units of cores of the largest node.
-CORE_UNITS = 256
+#: Units of cores of the largest node where requests have to be rounded to them; up to so many where they need not be.
+CORE_UNITS, EVEN_UNITS = 256, 512
 #: Where a price of an amount begins, as a share of what the node's content is worth; by what factor it moves, less
 #: each time that it has gone too far, down to the last one.
 FIRST_PRICE, FIRST_STEP, LAST_STEP = 0.02, 1.6, 1.05
@@ -48,7 +48,10 @@ class Pricer:
         request = problem.request[shapes.classes]
         cores = request[:, self.cpu] if self.cpu >= 0 else np.zeros(shapes.classes.size, dtype=np.int64)
         free = shapes.free[:, self.cpu] if self.cpu >= 0 else np.zeros(len(shapes.free), dtype=np.int64)
-        unit = max(1, -(-int(free.max(initial=1)) // CORE_UNITS))
+        # Requests that are multiples of a unit, as they often are, need no rounding.
+        unit, even = max(1, -(-int(free.max(initial=1)) // CORE_UNITS)), math.gcd(*cores.tolist())
+        if even and free.max(initial=0) <= EVEN_UNITS * even:
+            unit = even
         self.units = free // unit
         self.gpus, self.milli = problem.class_gpus[shapes.classes], problem.class_milli[shapes.classes]
         self.share = problem.is_share[shapes.classes]
