@@ -205,7 +205,7 @@ class PatternSearch:
             amounts = amounts if again is None else again
         rounding = Rounding(program, demand, self._step(aim), self.options, self.rng)
         best = dive(program, amounts, budget)
-        self._try(best, demand, order)
+        self._try(best, rounding.running(best), order)
         idle, patience = 0, PATIENCE if self.problem.num_nodes > LOOSE_NODES else PATIENCE_FEW
         for _ in range(TRIES):
             met = self._gap(place, bound) <= (self.options.relative_gap or 0.0)
@@ -215,11 +215,11 @@ class PatternSearch:
             idle += 1
             if found is not None:
                 best = found
-                idle = 0 if self._try(best, demand, order) else idle
+                idle = 0 if self._try(best, rounding.running(best), order) else idle
 
-    def _try(self, chosen: Chosen, demand: IntArray, order: FloatArray) -> bool:
+    def _try(self, chosen: Chosen, running: IntArray, order: FloatArray) -> bool:
         state = State(self.problem)
-        realise(state, self.shapes, chosen, demand)
+        realise(state, self.shapes, chosen, running)
         state.drop_broken()
         fill(state, order)
         return self._offer(state)

@@ -77,6 +77,24 @@ class Shapes:
         """Pairs (a, b) of these, [E, 2], from which the others follow."""
         return shortest(self.fits)
 
+    @cached_property
+    def gangs(self) -> tuple[tuple[IntArray, int], ...]:
+        """Local classes of each gang that has no pods yet, and how many of them run at least if any does."""
+        problem, gang = self.problem, self.problem.gang[self.classes]
+        fresh = [g for g in np.unique(gang[gang >= 0]).tolist() if not problem.running[problem.gang == g].any()]
+        return tuple((np.flatnonzero(gang == g), int(problem.gang_least[g])) for g in fresh)
+
+    def running(self, places: IntArray, demand: IntArray) -> IntArray:
+        """Pods of each local class that run in so many places, at most `demand`, [J']: spread classes within their
+        skew, gangs whole or not at all."""
+        found = np.minimum(places, demand)
+        for one in self.zoned:
+            found[one.classes] = np.minimum(found[one.classes], found[one.classes].min() + one.max_skew)
+        for mine, least in self.gangs:
+            if found[mine].sum() < least:
+                found[mine] = 0
+        return found
+
     def holds(self, kind: int, pattern: Pattern) -> bool:
         """Whether a node of the kind has room for the pattern."""
         none = np.zeros(0, dtype=np.int64)

@@ -14,7 +14,7 @@ from formulations.outcome import Budget, SolveOptions, Status
 from formulations.pod_packing.columns import Goal, Program, evened, least_spread
 from formulations.pod_packing.dive import dive
 from formulations.pod_packing.knapsack import filled, filled_cores, joined
-from formulations.pod_packing.master import master_model, passed_on
+from formulations.pod_packing.master import master_model, passed_on, solve_master
 from formulations.pod_packing.problem import PodsProblem
 from formulations.pod_packing.rounding import Rounding
 from formulations.pod_packing.shapes import shapes_of
@@ -136,7 +136,8 @@ def test_three_solvers_agree_on_whole_nodes(seed: int, objective: str) -> None:
     program = program_of(random_problem(seed, objective))
     if not program.columns.kind:
         pytest.skip("nothing fits anywhere")
-    model, _, _ = master_model(program, np.arange(len(program.columns.kind)))
+    none = np.zeros(program.demand.size, dtype=np.int64)
+    model, _, _ = master_model(program, np.arange(len(program.columns.kind)), none)
     options = SolveOptions(time_limit_s=30)
     answers = [solve_linear_mathopt(model, Budget(60), options, solver=name) for name in ("highs", "scip")]
     answers.append(solve_linear_pulp(model, Budget(60), options))
@@ -226,3 +227,43 @@ def test_all_run_on_as_few_devices_as_the_bound_says(seed: int) -> None:
     nodes = [{"name": "n", "count": 14, "cpu": 32, "gpus": 8}, {"name": "m", "count": 9, "cpu": 4, "gpus": 1}]
     outcome = solved(problem(nodes, pods, objective="consolidate"), method="patterns")
     assert outcome.status is Status.OPTIMAL
+
+
+def test_a_gang_is_completed_beside_what_is_settled() -> None:
+    """One pod of a gang of two has its place already, and one GPU is left. A pod of it is worth 1, another one 1.5: the
+    gang's second pod makes both run, 2 > 1.5; with nothing settled the gang cannot run, and the other pod does."""
+    one = problem(
+        [{"name": "n", "gpus": 1}],
+        [{"name": "g", "count": 2, "gpus": 1, "gang": "g"}, {"name": "o", "gpus": 1, "cpu": 2}],
+        objective="allocation",
+    )
+    shapes = shapes_of(State(one))
+    of_gang = one.gang[shapes.classes] >= 0
+    goal = Goal(weight=np.where(of_gang, 1.0, 1.5), costs=False, must=False)
+    for settled, chosen in ((1, of_gang), (0, ~of_gang)):
+        done = np.where(of_gang, settled, 0)
+        program = Program(shapes, goal, one.demand[shapes.classes] - done)
+        for j in range(2):
+            program.add(0, ((j, (0,)),))
+        found = solve_master(program, [], np.ones(2, dtype=np.bool_), done, Budget(60), SolveOptions(time_limit_s=30))
+        assert found == [(0, ((int(np.flatnonzero(chosen)[0]), (0,)),), 1)]
+
+
+def test_what_runs_of_gangs_and_spread_classes() -> None:
+    """Three of a gang of four have places: none runs. Four places in zone a and one in b, skew 1: 2 + 1."""
+    one = problem(
+        [{**node, "gpus": 9} for node in ZONES],
+        [
+            {"name": "g", "count": 4, "gpus": 1, "gang": "g"},
+            {"name": "s", "count": 5, "gpus": 1, "cpu": 2, **spread("s", 1)},
+        ],
+        objective="allocation",
+    )
+    shapes = shapes_of(State(one))
+    gang = one.gang[shapes.classes] >= 0
+    zone = {index: shapes.zone[index] for index in np.flatnonzero(~gang).tolist()}
+    places = np.array([3 if gang[j] else (4 if zone[j] == min(zone.values()) else 1) for j in range(gang.size)])
+    running = shapes.running(places, np.full(gang.size, 5))
+    assert running[gang].tolist() == [0]
+    assert sorted(running[~gang].tolist()) == [1, 2]
+    assert shapes.running(places + gang, np.full(gang.size, 5))[gang].tolist() == [4]
