@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types unit notebooks bench clean
+.PHONY: demo test lint types unit notebooks docs pages bench clean
 
 demo: $(STAMP)
 	$(BIN)/gpuplan deploy instances/deploy/demo.yaml -o out/demo.json
 	$(BIN)/gpuplan check out/demo.json --instance instances/deploy/demo.yaml
 
-test: lint types unit notebooks
+test: lint types unit notebooks docs
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -25,6 +25,14 @@ unit: $(STAMP)
 notebooks: $(STAMP)
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 notebooks
 
+# The site, in out/site: it needs no server and no network.
+docs: $(STAMP)
+	$(BIN)/zensical build --strict --clean --config-file mkdocs.yml
+
+# The pages that are made from the program: after a change of a file format, a help text or the README's accuracy table.
+pages: $(STAMP)
+	$(BIN)/python docs/tools/pages.py
+
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.experts
 
@@ -34,6 +42,6 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[dask,parquet,report,xlsx]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --group docs --editable '.[dask,parquet,report,xlsx]'
 	mkdir -p out
 	touch $@

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from rich.table import Table
 
-from cli.fleet_render import HOURS_PER_MONTH, MOST_ROWS
+from cli.fleet_render import HOURS_PER_MONTH, MOST_ROWS, hours_of
 from cli.render import Part, number, percent, printable, table
 from formulations.deployment.problem import DeployProblem
 from planner.deploy_plan import Change, DeployPlan
@@ -36,6 +36,8 @@ def deploy_answer(document: PlanDocument, problem: DeployProblem) -> Iterable[Pa
     there, inside = full.get("gpus_of_nodes"), full.get("gpus_in_workers")
     if there and inside is not None:
         yield "GPUs", f"{inside:g} of {there:g} are in workers" + _hours(plan)
+    if len(plan.fleet.periods) > 1:
+        yield from hours_of(problem.fleet, plan.fleet)
     yield _nodes(plan)
     yield _workers(plan, full)
     yield from _unserved(plan)

@@ -36,7 +36,7 @@ def fleet_answer(document: PlanDocument, problem: FleetProblem) -> Iterable[Part
     if len(plan.periods) == 1:
         yield "instances", _counts_text(Counter({row.offer: 0 for row in plan.allocation}), busiest)
     else:
-        yield from _hours(problem, plan)
+        yield from hours_of(problem, plan)
     if "start_usd_per_hour" in terms:
         yield "starts", f"{number(terms['start_usd_per_hour'])} USD/hour besides, for instances that are started"
     if plan.changes is not None:
@@ -173,7 +173,7 @@ def _left_out(plan: FleetPlan, busiest: Period) -> Iterator[Part]:
         yield "unserved", f"{len(worst.unserved) - MOST_ROWS} more sizes; --json lists all"
 
 
-def _hours(problem: FleetProblem, plan: FleetPlan) -> Iterator[Part]:
+def hours_of(problem: FleetProblem, plan: FleetPlan) -> Iterator[Part]:
     """Instances over the hours: by offer, then by distinct fleet."""
     counts = instance_counts(problem, plan)
     share = np.array([len(period.hours) for period in plan.periods], dtype=np.float64)

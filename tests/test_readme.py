@@ -34,6 +34,14 @@ def folder(tmp_path: Path) -> Path:
         "profiles:\n  - {offer: a, model: m, input_tokens: 100, output_tokens: 100, max_rate_per_s: 2}\n"
         "  - {offer: b, model: m, input_tokens: 100, output_tokens: 100, max_rate_per_s: 6}\n"
     )
+    (tmp_path / "workers.csv").write_text(
+        "worker,service,device,role,gpus,input_tokens,output_tokens,requests_per_s\nw,m,l4,both,1,100,100,2\n"
+    )
+    (tmp_path / "DEPLOYMENT.yaml").write_text(
+        "problem: deploy\nname: readme\nworkers: workers.csv\n"
+        "services: [{name: m, demand: [{input_tokens: 100, output_tokens: 100, rate_per_s: 10}]}]\n"
+        "offers: [{name: a, device: l4, price_usd_per_hour: 1}]\n"
+    )
     (tmp_path / "NIGHT").mkdir()
     (tmp_path / "NIGHT" / "fleet.yaml").write_text((tmp_path / "FLEET.yaml").read_text())
     (tmp_path / "requests.csv").write_text(

@@ -39,8 +39,18 @@ FOUND, NONE = "feasible", "unknown"
 def couplings(
     problem: DeployProblem, cost_usd_per_hour: float, cuts: Sequence[Cut], options: SolveOptions
 ) -> tuple[Coupling, ...]:
-    """Each cut, solved within the time of the options; cost : of the whole plan."""
-    return tuple(_coupling(problem, cost_usd_per_hour, cut, options) for cut in cuts)
+    """Each cut that changes something, solved within the time of the options; cost : of the whole plan."""
+    return tuple(_coupling(problem, cost_usd_per_hour, cut, options) for cut in cuts if _matters(problem, cut))
+
+
+def _matters(problem: DeployProblem, cut: Cut) -> bool:
+    """Whether the problem has what is cut."""
+    fleet = problem.fleet
+    if cut == "hours":
+        return fleet.num_periods > 1
+    if cut == "pd":
+        return bool(fleet.config_role.any())
+    return cut != "experts" or not _without_copies(problem, fleet).all()
 
 
 def _coupling(problem: DeployProblem, cost: float, cut: Cut, options: SolveOptions) -> Coupling:

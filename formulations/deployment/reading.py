@@ -25,6 +25,7 @@ from planner.descriptions.efficiency import calibrated
 from planner.descriptions.fleet import FleetInstance, FleetLimits, Offer
 from planner.errors import DescriptionError, OptionError
 from planner.files import Loc, SourceText, canonical_json
+from planner.hardware import DeviceKind
 from planner.plan import DeployDocument, read_document
 from planner.readers.service_workers import ServiceWorker, read_service_workers
 
@@ -151,26 +152,32 @@ class _Reading(Reading):
         kinds: dict[str, Kind] = {}
         for index, offer in enumerate(offers):
             try:
-                device = catalog.device(offer.device).name
+                described = self.device(offer.device)
             except (OptionError, DescriptionError) as error:
                 self.find((*self.offers[index], *(("device",) if len(self.offers[index]) > 1 else ())), str(error))
                 continue
             nodes = instance.max_nodes_per_worker if offer.max_count is None else offer.max_count
+            device = described.name
             known = kinds.get(device)
             larger = known is None or offer.gpus > known.gpus
             network = offer.network_bytes_per_s
             if larger:
-                kinds[device] = Kind(device, offer.gpus, min(instance.max_nodes_per_worker, max(1, nodes)), network)
+                kinds[device] = Kind(described, offer.gpus, min(instance.max_nodes_per_worker, max(1, nodes)), network)
             elif known is not None and offer.gpus == known.gpus:
                 most = min(instance.max_nodes_per_worker, max(known.nodes, nodes))
                 slower = min((one for one in (network, known.network_bytes_per_s) if one is not None), default=None)
-                kinds[device] = Kind(device, offer.gpus, most, slower)
+                kinds[device] = Kind(described, offer.gpus, most, slower)
         self.stop_if_wrong()
         coefficients = None if instance.calibration is None else calibrated(self.path(instance.calibration))
         found = predicted_workers(instance, list(kinds.values()), coefficients, self)
         if coefficients is not None:
             found.notes.append(f"calibrated by {instance.calibration}")
         return found
+
+    def device(self, name: str) -> DeviceKind:
+        """A kind of GPU by its name, the instance's own first; OptionError or DescriptionError for an unknown one."""
+        own = catalog.devices.by_any_name(self.instance.devices)
+        return own.get(catalog.devices.folded(name)) or catalog.device(name)
 
     def _tabled(self, path: str, offers: Sequence[Offer]) -> Found:
         table = list(read_service_workers(self.path(path), self.instance.name))
@@ -232,6 +239,13 @@ class _FleetOfServices(FleetReading):
 
     def find(self, loc: Loc, message: str) -> None:
         self.outer.find(self.outer.place(loc), message)
+
+    def _device(self, index: int, offer: Offer) -> DeviceKind | None:
+        """Own kinds are no mistake, and others are told where workers are made for them."""
+        try:
+            return self.outer.device(offer.device)
+        except (OptionError, DescriptionError):
+            return None
 
     def _files(self) -> Iterator[str]:
         """The hash is taken over the deployment."""

@@ -117,9 +117,9 @@ def _from_files(instance: DeployInstance, nodes: str, current: DeployPlan | None
             left_out[reason] += 1
             continue
         try:
-            device = node_device(node, instance.devices).name
+            device = instance.gpu_labels.get(node.gpu_model) or node_device(node, {}).name
         except OptionError as error:
-            unknown.setdefault(node.gpu_model, f"node {node.name}: {error}; `devices` says it")
+            unknown.setdefault(node.gpu_model, f"node {node.name}: {error}; `gpu_labels` says it")
             continue
         key = device, len(devices), node.labels.get(REGION), node.labels.get(ZONE)
         groups[key].append(StandingNode(node.name, devices))

@@ -30,6 +30,7 @@ from planner.descriptions.fleet import LEAST_RATE_PER_S
 from planner.descriptions.parallel import ParallelInstance, RequestSize, ServingLoad
 from planner.errors import DescriptionError, OptionError
 from planner.files import SourceText
+from planner.hardware import DeviceKind
 from planner.model.spec import ModelSpec
 from planner.parallel_plan import Served, WorkerType
 from planner.readers.service_workers import ServiceWorker
@@ -41,10 +42,15 @@ from planner.workload import Slo
 class Kind:
     """A GPU, GPUs of the largest node that has it, nodes of one worker at most, and its network, if that is limited."""
 
-    device: str
+    described: DeviceKind
     gpus: int
     nodes: int
     network_bytes_per_s: float | None = None
+
+    @property
+    def device(self) -> str:
+        """Its name."""
+        return self.described.name
 
 
 @dataclass(slots=True)
@@ -120,7 +126,7 @@ class _Service:
 
     def on(self, kind: Kind) -> str | None:
         """Add the workers on one kind of GPU; why there is none."""
-        group = NodeGroup(device=kind.device, count=kind.nodes, gpus_per_node=kind.gpus)
+        group = NodeGroup(device=kind.described, count=kind.nodes, gpus_per_node=kind.gpus)
         asked = self._asked(kind, Cluster(nodes=(group,)))
         assert isinstance(asked.cluster, Cluster)
         variants = self._variants(kind) if self.loads else None

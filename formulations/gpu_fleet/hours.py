@@ -23,19 +23,25 @@ from typing import Literal
 
 import numpy as np
 
+from formulations.backends.linear import LinearModel
 from formulations.backends.relaxation import Relaxation, relax
 from formulations.backends.result import SolverResult
 from formulations.gpu_fleet.hour_groups import Box, HourGroups, PricedRow
 from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.packing import Counts
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
+from formulations.gpu_fleet.service_plans import ServicePlans
 from formulations.gpu_fleet.solution import counts_of, solver_of
-from formulations.outcome import Budget, PartBudget, SolveOptions, Status
+from formulations.outcome import Budget, PartBudget, SolveOptions, Status, Stop
 
 #: Periods above which the hours are taken apart.
 MANY_PERIODS = 6
 #: Seconds for one hour's MILP; its bound counts in any case.
 HOUR_S = 5.0
+#: The asked gap over that of an hour which is taken apart: near to all of it, as each of its parts takes long.
+HOUR_GAP = 1.1
+#: Share of an hour's time for its whole model at once, before it is taken apart by services.
+DIRECT_SHARE = 0.2
 #: Gap that counts as none, as a share of the cost: what `solve` allows for rounding, and half of it.
 CLOSED = 5e-7
 #: Shares that differ by less are the same.
@@ -99,8 +105,13 @@ class HoursSearch:
         self.price = problem.price[self.reserved]
         self.built = [FleetBuilder(problem, (period,)).build() for period in range(problem.num_periods)]
         self.groups = HourGroups(problem)
+        #: Hours by services, the prices of the last one, and whether hours are solved so.
+        self.plans: dict[int, ServicePlans] = {}
+        self.prices: FloatArray | None = None
+        self.by_services = False
         self.tried: dict[tuple[float, ...], float] = {}
         self.best: Best | None = None
+        self.left = problem.num_periods
         self.bound = 0.0
         self.bound_name = "hours apart, reserved instances priced" if self.reserved.size else "hours apart"
         self.last: SolverResult | None = None
@@ -279,17 +290,40 @@ class HoursSearch:
         lower[y] = box[0]
         # More than an hour can use is as good as what it can; a given number stays.
         upper[y] = np.maximum(np.minimum(upper[y], box[1]), box[0])
-        limit_s = max(0.1, min(HOUR_S, self.budget.remaining_s))
-        gap = None if self.options.relative_gap is None else self.gap / 8
+        # Hours that nothing ties are solved once, so the time is theirs alone.
+        each_s = HOUR_S if self.reserved.size else self.budget.remaining_s / max(1, self.left)
+        self.left -= 1
+        limit_s = max(0.1, min(each_s, self.budget.remaining_s))
+        gap = None if self.options.relative_gap is None else self.gap / (HOUR_GAP if self.by_services else 8)
         options = replace(self.options, time_limit_s=limit_s, relative_gap=gap)
         # The gap is one of the whole: an hour that costs next to nothing beside what is reserved may be rough.
         changed = replace(model, cost=cost, lower=lower, upper=upper, offset=scale)
-        result, values = self.solve(changed, PartBudget(self.budget, limit_s), options)
+        result, values = self._solved(period, changed, limit_s, options)
         self.last = result
         if result.status is Status.INFEASIBLE:
             return None
         found = np.inf if result.objective is None else result.objective - scale
         return Hour(found, 0.0 if result.bound is None else max(0.0, result.bound - scale), values)
+
+    def _solved(
+        self, period: int, model: LinearModel, limit_s: float, options: SolveOptions
+    ) -> tuple[SolverResult, FloatArray | None]:
+        """As one model, or by services once an hour of several models was not solved so in a part of its time."""
+        if not self.by_services:
+            several = len(self.problem.model_names) > 1
+            part = PartBudget(self.budget, limit_s * DIRECT_SHARE if several else limit_s)
+            result, values = self.solve(model, part, options)
+            if not several or result.stop in (Stop.PROOF, Stop.GAP):
+                return result, values
+            self.by_services = True
+        if period not in self.plans:
+            self.plans[period] = ServicePlans(self.problem, period, self.built[period], options.relative_gap)
+        plans = self.plans[period]
+        plans.change(model)
+        result, values = plans.solve(self.solve, options, PartBudget(self.budget, limit_s), self.prices)
+        if plans.parts.priced:
+            self.prices = plans.parts.best.prices
+        return result, values
 
 
 def rising(problem: FleetProblem, periods: IntArray) -> IntArray | None:

@@ -40,7 +40,7 @@ Constraints
     Shares of a survival keep the limit on spot instances too.
 
 Left out without loss: configurations that smaller replicas on the same GPUs replace (not with pool_slack or power).
-Added by `covers`, for several models: rows that whole replicas keep. Many periods are solved apart, see `hours` and
+Several models are taken apart by `service_plans`, with rows that whole replicas keep; many periods by `hours` and
 `switching`.
 
 Continuous shares make this small: counts are the only integers. Slicing the demand (Mélange) approximates them from
@@ -118,7 +118,8 @@ class FleetBuilder:
     """Builds the rows of some periods.
 
     relaxed : a family whose limits get a priced slack (see `explain`); unserved : demand may be left out, unpriced.
-    most : instances of each offer at most, where these periods are not all that count, [K].
+    most : instances of each offer at most, where these periods are not all that count, [K]. tight : shares need a
+    replica (`running`) wherever they take less than one, which makes the relaxation of few replicas much better.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class FleetBuilder:
         relaxed: str | None = None,
         unserved: bool = False,
         most: FloatArray | None = None,
+        tight: bool = False,
     ) -> None:
         self.problem, self.periods, self.relaxed, self.unserved = problem, periods, relaxed, unserved
         self.builder = LinearBuilder()
@@ -138,6 +140,9 @@ class FleetBuilder:
         #: By family (starts, stops) and step: the rows of each offer that is not reserved, and that of their limit.
         self.step_rows: dict[tuple[str, int], tuple[Columns, int | None]] = {}
         self.packing_rows: list[range] = []
+        #: Columns of the room of pools, by configuration.
+        self.room_columns: list[tuple[int, Columns]] = []
+        self.tight = tight
 
     def build(self) -> FleetModel:
         """All families of rows."""
@@ -151,10 +156,6 @@ class FleetBuilder:
         changed = self._changes(columns)
         self._switching(columns)
         return FleetModel(self.builder.build(), self.periods, tuple(columns), tuple(self.packing_rows), changed)
-
-    def at_least(self, columns: Columns, value: FloatArray, least: float) -> None:
-        """One more row, sum value x columns >= least; it is in the next `builder.build()`."""
-        self.builder.sparse_rows([least], np.inf, (0, columns, value))
 
     def load(self, period: int) -> FloatArray:
         """Load of a bucket on a configuration, [D, C]; inf where it cannot be or need not."""
@@ -258,6 +259,7 @@ class FleetBuilder:
             slope, start = tangents(slack, most)
             within = builder.variables((slope.size,), upper=most)
             chosen = builder.variables((slope.size,), integer=True)
+            self.room_columns += [(config, within), (config, chosen)]
             builder.sparse_rows([0.0], 0.0, (0, within, 1.0), (0, z[config], -1.0))
             builder.rows(-np.inf, 0.0, (within[:, None], 1.0), (chosen[:, None], -most))
             builder.sparse_rows([-np.inf], 1.0, (0, chosen, 1.0))
@@ -269,7 +271,8 @@ class FleetBuilder:
     ) -> None:
         none = np.full(self.problem.num_configs, -np.inf)
         self.builder.sparse_rows(none, 0.0, (config, x, load[bucket, config]), *room)
-        small = np.flatnonzero(load[bucket, config] < SMALL_LOAD)
+        least = self.problem.availability[self.problem.config_pool[config]] if self.tight else SMALL_LOAD
+        small = np.flatnonzero(load[bucket, config] < least)
         if small.size:
             self.builder.rows(-np.inf, 0.0, (x[small][:, None], 1.0), (z[config[small]][:, None], -1.0))
 

@@ -7,12 +7,12 @@ import time
 import numpy as np
 
 from formulations.backends.result import SolverResult
-from formulations.gpu_fleet.covers import tighten
 from formulations.gpu_fleet.explain import explain
 from formulations.gpu_fleet.hours import MANY_PERIODS, HoursSearch
 from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.packing import Counts, plan_of
 from formulations.gpu_fleet.problem import FleetProblem
+from formulations.gpu_fleet.service_plans import ServicePlans
 from formulations.gpu_fleet.solution import counts_of, solver_of
 from formulations.gpu_fleet.switching import SwitchingSearch
 from formulations.outcome import Bound, Budget, PartBudget, SearchResult, SolveOptions, Status, Stop
@@ -36,12 +36,12 @@ def search(problem: FleetProblem, options: SolveOptions, budget: Budget, method:
         # The last ones get what the first ones leave.
         part = PartBudget(budget, budget.remaining_s / (len(groups) - place)) if len(groups) > 1 else budget
         started = time.perf_counter()
-        builder = FleetBuilder(problem, group)
-        built = builder.build()
+        built = FleetBuilder(problem, group).build()
         build_s += time.perf_counter() - started
-        if len(group) == 1:
-            built = tighten(problem, builder, built, part)
-        result, values = solve(built.model, part, options)
+        if len(group) == 1 and len(problem.model_names) > 1:
+            result, values = ServicePlans(problem, group[0], built, options.relative_gap).solve(solve, options, part)
+        else:
+            result, values = solve(built.model, part, options)
         results.append(result)
         if result.status is Status.INFEASIBLE:
             reasons, relaxations = explain(problem, groups, budget)

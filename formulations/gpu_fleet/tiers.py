@@ -20,12 +20,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from formulations.backends.result import SolverResult
-from formulations.gpu_fleet.covers import tighten
 from formulations.gpu_fleet.explain import explain
 from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
 from formulations.gpu_fleet.packing import Counts, plan_of
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
 from formulations.gpu_fleet.search import apart_by_hour, by_hour
+from formulations.gpu_fleet.service_plans import ServicePlans
 from formulations.gpu_fleet.solution import counts_of, solver_of
 from formulations.gpu_fleet.unserved import unserved_per_s
 from formulations.outcome import TOLERANCE, Bound, Budget, PartBudget, SearchResult, SolveOptions, Status, Stop
@@ -136,11 +136,12 @@ class _Search:
         part = PartBudget(budget, budget.remaining_s / self.last_goals)
         built = group.built
         if group.serves_all:
-            builder = FleetBuilder(self.ordinary, group.periods)
-            built = builder.build()
-            if len(group.periods) == 1:
-                built = tighten(self.ordinary, builder, built, part)
-        bound = self._minimise(group, built, built.model.cost, part, self.options)
+            built = FleetBuilder(self.ordinary, group.periods).build()
+        if group.serves_all and len(group.periods) == 1 and len(self.ordinary.model_names) > 1:
+            plans = ServicePlans(self.ordinary, group.periods[0], built, self.options.relative_gap)
+            bound = self._kept(group, built, *plans.solve(self.solve, self.options, part))
+        else:
+            bound = self._minimise(group, built, built.model.cost, part, self.options)
         assert group.values is not None
         price = group.built.model.cost
         group.cost = _Goal(float(price @ group.values), bound)
@@ -207,7 +208,9 @@ class _Search:
         self, group: _Group, built: FleetModel, cost: FloatArray, budget: Budget, options: SolveOptions
     ) -> float | None:
         """A bound of one goal. A point that is found becomes the group's, with its model; else the last one stays."""
-        result, values = self.solve(replace(built.model, cost=cost), budget, options)
+        return self._kept(group, built, *self.solve(replace(built.model, cost=cost), budget, options))
+
+    def _kept(self, group: _Group, built: FleetModel, result: SolverResult, values: FloatArray | None) -> float | None:
         self.results.append(result)
         if values is None:
             return None

@@ -21,6 +21,7 @@ from planner.descriptions.fleet import (
     Priority,
     Requests,
 )
+from planner.hardware import DeviceKind
 from planner.units import UsdPerHour, Watts
 from planner.workload import Slo
 
@@ -101,8 +102,8 @@ class DeployInstance(FleetLimits):
     pods: Annotated[
         Path | None, Field(description="what runs on the nodes: `kubectl get pods -A -o json` (file or folder)")
     ] = None
-    devices: Annotated[
-        dict[str, Name], Field(description="catalogue names of GPUs by the nodes' product label, where unknown")
+    gpu_labels: Annotated[
+        dict[str, Name], Field(description="names of GPUs by the nodes' product label, where that is not known")
     ] = Field(default_factory=dict)
     tolerations: Annotated[
         tuple[dict[str, Any], ...], Field(description="of the workers' pods, as in a Pod's spec")
@@ -111,6 +112,9 @@ class DeployInstance(FleetLimits):
         dict[Name, Quantity], Field(description="cpu, memory, ... that a worker's pod takes for each of its GPUs")
     ] = Field(default_factory=dict)
     slo: Slo | None = None
+    devices: Annotated[
+        tuple[DeviceKind, ...], Field(description="own kinds of GPUs; over catalogued ones of that name")
+    ] = ()
     workers: Annotated[
         Path | None, Field(description="table of workers by service and size (CSV), in place of the serving search")
     ] = None
@@ -152,7 +156,7 @@ class DeployInstance(FleetLimits):
         if not self.offers and not self.nodes:
             yield ("offers",), "neither offers nor nodes are given: there is nothing to run on"
         if not isinstance(self.nodes, str):
-            for key in ("pods", "devices", "tolerations", "requests_per_gpu"):
+            for key in ("pods", "gpu_labels", "tolerations", "requests_per_gpu"):
                 if getattr(self, key):
                     yield (key,), "is for nodes that are read from a file"
         services = {service.name: service for service in self.services}

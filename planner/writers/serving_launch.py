@@ -45,8 +45,10 @@ class Launch:
 
     @property
     def most_tokens(self) -> int:
-        """Of a request, prompt and answer."""
-        return int(self.plan.input_tokens or 0) + int(self.plan.output_tokens or 0)
+        """Of a request that comes to it in any hour, prompt and answer."""
+        routes = [*self.plan.routing, *(route for period in self.plan.periods for route in period.routing)]
+        sizes = [one.input_tokens + one.output_tokens for one in routes if one.worker == self.worker.name]
+        return max(sizes, default=(self.plan.input_tokens or 0) + (self.plan.output_tokens or 0))
 
     @property
     def step_tokens(self) -> int:
@@ -194,7 +196,9 @@ def _summary(launch: Launch) -> str:
 
 
 def _shares(plan: ParallelPlan) -> list[str]:
-    """Which requests go where, if there are mixed workers beside pairs."""
+    """Which requests go where: of every size, or if there are mixed workers beside pairs."""
+    if plan.routing:
+        return [_routes(plan, size) for size in _sizes(plan)]
     mixed = sum(one.requests_per_s * one.count for one in plan.workers if one.role == "both")
     if not 0 < mixed < plan.requests_per_s:
         return []
@@ -202,8 +206,23 @@ def _shares(plan: ParallelPlan) -> list[str]:
     return [f"requests: {share:.1%} to the mixed workers, {1 - share:.1%} to prefill and then decode workers"]
 
 
+def _sizes(plan: ParallelPlan) -> list[tuple[int, int]]:
+    return list(dict.fromkeys((one.input_tokens, one.output_tokens) for one in plan.routing))
+
+
+def _routes(plan: ParallelPlan, size: tuple[int, int]) -> str:
+    """Shares of one size's requests; those that a prefill worker begins end at a decode worker."""
+    roles = {worker.name: worker.role for worker in plan.workers}
+    routes = [one for one in plan.routing if (one.input_tokens, one.output_tokens) == size and one.requests_per_s > 0]
+    served = sum(one.requests_per_s for one in routes if roles[one.worker] != "decode")
+    shares = (f"{one.requests_per_s / served:.1%} to {one.worker} ({roles[one.worker]})" for one in routes)
+    return f"requests of {size[0]}/{size[1]} tokens: {', '.join(shares)}"
+
+
 def _test(plan: ParallelPlan, engine: Engine) -> list[str]:
     """The load that the plan was made for, and what would prove it wrong."""
+    if len(_sizes(plan)) > 1:
+        return ["test of the plan: replay a trace with its sizes; a benchmark's random prompts are of one size"]
     asked = plan.output_tokens_per_s / (plan.output_tokens or 1)
     batches = [one.count * (one.max_batch_size or 0) for one in plan.workers if one.role != "prefill"]
     closed = all(batches) and all(one.role == "both" for one in plan.workers) and asked >= plan.requests_per_s

@@ -15,8 +15,7 @@ from planner.hardware import DeviceKind
 from planner.plausibility import device_notes
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "hardware.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```yaml\n# (device|cluster)\n(.*?)```", PAGE, flags=re.DOTALL)
-PROGRAM = Path(sys.executable).with_name("gpuplan")
+EXAMPLES = re.findall(r"```yaml[^\n]*\n# (device|cluster)\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
 def test_every_example_is_found() -> None:
@@ -39,12 +38,3 @@ def test_the_python_prints_what_it_says() -> None:
     numbers = [float(word) for word in re.findall(r"\d+\.\d+(?:e[+-]?\d+)?", done.stdout)]
     bandwidths = [number for number in numbers if number > 1e9]
     assert bandwidths == pytest.approx([50e9, 93.75e9, 400e9, 450e9, 93.75e9])
-
-
-def test_the_commands_run(tmp_path: Path) -> None:
-    (tmp_path / "DEVICE.yaml").write_text(next(text for kind, text in EXAMPLES if kind == "device"))
-    lines = re.findall(r"^    (gpuplan .*?)(?:  +#.*)?$", PAGE, flags=re.MULTILINE)
-    assert len(lines) == 5
-    for line in lines:
-        done = subprocess.run([PROGRAM, *line.split()[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, (line, done.stderr)

@@ -109,9 +109,9 @@ def test_pods_may_come_from_a_file_of_their_own(tmp_path: Path) -> None:
 
 
 def test_an_unknown_gpu_is_told_and_can_be_named(tmp_path: Path) -> None:
-    with pytest.raises(DescriptionError, match="`devices` says it"):
+    with pytest.raises(DescriptionError, match="`gpu_labels` says it"):
         cluster(tmp_path, node("a", product="Frobnicator-9"))
-    named = cluster(tmp_path, node("a", product="Frobnicator-9"), devices={"Frobnicator-9": "l4"})
+    named = cluster(tmp_path, node("a", product="Frobnicator-9"), gpu_labels={"Frobnicator-9": "l4"})
     assert free(named) == {"a": 4}
 
 

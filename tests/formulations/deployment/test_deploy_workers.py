@@ -73,6 +73,21 @@ def test_sizes_and_roles_are_those_asked_for(tmp_path: Path) -> None:
     assert {one.role for one in instance.workers.values()} == {"both"}
 
 
+def test_a_smaller_gpu_of_ones_own(tmp_path: Path) -> None:
+    """A quarter of an H100 in every respect: what one did, four do, or more."""
+    quarter = {
+        "name": "h100_quarter", "base": "h100_sxm", "memory_bytes": 20e9, "hbm_bandwidth_bytes_per_s": 0.84e12,
+        "flop_per_s": {"bf16": 247e12, "fp8": 495e12},
+    }  # fmt: skip
+    lite = [{"name": "lite", "device": "h100_quarter", "gpus": 8, "price_usd_per_hour": 6.0}]
+    whole = searched(tmp_path, rate=10)
+    small = searched(tmp_path, rate=10, devices=[quarter], offers=lite)
+    assert {one.device for one in small.workers.values()} == {"h100_quarter"}
+    best = [max(max(one.rates.values()) / one.gpus for one in each.workers.values()) for each in (whole, small)]
+    assert best[1] < best[0] / 2
+    assert judge(small, planned(small)[1]).feasible
+
+
 def skewed(layers: int, experts: int, seed: int) -> list[list[float]]:
     """Loads that fall off as 1 / rank, in an order of their own."""
     random = np.random.default_rng(seed)

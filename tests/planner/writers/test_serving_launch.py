@@ -139,6 +139,30 @@ def test_sizes_become_flags(
 NODE = {"NODE_RANK": "0", "MASTER_ADDR": "node0"}
 
 
+@pytest.mark.parametrize(
+    ("to", "flag"), [("vllm", "--max-model-len"), ("sglang", "--context-length"), ("trtllm", "--max_seq_len")]
+)
+def test_the_longest_request_that_a_worker_gets_fits(tmp_path: Path, shared_data: Path, to: str, flag: str) -> None:
+    """Of sizes 3000/500 and 8000/800 the first goes to both workers, the second to one of them, in a later hour."""
+    short, long = worker(tp=2, name="short"), worker(tp=4, name="long")
+    sizes = [
+        {"input_tokens": 3000, "output_tokens": 500, "worker": name, "requests_per_s": 1} for name in ("short", "long")
+    ]
+    later = [*sizes, {"input_tokens": 8000, "output_tokens": 800, "worker": "long", "requests_per_s": 1}]
+    hour = {
+        "hours": [1],
+        "rate_per_s": 1,
+        "workers": [short, long],
+        "routing": later,
+        "requests_per_s": 2,
+        "num_gpus": 6,
+    }
+    plan = document(short, long, routing=sizes, periods=[hour])
+    for name, expected in (("short", "3500"), ("long", "8800")):
+        started = Started(tmp_path, plan, to, name, MODEL="the model")
+        assert flags(started, to, shared_data / TABLES[to])[flag] == expected
+
+
 def test_wide_experts_over_nodes(tmp_path: Path, shared_data: Path) -> None:
     """DeepEP between nodes, and a redundant expert for each GPU that has none."""
     one = worker("decode", dp=144, ep=144, redundant=32, batch=4608)
@@ -333,6 +357,23 @@ def test_the_benchmark_is_the_load_of_the_prediction(tmp_path: Path) -> None:
     assert said(pairs).endswith(f"{sizes} --num-prompts 300 --request-rate 1")
     asked = document(worker(batch=10, count=2), output_tokens_per_s=750.0)
     assert said(asked).endswith("--num-prompts 200 --request-rate 1.5")
+
+
+def test_of_several_sizes_it_is_told_who_serves_which(tmp_path: Path) -> None:
+    """Of 4 requests/s of 3000/500, 1 goes to a mixed worker, 3 to a pair; of 9000/500 all to the pair."""
+    both, prefill, decode = worker(tp=2, batch=4, name="m"), worker("prefill", name="p"), worker("decode", name="d")
+    rates = [(3000, "m", 1.0), (3000, "p", 3.0), (3000, "d", 3.0), (9000, "m", 0.0), (9000, "p", 2.0), (9000, "d", 2.0)]
+    routing = [
+        {"input_tokens": size, "output_tokens": 500, "worker": name, "requests_per_s": rate}
+        for size, name, rate in rates
+    ]
+    export(document(both, prefill, decode, routing=routing), "vllm", str(tmp_path / "serve.sh"))
+    head = (tmp_path / "serve.sh").read_text()
+    assert "# requests of 3000/500 tokens: 25.0% to m (both), 75.0% to p (prefill), 75.0% to d (decode)" in head
+    assert "# requests of 9000/500 tokens: 100.0% to p (prefill), 100.0% to d (decode)" in head
+    # One run of random words has one size.
+    assert "--num-prompts" not in head
+    assert "replay a trace" in head
 
 
 def test_a_folder_gets_a_file_of_its_own(tmp_path: Path) -> None:
