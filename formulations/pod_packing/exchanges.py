@@ -15,17 +15,23 @@ import numpy as np
 from formulations.pod_packing.problem import BoolArray
 from planner.workload import IntArray
 
+#: Classes up to which it is sought who fits where; it takes their number cubed.
+MOST_CLASSES = 2000
+
 
 def fitting(request: IntArray, gpus: IntArray, milli: IntArray, allowed: BoolArray, tied: BoolArray) -> BoolArray:
     """Whether a pod of class a fits in a place for b, [J, J]; of two that are alike, the first in that of the second.
+    Nobody in any, where there are more than MOST_CLASSES.
 
     request : [J, R]; gpus, milli, tied : [J]; allowed : [J, ...] of nodes.
     """
+    if gpus.size > MOST_CLASSES:
+        return np.zeros((gpus.size, gpus.size), dtype=np.bool_)
     found: BoolArray = (gpus[:, None] <= gpus) & ((gpus[:, None] == 0) | (milli[:, None] <= milli))
     for r in range(request.shape[1]):
         found &= request[:, r, None] <= request[:, r]
     rows, row = np.unique(allowed, axis=0, return_inverse=True)
-    wider: BoolArray = np.all(rows[:, None] | ~rows, axis=2)
+    wider: BoolArray = (~rows).astype(np.float32) @ rows.T.astype(np.float32) == 0.0
     found &= wider[np.ix_(row.ravel(), row.ravel())] & ~tied & ~tied[:, None]
     return found & (~found.T | (np.arange(gpus.size)[:, None] < np.arange(gpus.size)))
 

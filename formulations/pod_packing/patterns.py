@@ -12,12 +12,12 @@ Then pods are put into patterns, and what is left wherever it still fits (`reali
 
 Rules between pods: anti-affinity within a node is part of a pattern, and of the bound for pods that share no device.
 Spread of a class over up to 8 zones is part of the program; how many pods go to each zone is settled before whole nodes
-are sought. Affinity, other spread, anti-affinity across nodes and gangs (but for their least number in the integer
-program) are left out and kept when pods are put onto nodes: plans keep them, and bounds, which know less of them, may
-be out of reach. The gap says by how much at most.
+are sought. Gangs, all of their least number or none, are part of the integer programs alone. Affinity, other spread and
+anti-affinity across nodes are left out and kept when pods are put onto nodes: plans keep them, and bounds, which know
+less of them, may be out of reach. The gap says by how much at most.
 Running pods stay where they are. Weight among pods of one tier, preferences and evictions are not part of it.
 
-Reference: Gilmore and Gomory 1961 (patterns); Wentges 1997 (smoothing); data: Weng et al., ATC'23 (openb).
+Reference: Gilmore and Gomory 1961 (patterns); Wentges 1997 (smoothing); `exchanges`; data: Weng et al., ATC'23 (openb).
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ Data: a value v_j of one pod of each class; cores in C equal units, device parts
 A kind with G free devices, partly used ones with m_1, m_2, ... parts left and c units of cores has the content worth
 (P[G] ⊕ T[m_1] ⊕ T[m_2] ...)[c].
 
-Requests are rounded up where a content is wanted, so that it fits, and down where a bound is, so that none is missed.
+Cores that are not multiples of a unit are rounded: requests up where a content is wanted, so that it fits, and down
+where a bound is, so that none is missed.
 Amounts besides cores (memory, pod slots, ...) are priced: each kind has a price λ_r >= 0 for them, v_j - λ·request_j is
 what the knapsack sees, and λ·free is added back: a bound for any λ. Prices rise where the best content needs too much.
 One pod of a class on a node (anti-affinity to itself) is kept for pods that share no device; the rest is left to the
