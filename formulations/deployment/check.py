@@ -135,14 +135,21 @@ def _change(problem: DeployProblem, plan: DeployPlan) -> Iterator[Violation]:
         return
     before = {pod.pod: pod for pod in current.pods}
     after = {pod.pod: pod for pod in plan.pods}
-    running: dict[str, tuple[str, frozenset[int]] | None] = {
+    running: dict[str, tuple[str, frozenset[int]]] = {
         name: (pod.node, frozenset(pod.gpus)) for name, pod in before.items()
     }
+    lent = {pod.pod: pod for pod in told.pods if pod.pod not in before}
+    for pod in told.pods:
+        if before.get(pod.pod, pod) != pod:
+            yield broken("change", pod.pod, f"{pod.pod} is not told as it runs in the deployment in force")
+        elif pod.pod in lent and pod.node not in told.lent_nodes:
+            yield broken("change", pod.pod, f"{pod.pod} is in neither deployment, and {pod.node} is not lent")
+    known = lent | after
     rented = {name for row in current.nodes if row.offer is not None for name in row.names}
     theirs = {name for row in plan.nodes if row.offer is not None for name in row.names}
     for number, step in enumerate(told.steps):
         rented |= set(step.add_nodes)
-        yield from _step(number, step, running, after, rented | _standing(problem))
+        yield from _step(number, step, running, known, rented | _standing(problem))
         rented -= set(step.drop_nodes)
     if set(running) != set(after):
         yield broken("change", "plan", "after the last step other pods run than the plan has")
@@ -159,22 +166,22 @@ def _standing(problem: DeployProblem) -> set[str]:
 def _step(
     number: int,
     step: Step,
-    running: dict[str, tuple[str, frozenset[int]] | None],
-    after: dict[str, DeployedPod],
+    running: dict[str, tuple[str, frozenset[int]]],
+    known: dict[str, DeployedPod],
     there: set[str],
 ) -> Iterator[Violation]:
     """One step on the pods that run, which it changes."""
     for name in step.start:
-        pod = after.get(name)
+        pod = known.get(name)
         if name in running:
             yield broken("change", name, f"step {number}: {name} starts, but runs already")
-        # A worker that is lent runs on a node of its own, and is no pod of the plan.
-        running[name] = None if pod is None else (pod.node, frozenset(pod.gpus))
-        if pod is not None and pod.node not in there:
+        if pod is None:
+            yield broken("change", name, f"step {number}: {name} starts, and nothing says where")
+            continue
+        running[name] = pod.node, frozenset(pod.gpus)
+        if pod.node not in there:
             yield broken("change", name, f"step {number}: {name} starts on {pod.node}, which is not there")
-    held: Counter[tuple[str, int]] = Counter(
-        (place[0], device) for place in running.values() if place is not None for device in place[1]
-    )
+    held: Counter[tuple[str, int]] = Counter((node, device) for node, devices in running.values() for device in devices)
     for (node, device), number_of in held.items():
         if number_of > 1:
             yield broken("change", node, f"step {number}: device {device} of {node} is held {number_of} times")

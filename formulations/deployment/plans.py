@@ -9,7 +9,7 @@ from formulations.deployment.rows import dearest, told_rows
 from formulations.deployment.slots import slot_prices
 from formulations.deployment.steps import Lender, change
 from formulations.outcome import Budget, SolveOptions
-from planner.deploy_plan import Change, DeployedNodes, DeployedPod, DeployedWorkers, DeployPlan
+from planner.deploy_plan import Change, DeployedNodes, DeployedPod, DeployedWorkers, DeployPlan, PodTemplate
 from planner.fleet_plan import FleetPlan
 
 
@@ -26,6 +26,7 @@ def bare_plan(problem: DeployProblem, fleet: FleetPlan) -> DeployPlan:
         cost_usd_per_hour=fleet.cost_usd_per_hour,
         hours=period.hours,
         served=dict(problem.served),
+        template=_template(problem, {name for row in nodes for name in row.names}),
         change=change_to(problem, nodes, pods, workers),
         fleet=fleet,
     )
@@ -42,6 +43,12 @@ def whole_plan(problem: DeployProblem, fleet: FleetPlan, options: SolveOptions, 
             "slot_prices": slot_prices(problem.fleet, index, budget),
         }
     )
+
+
+def _template(problem: DeployProblem, used: set[str]) -> PodTemplate:
+    """What pods have in common, with the nodes that the plan uses."""
+    known = problem.template
+    return known.model_copy(update={"hostnames": {n: host for n, host in known.hostnames.items() if n in used}})
 
 
 def change_to(

@@ -18,7 +18,7 @@ from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.gpu_fleet.reading import FleetReading
 from formulations.reading import Reading
 from planner import catalog
-from planner.deploy_plan import DeployPlan
+from planner.deploy_plan import DeployPlan, PodTemplate
 from planner.descriptions.base import COLLECT_PROBLEMS
 from planner.descriptions.deploy import DeployInstance
 from planner.descriptions.efficiency import calibrated
@@ -26,6 +26,7 @@ from planner.descriptions.fleet import FleetInstance, FleetLimits, Offer
 from planner.errors import DescriptionError, OptionError
 from planner.files import Loc, SourceText, canonical_json
 from planner.hardware import DeviceKind
+from planner.kubernetes.names import HOSTNAME_LABEL
 from planner.plan import DeployDocument, read_document
 from planner.readers.service_workers import ServiceWorker, read_service_workers
 
@@ -88,6 +89,15 @@ class _Reading(Reading):
             current=current,
             unfit=tuple(found.unfit),
             served=found.served,
+            template=self._template(stands),
+        )
+
+    def _template(self, stands: Standing) -> PodTemplate:
+        nodes = () if stands.snapshot is None else stands.snapshot.nodes
+        return PodTemplate(
+            requests_per_gpu=self.instance.requests_per_gpu,
+            tolerations=self.instance.tolerations,
+            hostnames={node.name: node.labels.get(HOSTNAME_LABEL, node.name) for node in nodes},
         )
 
     def _fleet_instance(self, offers: Sequence[Offer]) -> FleetInstance:

@@ -22,6 +22,7 @@ from planner.descriptions.fleet import Offer
 from planner.descriptions.pods import PodClass, PodsInstance
 from planner.errors import OptionError
 from planner.files import Loc
+from planner.kubernetes.names import DEPLOYMENT_LABEL, REGION_LABEL, ZONE_LABEL, label_value
 from planner.kubernetes.quantity import parse_amount
 from planner.kubernetes.reading import Notes
 from planner.kubernetes.snapshot import CPU, PODS, WHOLE_MILLI, Pod, Snapshot
@@ -29,10 +30,8 @@ from planner.readers.kube_cluster import node_device, shared_gpus
 from planner.readers.kubernetes import read_snapshot
 from planner.readers.pod_classes import expand_pods
 
-#: Labels of places. Source: Kubernetes' well-known labels.
-REGION, ZONE = "topology.kubernetes.io/region", "topology.kubernetes.io/zone"
-#: Label of the pods that a plan starts, with the name of the instance; and their namespace, where nothing says it.
-LABEL, NAMESPACE = "gpuplan/deployment", "default"
+#: Namespace of pods where nothing says it.
+NAMESPACE = "default"
 #: Findings of one kind that are told one by one.
 MOST_TOLD = 20
 
@@ -99,7 +98,11 @@ def _from_files(instance: DeployInstance, nodes: str, current: DeployPlan | None
     files = [one if one == "-" else reading.path(one) for one in (nodes, instance.pods) if one is not None]
     snapshot = read_snapshot(files)
     own = set() if current is None else {f"{NAMESPACE}/{pod.pod}" for pod in current.pods}
-    mine = [pod for pod in snapshot.pods if pod.name in own or pod.labels.get(LABEL) == instance.name]
+    mine = [
+        pod
+        for pod in snapshot.pods
+        if pod.name in own or pod.labels.get(DEPLOYMENT_LABEL) == label_value(instance.name)
+    ]
     snapshot = replace(snapshot, pods=tuple(pod for pod in snapshot.pods if pod not in mine))
     if not snapshot.nodes:
         reading.find(("nodes",), "there is no node")
@@ -121,7 +124,7 @@ def _from_files(instance: DeployInstance, nodes: str, current: DeployPlan | None
         except OptionError as error:
             unknown.setdefault(node.gpu_model, f"node {node.name}: {error}; `gpu_labels` says it")
             continue
-        key = device, len(devices), node.labels.get(REGION), node.labels.get(ZONE)
+        key = device, len(devices), node.labels.get(REGION_LABEL), node.labels.get(ZONE_LABEL)
         groups[key].append(StandingNode(node.name, devices))
     for message in list(unknown.values())[:MOST_TOLD]:
         reading.find(("nodes",), message)

@@ -133,6 +133,7 @@ class _Way:
         self.steps: list[Step] = []
         self.lent: list[str] = []
         self.loans: list[Placed] = []
+        self.borrowing: list[Placed] = []
 
     def _share(self, service: str, without: str | None = None) -> float:
         if service not in self.served.services:
@@ -231,6 +232,7 @@ class _Way:
                     self.lenders[place] = Lender(lender.offer, lender.device, lender.gpus, lender.more - 1)
                     self.lent.append(node)
                     self.loans.append(one)
+                    self.borrowing.append(one)
                     self.state.start(one)
                     return [one]
         return []
@@ -263,14 +265,16 @@ def change(
     rented = [[name for row in side[0] if row.offer is not None for name in row.names] for side in (before, after)]
     added = [name for name in rented[1] if name not in rented[0]]
     dropped = [name for name in rented[0] if name not in rented[1]]
-    kept, started, stopped = len(way.kept), len(way.starting), len(way.stopping)
+    kept, started, stopping = len(way.kept), len(way.starting), list(way.stopping)
     way.walk(added, dropped)
     return Change(
         kept=kept,
         started=started,
-        stopped=stopped,
+        stopped=len(stopping),
         steps=tuple(way.steps),
         lent_nodes=tuple(way.lent),
         served_before=way.before,
         served_least=way.least,
+        pods=tuple(pod for one in (*stopping, *way.borrowing) for pod in one.pods()),
+        lent=tuple(way.served.kinds[what] for what in dict.fromkeys((o.service, o.worker) for o in way.borrowing)),
     )

@@ -109,3 +109,26 @@ def test_steps_that_do_not_lead_to_the_plan(tmp_path: Path) -> None:
     assert any(
         "belong to a deployment" in one.message for one in check(instance, plan.model_copy(update={"change": None}))
     )
+
+
+def test_steps_say_where_what_the_plan_does_not_have_runs(tmp_path: Path) -> None:
+    """A swap on a full node borrows a node: the worker on it, and the one that stops, are told as they run."""
+    nodes = [{"name": "own", "device": "l4", "gpus": 2}]
+    rows = [worker("large", 4, gpus=2), worker("small", 5)]
+    _, before = planned(problem(tmp_path, {"m": 4}, rows[:1], [offer("single", 5)], nodes=nodes))
+    current = written(tmp_path, before)
+    instance = problem(tmp_path, {"m": 9}, rows, [offer("single", 5)], nodes=nodes, current=current)
+    _, plan = planned(instance)
+    assert check(instance, plan) == []
+    change = plan.change
+    assert change is not None
+    stops, lent = change.pods
+    assert (stops.pod, stops.node, lent.node) == (before.pods[0].pod, "own", change.lent_nodes[0])
+    assert [one.worker for one in change.lent] == [lent.worker]
+    for pods, expected in (
+        ((), "nothing says where"),
+        ((stops, lent.model_copy(update={"node": "own"})), "is not lent"),
+        ((stops.model_copy(update={"gpus": (0,)}), lent), "not told as it runs"),
+    ):
+        broken = plan.model_copy(update={"change": change.model_copy(update={"pods": pods})})
+        assert any(expected in one.message for one in check(instance, broken)), expected
