@@ -101,7 +101,7 @@ class Deployment:
 
 
 def _by_stages(fleet: FleetProblem, found: SearchResult[FleetPlan]) -> SearchResult[FleetPlan]:
-    """The stage-by-stage plan where time was too short for any other and it keeps all rules; what was found otherwise."""
+    """The stage-by-stage plan where time was too short for another and it keeps all rules; what was found otherwise."""
     plan = stage_by_stage(fleet)
     if plan is None or GPU_FLEET.check(fleet, plan):
         return found
