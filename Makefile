@@ -9,6 +9,10 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/gpuplan deploy instances/deploy/demo.yaml -o out/demo.json
 	$(BIN)/gpuplan check out/demo.json --instance instances/deploy/demo.yaml
+	$(BIN)/gpuplan report out/demo.json --instance instances/deploy/demo.yaml -o out/demo.html
+	mkdir -p out/demo
+	$(BIN)/gpuplan export out/demo.json --to k8s -o out/demo
+	$(BIN)/gpuplan export out/demo.json --to kubectl-sh -o out/demo/apply.sh
 
 test: lint types unit notebooks docs
 

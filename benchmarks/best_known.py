@@ -42,7 +42,7 @@ def known(path: Path, problem: Problem) -> PlanDocument | None:
 def unserved(document: PlanDocument) -> list[float]:
     """Goals of a fleet that go before its cost."""
     tiers = getattr(document.plan, "tiers", ())
-    return [round(tier.value, 6) for tier in tiers if tier.goal.startswith("unserved")]
+    return [round(tier.value, 6) for tier in tiers if getattr(tier, "goal", "").startswith("unserved")]
 
 
 def better(fresh: PlanDocument, old: PlanDocument | None) -> PlanDocument | None:

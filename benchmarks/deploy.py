@@ -17,10 +17,13 @@ import numpy as np
 from benchmarks import deploy_instances as instances
 from benchmarks.common import Row, main
 from formulations.base import solve
+from formulations.deployment.cuts import CUTS, couplings
 from formulations.gpu_fleet.formulation import GPU_FLEET
 from formulations.gpu_fleet.problem import FleetProblem
 from formulations.gpu_fleet.rows import instance_counts
 from formulations.outcome import SolveOptions
+from formulations.planning import plan
+from planner.deploy_plan import DeployPlan
 
 #: Seconds for each plan, and the gap at which it ends; short ones.
 TWO_MINUTES, FIVE_MINUTES, SHORT_S = 115.0, 290.0, 30.0
@@ -63,6 +66,25 @@ def spare(short: bool) -> Iterator[Row]:
     yield from _rows("six, N+1", instances.with_spare("six"), SHORT_S if short else TWO_MINUTES, 0.01)
 
 
+def stages(short: bool) -> Iterator[Row]:
+    """The stored instances as deployments, to the pod: beside the stage-by-stage plan, and what each coupling pays."""
+    for name in ("startup", "six", "six8", "moe", *(() if short else ("large",))):
+        problem = instances.deployment(name)
+        options = SolveOptions(time_limit_s=SHORT_S, relative_gap=0.005)
+        document = plan(problem, options=options)
+        assert document.verdict is not None
+        assert document.baseline is not None
+        cost = document.outcome.objective or np.nan
+        yield Row(name, "checked plan", cost, document.baseline.objective, "stage by stage", "USD/h", "lower")
+        yield Row(name, "broken rules", float(len(document.verdict.violations)), 0.0, "wanted", "", "lower")
+        if short:
+            continue
+        assert isinstance(document.plan, DeployPlan)
+        for one in couplings(problem, document.plan, CUTS, options):
+            found = np.nan if one.usd_per_hour is None else one.usd_per_hour
+            yield Row(name, "plan", cost, found, f"without {one.cut} ({one.status})", "USD/h", "lower")
+
+
 def _best_known(name: str) -> float:
     return float(instances.stored()[name]["best_known_usd_per_hour"])
 
@@ -86,7 +108,7 @@ def _rows(case: str, problem: FleetProblem, limit_s: float, gap: float, known: f
     yield Row(case, "memory, highest so far", peak, 4.0, "wanted", "GiB", "lower")
 
 
-CASES = {"small": small, "large": large, "hundred": hundred, "hours": hours, "spare": spare}
+CASES = {"small": small, "large": large, "hundred": hundred, "hours": hours, "spare": spare, "stages": stages}
 
 if __name__ == "__main__":
     main("deploy", CASES)

@@ -18,8 +18,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import data_folder
+from formulations.deployment.problem import DeployProblem
+from formulations.deployment.reading import read_problem as read_deployment
 from formulations.gpu_fleet.problem import FleetProblem
 from formulations.gpu_fleet.reading import read_problem
+from planner.descriptions.deploy import DeployInstance
 from planner.descriptions.fleet import FleetInstance
 from planner.files import SourceText
 
@@ -59,6 +62,31 @@ def described(name: str) -> dict[str, Any]:
         "workers": str(folder() / "workers.csv"),
         "headroom": 1 / one["rho"] - 1,
     }
+
+
+def deployment(name: str) -> DeployProblem:
+    """A stored instance as the deployment that it is."""
+    one = stored()[name]
+    services = [
+        {
+            "name": service,
+            "slo": dict(one["slo"][service]),
+            "demand": [
+                {key: row[key] for key in ("input_tokens", "output_tokens", "rate_per_s")}
+                for row in one["demand"]
+                if row["service"] == service
+            ],
+        }
+        for service in dict.fromkeys(row["service"] for row in one["demand"])
+    ]
+    given = {
+        "name": name,
+        "utilisation": one["rho"],
+        "services": services,
+        "offers": [dict(offer) for offer in one["offers"]],
+        "workers": str(folder() / "workers.csv"),
+    }
+    return read_deployment(DeployInstance.model_validate(given), SourceText("benchmark", "", {}, Path()))
 
 
 def problem(given: Mapping[str, Any]) -> FleetProblem:

@@ -23,7 +23,10 @@ from formulations.planning import load_problem
 
 INSTANCES = Path(__file__).resolve().parents[1] / "instances" / "parallel"
 #: Shipped clusters of several kinds or sites; the first is the short form's.
-CASES = ("train_8b_a100_h100", "train_70b_a100_h100", "train_70b_two_sites", "train_8b_four_kinds")
+CASES = (
+    "train_8b_a100_h100", "train_70b_a100_h100", "train_70b_two_sites", "train_8b_four_kinds",
+    "train_405b_1536_two_kinds",
+)  # fmt: skip
 
 
 def mixed(short: bool) -> Iterator[Row]:

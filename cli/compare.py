@@ -56,8 +56,9 @@ def compare(
     """Put plans side by side, or an instance and what-if variations of it, and count the moves between them.
 
     Objective, bound, gap, terms and metrics of each plan, and what changes from each to the next: replicas of
-    experts that move, instances of a fleet or serving workers that are added or dropped, pods on other nodes. With
-    --set the instance and each variation are solved, and every variation is held against the instance as it is.
+    experts that move, instances of a fleet or serving workers that are added or dropped, pods on other nodes, workers
+    and nodes of a deployment. With --set the instance and each variation are solved, and every variation is held
+    against the instance as it is.
 
     Exit codes: 0, 2 usage, 3 or 5 where neither the instance nor a variation has a plan, 7 bad files.
     """
@@ -105,6 +106,8 @@ def _changes(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
         return _moves(before, after)
     if before.kind_name == "pods":
         return _pods(before, after)
+    if before.kind_name == "deploy":
+        return _deployments(before, after)
     if before.kind_name not in COUNTED:
         return {"why": f"nothing is counted between plans of {before.kind_name}"}
     return _counts(before, after)
@@ -164,6 +167,24 @@ def _pods(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
     return {"pods": {name: count for name, count in changed.items() if count}, "why": None}
 
 
+def _deployments(before: PlanDocument, after: PlanDocument) -> dict[str, Any]:
+    """Workers by service, kind and node that start (+) and stop (-), and nodes to add and to give back."""
+    from collections import Counter
+
+    counts: list[tuple[Counter[tuple[str, str, str]], Counter[str]]] = []
+    for document in (before, after):
+        plan: Any = document.plan
+        if plan is None:
+            return {"workers": None, "nodes": None, "why": "a document holds no plan"}
+        workers = Counter((pod.service, pod.worker, pod.node) for pod in plan.pods if pod.part == 0)
+        nodes = Counter({str(row.offer or row.node): row.count for row in plan.nodes})
+        counts.append((workers, nodes))
+    (old, old_nodes), (new, new_nodes) = counts
+    told = {"stay": (old & new).total(), "start": (new - old).total(), "stop": -(old - new).total()}
+    changed = {name: new_nodes[name] - old_nodes[name] for name in {**old_nodes, **new_nodes}}
+    return {"workers": told, "nodes": {name: count for name, count in changed.items() if count}, "why": None}
+
+
 def _expert_bytes(document: PlanDocument) -> float | None:
     """Bytes of one expert of one layer, from the memory that the cost model found for all on a GPU."""
     plan: Any = document.plan
@@ -206,6 +227,11 @@ def _print(plans: list[str], documents: list[PlanDocument], moves: list[dict[str
     for move in moves:
         if move["why"] is not None:
             text = f"moves cannot be counted: {move['why']}"
+        elif "nodes" in move:
+            told = move["workers"]
+            nodes = ", ".join(f"{count:+d} {printable(name)}" for name, count in move["nodes"].items())
+            text = f"{told['stay']} workers stay, {told['start']} start, {-told['stop']} stop"
+            text += f"; {nodes or 'the same nodes'}"
         elif what := next((name for name in (*(one for one, *_ in COUNTED.values()), "pods") if name in move), None):
             changed = ", ".join(f"{count:+d} {printable(name)}" for name, count in move[what].items())
             text = changed or f"the same {what}"

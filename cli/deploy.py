@@ -130,7 +130,7 @@ def deploy(
 
         if document.plan is None or not cuts:
             return document
-        found = couplings(problem, document.plan.cost_usd_per_hour, cuts, options)
+        found = couplings(problem, document.plan, cuts, options)
         return document.model_copy(update={"plan": document.plan.model_copy(update={"couplings": found})})
 
     return run_plan(problem, options, delivery, finish)

@@ -10,11 +10,11 @@ from rich.table import Table
 from cli.fleet_render import HOURS_PER_MONTH, MOST_ROWS, hours_of
 from cli.render import Part, number, percent, printable, table
 from formulations.deployment.problem import DeployProblem
-from planner.deploy_plan import Change, DeployPlan
+from planner.deploy_plan import Change, DeployPlan, SlotPrice, Step
 from planner.plan import PlanDocument
 
-#: Slot prices that are printed, and couplings in words.
-MOST_PRICES = 8
+#: Slot prices that are printed, pods and nodes of one step that are named, and couplings in words.
+MOST_PRICES, MOST_NAMES = 8, 6
 CUTS = {
     "sharing": "services on nodes of their own",
     "workers": "one worker a service and GPU, no prefill and decode apart",
@@ -44,22 +44,29 @@ def deploy_answer(document: PlanDocument, problem: DeployProblem) -> Iterable[Pa
 
 
 def deploy_details(document: PlanDocument, problem: DeployProblem) -> Iterable[Part]:
-    """Placements of experts, prices of slots, steps, and what each coupling is worth."""
+    """Who serves what, placements of experts, prices of slots, steps, and what each coupling is worth."""
     plan = document.plan
     assert isinstance(plan, DeployPlan)
+    if len(plan.assignment) > len({(one.service, one.input_tokens, one.output_tokens) for one in plan.assignment}):
+        yield _shares(plan)
     if plan.experts:
         yield _experts(plan)
     if plan.slot_prices:
-        best: dict[tuple[str, str | None], list[str]] = defaultdict(list)
+        best: dict[str, list[str]] = defaultdict(list)
         for one in plan.slot_prices:
-            best[one.device, one.region].append(f"{one.gpus} GPU{'s' * (one.gpus > 1)} {number(one.usd_per_hour)}")
-        for (device, region), prices in list(best.items())[:MOST_PRICES]:
-            place = device if region is None else f"{device} in {region}"
+            best[_place(one)].append(f"{one.gpus} GPU{'s' * (one.gpus > 1)} {number(one.usd_per_hour)}")
+        for place, prices in list(best.items())[:MOST_PRICES]:
             yield "one more place", f"on {printable(place)} is worth, USD/hour: {', '.join(prices)}"
     if plan.change is not None:
         yield from _change(plan.change)
     if plan.couplings:
         yield _couplings(plan)
+
+
+def _place(one: SlotPrice) -> str:
+    """Where a place is, in words."""
+    where = ", ".join(name for name in (one.region, one.zone) if name is not None)
+    return ("spot " if one.spot else "") + one.device + (f" in {where}" if where else "")
 
 
 def _hours(plan: DeployPlan) -> str:
@@ -123,6 +130,23 @@ def _experts(plan: DeployPlan) -> Table:
     return table(("experts of", "worker", "slots on GPUs", "busiest/mean", "EPLB's rule"), rows)
 
 
+def _shares(plan: DeployPlan) -> Table:
+    """Which workers serve which share of a service's requests of one size."""
+    rows = [
+        (
+            printable(one.service),
+            f"{one.input_tokens}/{one.output_tokens}",
+            f"{printable(one.worker)}" + ("" if one.role == "both" else f", {one.role}"),
+            printable(one.offer),
+            percent(one.fraction),
+        )
+        for one in plan.assignment[:MOST_ROWS]
+    ]
+    if len(plan.assignment) > MOST_ROWS:
+        rows.append((f"{len(plan.assignment) - MOST_ROWS} more; --json lists all", "", "", "", ""))
+    return table(("requests of", "tokens", "are served by", "on", "share"), rows)
+
+
 def _change(change: Change) -> Iterator[Part]:
     yield "change", f"{change.kept} workers stay, {change.started} start, {change.stopped} stop"
     told = f"{len(change.steps)} steps; served at the worst {percent(change.served_least)} of the demand"
@@ -130,6 +154,15 @@ def _change(change: Change) -> Iterator[Part]:
     yield "order", told + (f", as now {percent(before)}" if before < 1 else "")
     if change.lent_nodes:
         yield "lent", f"for the time of the change: {', '.join(map(printable, change.lent_nodes))}"
+    if change.steps:
+        rows = [(str(place), *_step(step), percent(step.served)) for place, step in enumerate(change.steps, start=1)]
+        yield table(("step", "nodes added", "start", "stop", "nodes given back", "then served"), rows)
+
+
+def _step(step: Step) -> Iterator[str]:
+    for names in (step.add_nodes, step.start, step.stop, step.drop_nodes):
+        shown = ", ".join(map(printable, names[:MOST_NAMES]))
+        yield shown + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
 
 
 def _couplings(plan: DeployPlan) -> Table:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from planner.overlay import Flag
 
 WHAT, LOAD, GOAL = "Model and cluster", "Requests and limits", "Goal and choices"
+TRAIN = "Training"
 
 
 class Engine(StrEnum):
@@ -44,9 +45,17 @@ class Disaggregated(StrEnum):
     NEVER = "never"
 
 
+class Task(StrEnum):
+    """What the GPUs do."""
+
+    SERVE = "serve"
+    TRAIN = "train"
+
+
 class GoalName(StrEnum):
     """What is best."""
 
+    STEP_TIME = "step_time"
     THROUGHPUT = "throughput"
     GPUS = "gpus"
     COST = "cost"
@@ -63,6 +72,7 @@ def parallel(
         str | None,
         typer.Argument(metavar="INSTANCE", help="instance file that the flags override; - is standard input"),
     ] = None,
+    task: Annotated[Task | None, _flag("what the GPUs do; default: serve", WHAT)] = None,
     name: Annotated[str | None, _flag("name of the instance", WHAT, "TEXT")] = None,
     model: Annotated[
         str | None, _flag("catalogue name, or path of a config.json or of its folder", WHAT, "NAME|config.json")
@@ -130,6 +140,13 @@ def parallel(
     calibration: Annotated[
         str | None, _flag("your own measurements, from `gpuplan calibrate`", LOAD, "efficiency.yaml")
     ] = None,
+    batch_size: Annotated[int | None, _flag("sequences of a step", TRAIN, "N")] = None,
+    sequence_length: Annotated[int | None, _flag("tokens of a sequence", TRAIN, "N")] = None,
+    framework: Annotated[str | None, _flag("megatron, torchtitan, deepspeed; default: megatron", TRAIN, "NAME")] = None,
+    link: Annotated[str | None, _flag("network between nodes of --device, such as ib_ndr", TRAIN, "NAME")] = None,
+    fix: Annotated[
+        list[str] | None, _flag("size that is decided, such as tensor_parallel_size=8; repeatable", TRAIN, "NAME=N")
+    ] = None,
     output: OutputOption = None,
     time_limit: TimeLimitOption = 30.0,
     work_limit: WorkLimitOption = None,
@@ -144,7 +161,7 @@ def parallel(
     """Choose the workers that serve a model: role, GPU kind, parallel sizes, batch, and how many of each.
 
     The instance comes from flags, or from a file that the flags override. Exact over all counts of every worker that
-    the cost model, or the table of --candidates, has. A file with `task: train` asks how to split training instead.
+    the cost model, or the table of --candidates, has. With `task: train` it asks how to split training instead.
 
     Exit codes: 0 a plan, 2 usage, 3 proven infeasible, 4 short of the asked gap, 5 no plan found, 7 bad files.
     """
@@ -162,13 +179,18 @@ def parallel(
     if instance is None and name is None:
         name = _default_name(checkpoint or model, candidates)
     flags = {
+        ("task",): Flag("--task", task),
         ("name",): Flag("--name", name),
         ("model",): Flag("--model", beside(instance, model) if model and model.endswith(".json") else model),
         ("checkpoint",): Flag("--checkpoint", checkpoint),
         ("precision",): Flag("--precision", precision),
         ("backend",): Flag("--backend", backend),
-        ("cluster",): _cluster(instance, cluster, device, nodes, gpus_per_node),
+        ("cluster",): _cluster(instance, cluster, device, nodes, gpus_per_node, link),
         ("workload",): Flag("--input-tokens and --output-tokens"),
+        ("global_batch_size",): Flag("--batch-size", batch_size),
+        ("sequence_length",): Flag("--sequence-length", sequence_length),
+        ("framework",): Flag("--framework", framework),
+        **_fixed(fix or []),
         ("workload", "input_tokens"): Flag("--input-tokens", input_tokens),
         ("workload", "output_tokens"): Flag("--output-tokens", output_tokens),
         ("workload", "rate_per_s"): Flag("--rate", rate),
@@ -205,10 +227,31 @@ def _default_name(model: str | None, candidates: str | None) -> str:
     )
 
 
+def _fixed(sizes: list[str]) -> dict[Loc, Flag]:
+    """Sizes of --fix; DescriptionError with all that cannot be read."""
+    from cli.flags import FlagReader
+    from planner.overlay import Flag
+
+    reader, found = FlagReader(), {}
+    for text in sizes:
+        name, _, value = text.partition("=")
+        if not (name and value.isdecimal()):
+            reader.tell("--fix", f"is {text!r}, but must be NAME=N, such as tensor_parallel_size=8")
+            continue
+        found["fixed", name] = Flag("--fix", int(value))
+    reader.refuse()
+    return found
+
+
 def _cluster(
-    instance: str | None, cluster: str | None, device: str | None, nodes: int | None, gpus_per_node: int | None
+    instance: str | None,
+    cluster: str | None,
+    device: str | None,
+    nodes: int | None,
+    gpus_per_node: int | None,
+    link: str | None,
 ) -> Flag:
-    """The cluster of the flags: a file, or equal nodes of one device."""
+    """The cluster of the flags: a file, or equal nodes of one device, with the link between them."""
     from cli.instances import beside
     from planner.errors import OptionError
     from planner.overlay import Flag
@@ -216,11 +259,13 @@ def _cluster(
     if cluster is not None and device is not None:
         raise OptionError("choose one of --cluster and --device")
     if device is None:
-        if nodes is not None or gpus_per_node is not None:
-            raise OptionError("--nodes and --gpus-per-node go with --device")
+        if nodes is not None or gpus_per_node is not None or link is not None:
+            raise OptionError("--nodes, --gpus-per-node and --link go with --device")
         return Flag("--cluster" if cluster else "--cluster or --device", beside(instance, cluster))
     sizes = {"count": nodes, "gpus_per_node": gpus_per_node}
-    return Flag("--device", {"nodes": [{"device": device} | {k: v for k, v in sizes.items() if v is not None}]})
+    network = {} if link is None else {"network": {"link": link}}
+    nodes_of = {"device": device} | {k: v for k, v in sizes.items() if v is not None}
+    return Flag("--device", {"nodes": [nodes_of], **network})
 
 
 def _demand(mixes: list[str], hourly: str | None) -> dict[Loc, Flag]:

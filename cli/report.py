@@ -73,7 +73,7 @@ def report(
         if document.plan is not None:
             document = document.model_copy(update={"verdict": check_document(document, problem)})
             drawn = list(_figures(document, problem, _cluster(described, source), time_limit if studies else None))
-    page = page_of(document, problem, drawn, plan, instance)
+    page = page_of(document, problem, drawn, (plan, instance, current))
     write_text(output, to_html(page) if suffix == ".html" else to_markdown(page))
     return ExitCode.BROKEN if document.verdict is not None and not document.verdict.feasible else ExitCode.OK
 
@@ -106,10 +106,13 @@ def _figures(
     yield from figures(document, problem, cluster, scenarios)
 
 
-def page_of(document: PlanDocument, problem: Any, drawn: Sequence[Figure], plan: str, instance: str | None) -> Report:
+def page_of(
+    document: PlanDocument, problem: Any, drawn: Sequence[Figure], files: tuple[str, str | None, str | None]
+) -> Report:
     """A document's page.
 
-    problem : the arrays of its instance, or None. drawn : its figures. plan, instance : the files, to make it again.
+    problem : the arrays of its instance, or None. drawn : its figures. files : the plan, its
+    instance and the plan in force, to make it again.
     """
     from cli.render import STATUS, STOP
     from planner.reporting.page import Report
@@ -124,7 +127,7 @@ def page_of(document: PlanDocument, problem: Any, drawn: Sequence[Figure], plan:
         *_answer(document, problem, drawn),
         *_judged(document),
         *_proof(document),
-        *_remake(document, plan, instance),
+        *_remake(document, *files),
     ]
     return Report(title=document.instance.name, answer=answer, good=good, sections=sections)
 
@@ -232,13 +235,13 @@ def _proof(document: PlanDocument) -> Iterator[Section]:
         yield Section("What it assumes", [Items(document.verdict.assumptions)])
 
 
-def _remake(document: PlanDocument, plan: str, instance: str | None) -> Iterator[Section]:
+def _remake(document: PlanDocument, plan: str, instance: str | None, current: str | None) -> Iterator[Section]:
     from planner.reporting.page import Items, Lines, Section
 
     outcome = document.outcome
-    where = instance or "INSTANCE"
-    solve = ["gpuplan", "plan", where, "--method", outcome.method, "--seed", str(outcome.seed), "-o", plan]
-    check = ["gpuplan", "check", plan, "--instance", where]
+    where = [instance or "INSTANCE", *([] if current is None else ["--current", current])]
+    solve = ["gpuplan", "plan", *where, "--method", outcome.method, "--seed", str(outcome.seed), "-o", plan]
+    check = ["gpuplan", "check", plan, "--instance", *where]
     reference = [("gpuplan", document.gpuplan_version), ("instance", f"sha256 {document.instance.sha256}")]
     yield Section("To make it again", [Items([shlex.join(solve), shlex.join(check)], code=True), Lines(reference)])
 

@@ -171,6 +171,10 @@ def _book(
 
     folder = os.path.relpath(source.base_dir, Path(output).resolve().parent)
     written = datetime.now(UTC).date().isoformat()
+    if problem.kind == "deploy":
+        from planner.reporting.workbook.deploy import deploy_book
+
+        return deploy_book(instance, source.value, document, folder, written)
     if problem.kind != "fleet":
         from planner.reporting.workbook.plans import plan_book
 

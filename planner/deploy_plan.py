@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, PositiveInt
 
@@ -94,10 +94,15 @@ class ExpertMap(Description):
 
 
 class SlotPrice(Description):
-    """What one more place for a worker of so many GPUs is worth, at the prices of the linear relaxation."""
+    """What one more place for a worker of so many GPUs is worth, at the prices of the linear relaxation.
+
+    zone : where the loss of one is survived; spot : whether it is a place on spot nodes.
+    """
 
     device: str
     region: str | None
+    zone: str | None = None
+    spot: bool = False
     gpus: PositiveInt
     usd_per_hour: FiniteFloat
 
@@ -105,7 +110,7 @@ class SlotPrice(Description):
 class Step(Description):
     """What happens together, from the deployment in force: nodes are added, pods start, then pods stop and nodes go.
 
-    served : of the demand, in the worst service, after the step.
+    served : of the demand with its headroom, in the worst service, after the step.
     """
 
     add_nodes: tuple[str, ...] = ()
@@ -116,9 +121,12 @@ class Step(Description):
 
 
 class Change(Description):
-    """From the deployment in force to the plan. lent_nodes : rented for the time of the change alone.
+    """From the deployment in force to the plan.
 
-    served_before, served_least : of the demand, in the worst service: by what runs now, and at the worst of all steps.
+    lent_nodes : rented for the time of the change alone. pods : that steps name and the plan does not have, of the
+    deployment in force and on lent nodes; lent : the workers on lent nodes.
+    served_before, served_least : of the demand with its headroom, in the worst service: by what runs now on nodes that
+    are still there, and at the worst of all steps.
     """
 
     kept: Count
@@ -128,6 +136,19 @@ class Change(Description):
     lent_nodes: tuple[str, ...] = ()
     served_before: FiniteFloat
     served_least: FiniteFloat
+    pods: tuple[DeployedPod, ...] = ()
+    lent: tuple[DeployedWorkers, ...] = ()
+
+
+class PodTemplate(Description):
+    """What the pods of all workers have in common, and how nodes are named.
+
+    requests_per_gpu, tolerations : as in the instance. hostnames : of the nodes of a cluster that stands, by name.
+    """
+
+    requests_per_gpu: dict[str, str | int | FiniteFloat] = Field(default_factory=dict)
+    tolerations: tuple[dict[str, Any], ...] = ()
+    hostnames: dict[str, str] = Field(default_factory=dict)
 
 
 class Coupling(Description):
@@ -144,6 +165,7 @@ class DeployPlan(Description):
     """The whole of a deployment. nodes, workers, assignment and pods are those of the most expensive hours.
 
     served : what the workers of each service run, for launch commands; without it where workers are from a table.
+    template : what their pods have besides, for manifests.
     cost_usd_per_hour : mean over the hours. hours : that `pods` are for. fleet : every hour's nodes, workers and
     shares, in the terms of a fleet (its models are the services), standing nodes as offers of their own price.
     """
@@ -156,6 +178,7 @@ class DeployPlan(Description):
     cost_usd_per_hour: FiniteFloat
     hours: tuple[Count, ...]
     served: dict[str, Served] = Field(default_factory=dict)
+    template: PodTemplate = PodTemplate()
     slot_prices: tuple[SlotPrice, ...] = ()
     change: Change | None = None
     couplings: tuple[Coupling, ...] = ()

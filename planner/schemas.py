@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from planner.cluster import Cluster
+from planner.descriptions.deploy import DeployInstance
 from planner.descriptions.efficiency import Efficiency
 from planner.descriptions.experts import ExpertsInstance
 from planner.descriptions.fleet import FleetInstance
@@ -18,6 +19,7 @@ from planner.descriptions.training import TrainingInstance
 from planner.errors import OptionError
 from planner.hardware import DeviceKind, Link
 from planner.plan import (
+    DeployDocument,
     ExpertsDocument,
     FleetDocument,
     LayersDocument,
@@ -43,6 +45,8 @@ KINDS: Mapping[str, type[BaseModel]] = {
     "training-plan": TrainingDocument,
     "pods": PodsInstance,
     "pods-plan": PodsDocument,
+    "deploy": DeployInstance,
+    "deploy-plan": DeployDocument,
     "cluster": Cluster,
     "device": DeviceKind,
     "link": Link,

@@ -79,14 +79,22 @@ class ColumnLp:
         """
         if budget.stop() is not None:
             return None
-        if self._solver is None:
+        warm = self._solver is not None
+        if not warm:
             self._solver = self._mathopt.IncrementalSolver(self._model, self._mathopt.SolverType.GLOP)
         parameters = self._mathopt.SolveParameters(time_limit=timedelta(seconds=max(budget.remaining_s, 1e-3)))
         # Nobody reads reduced costs, and turning them into Python objects takes as long as a warm solve.
         nothing = self._mathopt.ModelSolveParameters(
             reduced_costs_filter=self._mathopt.VariableFilter(filtered_items=[])
         )
-        answer = self._solver.solve(params=parameters, model_params=nothing)
+        try:
+            answer = self._solver.solve(params=parameters, model_params=nothing)
+        except (AttributeError, RuntimeError) as error:
+            if not warm:
+                raise SolverError(f"GLOP refuses the program of columns: {error.__context__ or error}") from error
+            # From where it was, GLOP can lose its way in rounding errors ("abnormal"); from nothing it does not.
+            self._solver = None
+            return self.solve(budget)
         reason = self._mathopt.TerminationReason
         if answer.termination.reason is reason.NO_SOLUTION_FOUND or answer.termination.reason is reason.FEASIBLE:
             return None

@@ -1,8 +1,9 @@
 """Replanning: a new plan against the one in force, and whether moving to it pays back.
 
-A move costs `move_price` once, in the objective's unit times hours (USD for a fleet), and the new plan stands for
-`horizon_hours`. So the instance is solved with each move priced at move_price / horizon_hours; and solved again with no
-move allowed, which says what keeping the plan in force is worth under the new data.
+A move costs `move_price` once, in the objective's unit times hours (USD for an instance of a fleet, or for a GPU of a
+worker that a deployment starts), and the new plan stands for `horizon_hours`. So the instance is solved with each move
+priced at move_price / horizon_hours; and solved again with no move allowed, which says what keeping the plan in force
+is worth under the new data.
 
     gain_per_hour     objective of keeping - objective of the new plan, both without the price of moves
     move_cost         moves x move_price
@@ -40,9 +41,17 @@ def _instances_changed(document: PlanDocument) -> float:
     return float(sum(abs(count) for count in (fleet.changes or {}).values()))
 
 
+def _gpus_started(document: PlanDocument) -> float:
+    """Of workers that the change to the plan starts."""
+    deployed: Any = document.plan
+    started = {pod for step in deployed.change.steps for pod in step.start}
+    return float(sum(len(pod.gpus) for pod in deployed.pods if pod.pod in started))
+
+
 REPLANNED: Mapping[str, Replanned] = {
     "experts": Replanned("move_cost", "max_moves", "moves", lambda one: one.outcome.terms["moved_replicas"]),
     "fleet": Replanned("change_cost_usd_per_hour", "max_changes", "change_usd_per_hour", _instances_changed),
+    "deploy": Replanned("move_cost_usd_per_gpu_hour", "max_moves", "move_usd_per_hour", _gpus_started),
 }
 
 Asked = Callable[[SolveOptions], tuple[PlanDocument, dict[str, Any]]]

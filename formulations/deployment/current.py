@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from formulations.deployment.placing import workers_in
 from formulations.deployment.standing import StandingKind
 from formulations.gpu_fleet.problem import FleetProblem, IntArray
 from formulations.gpu_fleet.rows import Rows
@@ -32,14 +33,14 @@ def running_workers(
     kinds_of = {(row.service, row.worker): row for row in current.workers}
     running = np.zeros(fleet.num_configs, dtype=np.int64)
     lost: Counter[str] = Counter()
-    for pod in current.pods:
-        if pod.part:
+    for worker in workers_in(current.pods):
+        row, offers = kinds_of[worker.service, worker.worker], [place.get(node) for node, _ in worker.places]
+        if None in offers:
+            lost[f"on {worker.places[offers.index(None)][0]}, which is gone"] += 1
             continue
-        row, offer = kinds_of[pod.service, pod.worker], place.get(pod.node)
-        if offer is None:
-            lost[f"on {pod.node}, which is gone"] += 1
-            continue
-        one = Replicas(offer=offer, model=row.service, gpus=row.num_gpus, count=1, role=row.role, worker=row.worker)
+        one = Replicas(
+            offer=str(offers[0]), model=row.service, gpus=row.num_gpus, count=1, role=row.role, worker=row.worker
+        )
         if row.service not in known.models or not known.has_config(one):
             lost[f"{row.worker} of {row.service}, which the problem does not have"] += 1
             continue

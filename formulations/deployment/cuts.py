@@ -8,7 +8,8 @@ pd        prefill and decode have no workers of their own
 hours     the busiest rate of every size holds in all hours
 
 Each cut leaves fewer plans (or chooses among them by a price that is not the real one), so the difference to the whole
-is what the coupling pays, up to the gaps of both.
+is what the coupling pays, up to the gaps of both. Costs hold the price of moves and starts; all serve what the whole
+plan serves.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from formulations.gpu_fleet.formulation import GPU_FLEET
 from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.packing import Counts, plan_of
 from formulations.gpu_fleet.problem import BoolArray, Draw, FleetProblem, IntArray
+from formulations.gpu_fleet.rows import Rows, in_order
 from formulations.gpu_fleet.solution import counts_of, solver_of
 from formulations.outcome import Budget, PartBudget, SolveOptions
-from planner.deploy_plan import Coupling
+from planner.deploy_plan import Coupling, DeployPlan
 
 Cut = Literal["sharing", "workers", "nodes", "experts", "pd", "hours"]
 CUTS: tuple[Cut, ...] = get_args(Cut)
@@ -37,14 +39,34 @@ FOUND, NONE = "feasible", "unknown"
 
 
 def couplings(
-    problem: DeployProblem, cost_usd_per_hour: float, cuts: Sequence[Cut], options: SolveOptions
+    problem: DeployProblem, plan: DeployPlan, cuts: Sequence[Cut], options: SolveOptions
 ) -> tuple[Coupling, ...]:
-    """Each cut, solved within the time of the options; cost : of the whole plan."""
-    return tuple(_coupling(problem, cost_usd_per_hour, cut, options) for cut in cuts)
+    """Each cut that changes something, solved within the time of the options for the demand that the plan serves."""
+    fleet = _served(problem.fleet, plan)
+    cost = GPU_FLEET.objective(problem.fleet, plan.fleet).total
+    return tuple(_coupling(problem, fleet, cost, cut, options) for cut in cuts if _matters(problem, cut))
 
 
-def _coupling(problem: DeployProblem, cost: float, cut: Cut, options: SolveOptions) -> Coupling:
-    fleet = replace(problem.fleet, running=None, move_cost=None, max_moves=None)
+def _matters(problem: DeployProblem, cut: Cut) -> bool:
+    """Whether the problem has what is cut."""
+    fleet = problem.fleet
+    if cut == "hours":
+        return fleet.num_periods > 1
+    if cut == "pd":
+        return bool(fleet.config_role.any())
+    return cut != "experts" or not _without_copies(problem, fleet).all()
+
+
+def _served(fleet: FleetProblem, plan: DeployPlan) -> FleetProblem:
+    """The fleet for what the plan serves: a cut that left out more would be no dearer."""
+    known, rate = Rows(fleet), fleet.rate.copy()
+    for period, place in enumerate(in_order(fleet, plan.fleet)):
+        for row in plan.fleet.periods[place].unserved:
+            rate[period, known.bucket(row)] *= 1.0 - row.fraction
+    return replace(fleet, rate=rate, leave_unserved=False)
+
+
+def _coupling(problem: DeployProblem, fleet: FleetProblem, cost: float, cut: Cut, options: SolveOptions) -> Coupling:
     if cut == "nodes":
         return _by_gpu(fleet, cost, options)
     outcome = solve(GPU_FLEET, without(problem, fleet, cut), options)
@@ -106,13 +128,16 @@ def only(fleet: FleetProblem, kept: BoolArray) -> FleetProblem:
         throughput=fleet.throughput[:, kept],
         slack=None if fleet.slack is None else fleet.slack[kept],
         draw=None if draw is None else Draw(draw.idle, draw.running[kept], draw.joules[:, kept]),
+        running=None if fleet.running is None else fleet.running[kept],
+        move_cost=None if fleet.move_cost is None else fleet.move_cost[kept],
     )
 
 
 def apart(fleet: FleetProblem) -> FleetProblem:
     """The fleet in which every service has nodes of its own: a copy of each offer and pool for each service.
 
-    What there is of an offer is shared by its copies, as a quota of GPUs.
+    What there is of an offer is shared by its copies, as a quota of GPUs; what must be rented of it is rented by the
+    first of them.
     """
     models, pools = len(fleet.model_names), len(fleet.availability)
     pairs = sorted({(int(m), int(p)) for m, p in zip(fleet.config_model, fleet.config_pool, strict=True)})
@@ -124,6 +149,7 @@ def apart(fleet: FleetProblem) -> FleetProblem:
         if (m, int(p)) in place
     ]
     offer = np.array([k for k, _, _ in copies])
+    first = np.isin(np.arange(offer.size), np.unique(offer, return_index=True)[1])
     pool_of = np.array([p for _, p in pairs])
     limited = np.flatnonzero(np.isfinite(fleet.most))
     draw = fleet.draw
@@ -135,7 +161,7 @@ def apart(fleet: FleetProblem) -> FleetProblem:
         gpus=fleet.gpus[offer],
         price=fleet.price[offer],
         watts=fleet.watts[offer],
-        least=np.zeros(offer.size),
+        least=fleet.least[offer] * first,
         most=fleet.most[offer],
         reserved=fleet.reserved[offer],
         start_cost=None if fleet.start_cost is None else fleet.start_cost[offer],

@@ -24,10 +24,12 @@ from formulations.deployment.baseline import stage_by_stage
 from formulations.deployment.check import check
 from formulations.deployment.problem import DeployProblem
 from formulations.gpu_fleet.formulation import GPU_FLEET
-from formulations.outcome import Budget, Objective, SearchResult, SolveOptions
+from formulations.gpu_fleet.problem import FleetProblem
+from formulations.outcome import Budget, Objective, SearchResult, SolveOptions, Status
 from planner.cost.verdict import Violation
 from planner.deploy_plan import DeployPlan
 from planner.errors import OptionError
+from planner.fleet_plan import FleetPlan
 
 
 class Deployment:
@@ -55,12 +57,18 @@ class Deployment:
             raise OptionError("deploy takes no start plan; `current` prices moves from one")
         work = replace(options, method=options.method or next(iter(self.methods)))
         found = GPU_FLEET.search(problem.fleet, work, budget, None)
+        if found.plan is None and found.status is Status.UNKNOWN:
+            found = _by_stages(problem.fleet, found)
         started = time.perf_counter()
-        plan = None
+        plan, claimed = None, found.claimed
         if found.plan is not None:
             # What is told beside the plan has its own time: the search may use all of its.
             beside = Budget(max(BESIDE_S, budget.remaining_s))
             fleet = trimmed(problem.fleet, found.plan, options, beside, near_running(problem))
+            if claimed is not None:
+                # Trimming may save moves that the search had no time to leave.
+                prices = [GPU_FLEET.objective(problem.fleet, one).total for one in (found.plan, fleet)]
+                claimed -= prices[0] - prices[1]
             plan = whole_plan(problem, fleet, options, beside)
         return SearchResult(
             status=found.status,
@@ -68,7 +76,7 @@ class Deployment:
             plan=plan,
             solver=found.solver,
             solver_version=found.solver_version,
-            claimed=found.claimed,
+            claimed=claimed,
             bound=found.bound,
             build_s=found.build_s,
             aside_s=found.aside_s + time.perf_counter() - started,
@@ -90,6 +98,14 @@ class Deployment:
 
         fleet = stage_by_stage(problem.fleet)
         return "stage by stage", None if fleet is None else bare_plan(problem, fleet)
+
+
+def _by_stages(fleet: FleetProblem, found: SearchResult[FleetPlan]) -> SearchResult[FleetPlan]:
+    """The stage-by-stage plan where time was too short for another and it keeps all rules; what was found otherwise."""
+    plan = stage_by_stage(fleet)
+    if plan is None or GPU_FLEET.check(fleet, plan):
+        return found
+    return replace(found, status=Status.FEASIBLE, plan=plan, solver="stage by stage", claimed=None)
 
 
 #: Seconds that what follows of a plan may take at least: trimming, expert maps, prices, steps.

@@ -8,6 +8,7 @@ everything has room, so a place is found for every plan that is right.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,9 +52,10 @@ class Placed:
     def pods(self) -> Iterator[DeployedPod]:
         """One pod on each node."""
         parts = len(self.places)
-        for part, (node, devices) in enumerate(self.places):
+        names = pod_names(self.name, parts)
+        for part, (name, (node, devices)) in enumerate(zip(names, self.places, strict=True)):
             yield DeployedPod(
-                pod=self.name if parts == 1 else f"{self.name}-{part}",
+                pod=name,
                 service=self.service,
                 worker=self.worker,
                 node=node,
@@ -88,7 +90,7 @@ def place_pods(problem: DeployProblem, period: Period) -> tuple[tuple[DeployedNo
     counts: Counter[str] = Counter()
     for one in period.allocation:
         counts[one.offer] += one.count
-    names = _Names(worker.name for worker in running)
+    names = _Names(name for one in running for name in (one.name, *(pod.pod for pod in one.pods())))
     nodes, pods = [], []
     for index, offer in enumerate(offers):
         if not counts[offer]:
@@ -134,20 +136,26 @@ def near_running(problem: DeployProblem) -> Placer:
 
 
 class _Names:
-    """Names of new workers, by service and number, that no worker in force has."""
+    """Names of new workers, by service and number, of which no worker and no pod in force or new has one."""
 
     def __init__(self, taken: Iterable[str]) -> None:
         self.taken = set(taken)
         self.next: Counter[str] = Counter()
 
-    def new(self, service: str) -> str:
+    def new(self, service: str, parts: int) -> str:
         base = re.sub(r"[^a-z0-9]+", "-", service.lower()).strip("-")[:40] or "service"
         while True:
             self.next[base] += 1
             name = f"{base}-{self.next[base]}"
-            if name not in self.taken:
-                self.taken.add(name)
+            mine = {name, *pod_names(name, parts)}
+            if not mine & self.taken:
+                self.taken |= mine
                 return name
+
+
+def pod_names(worker: str, parts: int) -> tuple[str, ...]:
+    """Of a worker of so many nodes."""
+    return (worker,) if parts == 1 else tuple(f"{worker}-{part}" for part in range(parts))
 
 
 class _Nodes:
@@ -175,9 +183,10 @@ class _Nodes:
         offer = fleet.offer_names[index]
         rented = [] if current is None else [row for row in current.nodes if row.offer == offer]
         known = [name for row in rented for name in row.names]
-        numbers = (f"{offer}-{i}" for i in range(1, count + len(known) + 1))
-        every = [*known, *(name for name in numbers if name not in known)]
-        yield from ((name, tuple(range(int(fleet.gpus[index])))) for name in every[: max(count, len(known))])
+        taken = {*known, *(node.name for kind in self.problem.standing for node in kind.nodes)}
+        new = (name for i in itertools.count(1) if (name := f"{offer}-{i}") not in taken)
+        every = [*known, *itertools.islice(new, max(0, count - len(known)))]
+        yield from ((name, tuple(range(int(fleet.gpus[index])))) for name in every)
 
     def chosen(self, index: int, used: set[str]) -> list[str]:
         """As many nodes of an offer as may be used: those that are first."""
@@ -244,7 +253,7 @@ class _Nodes:
                 for node, devices in spots:
                     free[node] = [d for d in free[node] if d not in devices]
                 made.append((key, spots))
-        return [*stays, *(Placed(names.new(key[0]), key[0], key[1], spots) for key, spots in made)]
+        return [*stays, *(Placed(names.new(key[0], len(spots)), key[0], key[1], spots) for key, spots in made)]
 
     def _spots(self, size: int, bound: int, order: Sequence[str], free: Mapping[str, list[int]]) -> Places | None:
         """Devices of the first node with room; of a worker bound to whole nodes of an offer, the first of these."""

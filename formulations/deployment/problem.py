@@ -14,7 +14,7 @@ from formulations.deployment.standing import StandingKind
 from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.gpu_fleet.problem import FleetProblem
 from planner.cost.serving.predict import ServingModel
-from planner.deploy_plan import DeployPlan
+from planner.deploy_plan import DeployPlan, PodTemplate
 from planner.kubernetes.snapshot import Snapshot
 from planner.parallel_plan import Served, WorkerType
 from planner.readers.service_workers import ServiceWorker
@@ -39,6 +39,7 @@ class DeployProblem:
 
     standing : kinds of standing nodes, the fleet's last offers. snapshot : what their files say.
     unfit : why services have no worker at all. served : what the workers of each service run, where it is known.
+    template : what all pods have in common.
     experts : problem of placing a worker's experts, by service, GPUs that share them, and slots.
     """
 
@@ -53,6 +54,7 @@ class DeployProblem:
     current: DeployPlan | None = None
     unfit: tuple[str, ...] = ()
     served: Mapping[str, Served] = field(default_factory=dict)
+    template: PodTemplate = field(default_factory=PodTemplate)
 
     @property
     def name(self) -> str:

@@ -9,16 +9,18 @@ from dataclasses import replace
 import numpy as np
 from pydantic import ValidationError
 
+from formulations.deployment.check import check_alone
 from formulations.deployment.current import running_workers
 from formulations.deployment.experts import expert_problem, sharing
 from formulations.deployment.problem import DeployProblem
-from formulations.deployment.standing import Standing, standing
+from formulations.deployment.standing import MOST_TOLD, Standing, standing
 from formulations.deployment.workers import Found, Kind, predicted_workers
 from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.gpu_fleet.reading import FleetReading
+from formulations.gpu_fleet.tables import device_name
 from formulations.reading import Reading
 from planner import catalog
-from planner.deploy_plan import DeployPlan
+from planner.deploy_plan import DeployPlan, PodTemplate
 from planner.descriptions.base import COLLECT_PROBLEMS
 from planner.descriptions.deploy import DeployInstance
 from planner.descriptions.efficiency import calibrated
@@ -26,6 +28,7 @@ from planner.descriptions.fleet import FleetInstance, FleetLimits, Offer
 from planner.errors import DescriptionError, OptionError
 from planner.files import Loc, SourceText, canonical_json
 from planner.hardware import DeviceKind
+from planner.kubernetes.names import HOSTNAME_LABEL
 from planner.plan import DeployDocument, read_document
 from planner.readers.service_workers import ServiceWorker, read_service_workers
 
@@ -88,6 +91,15 @@ class _Reading(Reading):
             current=current,
             unfit=tuple(found.unfit),
             served=found.served,
+            template=self._template(stands),
+        )
+
+    def _template(self, stands: Standing) -> PodTemplate:
+        nodes = () if stands.snapshot is None else stands.snapshot.nodes
+        return PodTemplate(
+            requests_per_gpu=self.instance.requests_per_gpu,
+            tolerations=self.instance.tolerations,
+            hostnames={node.name: node.labels.get(HOSTNAME_LABEL, node.name) for node in nodes},
         )
 
     def _fleet_instance(self, offers: Sequence[Offer]) -> FleetInstance:
@@ -210,9 +222,19 @@ class _Reading(Reading):
             self.find(("current",), f"{path} holds no plan of a deployment")
             self.stop_if_wrong()
             return None
-        rented = {row.offer for row in document.plan.nodes if row.offer is not None}
-        for name in sorted(rented - {offer.name for offer in self.instance.offers}):
-            self.find(("current",), f"{path} rents {name!r}, which is not offered")
+        for wrong in check_alone(document.plan)[:MOST_TOLD]:
+            self.find(("current",), f"{path}: {wrong.message}")
+        offers = {offer.name: offer for offer in self.instance.offers}
+        for row in document.plan.nodes:
+            if row.offer is None:
+                continue
+            if row.offer not in offers:
+                self.find(("current",), f"{path} rents {row.offer!r}, which is not offered")
+            elif (device_name(row.device), row.gpus) != (
+                device_name(offers[row.offer].device), offers[row.offer].gpus
+            ):  # fmt: skip
+                message = f"{path} rents {row.offer!r} as {row.gpus} x {row.device}, it is offered as"
+                self.find(("current",), f"{message} {offers[row.offer].gpus} x {offers[row.offer].device}")
         self.stop_if_wrong()
         return document.plan
 

@@ -6,6 +6,10 @@ prices: what the relaxed plan would cost less with one more such place, for a sm
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from formulations.backends.relaxation import Relaxation, relax
 from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.problem import FleetProblem
@@ -19,7 +23,10 @@ RELAX_S, NOTHING = 10.0, 1e-7
 def slot_prices(problem: FleetProblem, period: int, budget: Budget) -> tuple[SlotPrice, ...]:
     """Prices above zero by pool and size; none where the relaxation was not solved in time."""
     built = FleetBuilder(problem, (period,), unserved=problem.leave_unserved).build()
-    relaxed = relax(built.model, min(RELAX_S, budget.remaining_s))
+    # Bounds of replicas follow from the packing rows; without them the price of a place is not split between both.
+    upper = built.model.upper.copy()
+    upper[built.columns[0].z] = np.inf
+    relaxed = relax(replace(built.model, upper=upper), min(RELAX_S, budget.remaining_s))
     if not isinstance(relaxed, Relaxation):
         return ()
     found = []
@@ -31,6 +38,14 @@ def slot_prices(problem: FleetProblem, period: int, budget: Budget) -> tuple[Slo
         for size in problem.sizes(pool).tolist():
             total += max(0.0, -float(relaxed.duals[next(rows)]))
             if size * total > NOTHING:
-                worth = SlotPrice(device=offer.device, region=offer.region, gpus=size, usd_per_hour=size * total)
-                found.append(worth)
+                found.append(
+                    SlotPrice(
+                        device=offer.device,
+                        region=offer.region,
+                        zone=offer.zone if problem.zone_names else None,
+                        spot=bool(problem.spot[pool]),
+                        gpus=size,
+                        usd_per_hour=size * total,
+                    )
+                )
     return tuple(found)

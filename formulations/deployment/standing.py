@@ -8,6 +8,7 @@ left out and told.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from planner.descriptions.fleet import Offer
 from planner.descriptions.pods import PodClass, PodsInstance
 from planner.errors import OptionError
 from planner.files import Loc
+from planner.kubernetes.names import DEPLOYMENT_LABEL, REGION_LABEL, ZONE_LABEL, label_value
 from planner.kubernetes.quantity import parse_amount
 from planner.kubernetes.reading import Notes
 from planner.kubernetes.snapshot import CPU, PODS, WHOLE_MILLI, Pod, Snapshot
@@ -29,10 +31,8 @@ from planner.readers.kube_cluster import node_device, shared_gpus
 from planner.readers.kubernetes import read_snapshot
 from planner.readers.pod_classes import expand_pods
 
-#: Labels of places. Source: Kubernetes' well-known labels.
-REGION, ZONE = "topology.kubernetes.io/region", "topology.kubernetes.io/zone"
-#: Label of the pods that a plan starts, with the name of the instance; and their namespace, where nothing says it.
-LABEL, NAMESPACE = "gpuplan/deployment", "default"
+#: Namespace of pods where nothing says it.
+NAMESPACE = "default"
 #: Findings of one kind that are told one by one.
 MOST_TOLD = 20
 
@@ -73,6 +73,12 @@ def standing(instance: DeployInstance, current: DeployPlan | None, reading: Read
     if isinstance(instance.nodes, str):
         return _from_files(instance, instance.nodes, current, reading)
     kinds = [_described(one, index) for index, one in enumerate(instance.nodes) if one.free_gpus != 0]
+    seen = _rented(current)
+    for kind in kinds:
+        names = {node.name for node in kind.nodes}
+        for name in sorted(names & seen)[:MOST_TOLD]:
+            reading.find((*kind.loc, "name"), f"another node is named {name!r} too")
+        seen |= names
     full = sum(one.count for one in instance.nodes if one.free_gpus == 0)
     return Standing(tuple(kinds), (f"{full} nodes left out: no GPU is free",) * bool(full))
 
@@ -99,8 +105,9 @@ def _from_files(instance: DeployInstance, nodes: str, current: DeployPlan | None
     files = [one if one == "-" else reading.path(one) for one in (nodes, instance.pods) if one is not None]
     snapshot = read_snapshot(files)
     own = set() if current is None else {f"{NAMESPACE}/{pod.pod}" for pod in current.pods}
-    mine = [pod for pod in snapshot.pods if pod.name in own or pod.labels.get(LABEL) == instance.name]
-    snapshot = replace(snapshot, pods=tuple(pod for pod in snapshot.pods if pod not in mine))
+    label = label_value(instance.name)
+    others = (pod for pod in snapshot.pods if pod.name not in own and pod.labels.get(DEPLOYMENT_LABEL) != label)
+    snapshot = replace(snapshot, pods=tuple(others))
     if not snapshot.nodes:
         reading.find(("nodes",), "there is no node")
         return Standing()
@@ -109,7 +116,11 @@ def _from_files(instance: DeployInstance, nodes: str, current: DeployPlan | None
     groups: dict[tuple[str, int, str | None, str | None], list[StandingNode]] = defaultdict(list)
     left_out: Counter[str] = Counter()
     unknown: dict[str, str] = {}
+    rented = _rented(current)
     for node, devices in zip(snapshot.nodes, free, strict=True):
+        if node.name in rented:
+            left_out["rented by the deployment in force"] += 1
+            continue
         if not node.gpus or isinstance(devices, str):
             left_out[devices if node.gpus and isinstance(devices, str) else "no GPUs"] += 1
             continue
@@ -121,7 +132,7 @@ def _from_files(instance: DeployInstance, nodes: str, current: DeployPlan | None
         except OptionError as error:
             unknown.setdefault(node.gpu_model, f"node {node.name}: {error}; `gpu_labels` says it")
             continue
-        key = device, len(devices), node.labels.get(REGION), node.labels.get(ZONE)
+        key = device, len(devices), node.labels.get(REGION_LABEL), node.labels.get(ZONE_LABEL)
         groups[key].append(StandingNode(node.name, devices))
     for message in list(unknown.values())[:MOST_TOLD]:
         reading.find(("nodes",), message)
@@ -132,6 +143,7 @@ def _from_files(instance: DeployInstance, nodes: str, current: DeployPlan | None
     if not groups and not unknown and not instance.offers:
         reading.find(("nodes",), f"no node has a free GPU: {'; '.join(told)}")
     kinds = [_kind(*key, found) for key, found in groups.items()]
+    kinds = _named_apart(kinds, {offer.name for offer in instance.offers})
     notes = (*told, *(f"not modelled: {one}" for one in snapshot.not_modelled))
     return Standing(tuple(kinds), notes, snapshot)
 
@@ -143,6 +155,24 @@ def _kind(device: str, free: int, region: str | None, zone: str | None, nodes: l
         name=name, device=device, gpus=free, price_usd_per_hour=0.0, max_count=len(nodes), region=region, zone=zone
     )
     return StandingKind(offer, tuple(nodes), ("nodes",))
+
+
+def _named_apart(kinds: Sequence[StandingKind], taken: set[str]) -> list[StandingKind]:
+    """The kinds under names that no offer and no other kind has."""
+    found = []
+    for kind in kinds:
+        base = kind.offer.name
+        names = (base, *(f"{base}-{i}" for i in range(2, len(taken) + 3)))
+        name = next(name for name in names if name not in taken)
+        taken = taken | {name}
+        found.append(replace(kind, offer=kind.offer.model_copy(update={"name": name})))
+    return found
+
+
+def _rented(current: DeployPlan | None) -> set[str]:
+    """Names of the nodes that the deployment in force rents."""
+    rows = () if current is None else current.nodes
+    return {name for row in rows if row.offer is not None for name in row.names}
 
 
 def _requests(instance: DeployInstance, reading: Reading) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""From the deployment in force to the plan, in steps that never leave less served than before, if any order does.
+"""From the deployment in force to the plan, in steps that leave no less served than before, if enough can be lent.
 
 In a step, workers start whose devices are free; then workers stop that the plan does not have, as long as what runs
 serves enough. Enough is the whole demand, or what the deployment in force serves of it where that is less. What serves
@@ -6,8 +6,10 @@ how much of a service's demand, in all sizes and roles, is a small linear progra
 
     max theta <= 1 :  sum of flows of each size = theta x rate in every stage,  sum_b flow / throughput <= workers
 
-Where no worker can stop so, a node is rented for the time of the change, and a worker of the service that stands in the
-way starts there; where nothing can be lent, the worker stops whose loss is smallest, and the step says what is served.
+Where no worker can stop so, nodes are rented for the time of the change, and workers of the service that stands in the
+way start there; where too few can be lent, the worker stops whose loss is smallest, and the step says what is served.
+The walk is greedy: another order may do with fewer loans. Budget, power and quotas are not looked at on the way.
+What ran on nodes that are gone serves nothing; it stops first.
 """
 
 from __future__ import annotations
@@ -108,19 +110,19 @@ class _State:
 
 @dataclass(frozen=True, slots=True)
 class Lender:
-    """An offer of which more may be rented: its device, GPUs of a node, and how many more."""
+    """An offer of which more nodes may be rented, and the workers that one of them can host, by their GPUs."""
 
     offer: str
-    device: str
-    gpus: int
     more: float
+    hosts: Mapping[Named, int]
 
 
 class _Way:
     """The greedy walk from one set of workers to the other."""
 
     def __init__(self, served: Served, before: Sequence[Placed], after: Sequence[Placed], lenders: Sequence[Lender]):
-        self.served, self.lenders = served, list(lenders)
+        self.served, self.lenders = served, lenders
+        self.more = {one.offer: one.more for one in lenders}
         self.state = _State()
         for one in before:
             self.state.start(one)
@@ -133,16 +135,18 @@ class _Way:
         self.steps: list[Step] = []
         self.lent: list[str] = []
         self.loans: list[Placed] = []
+        self.borrowing: list[Placed] = []
 
     def _share(self, service: str, without: str | None = None) -> float:
         if service not in self.served.services:
             return 1.0
-        one = Counter(
-            worker.worker
-            for worker in self.state.running.values()
-            if worker.service == service and worker.name != without
+        return self.served.share(service, self._workers(service, without))
+
+    def _workers(self, service: str, without: str | None = None) -> Counter[str]:
+        """Workers of a service that run, but for one."""
+        return Counter(
+            one.worker for one in self.state.running.values() if one.service == service and one.name != without
         )
-        return self.served.share(service, one)
 
     def walk(self, added: Sequence[str], dropped: Sequence[str]) -> None:
         """All steps; nodes are added in the first and dropped in the last."""
@@ -213,27 +217,45 @@ class _Way:
         return self._share(one.service, without=one.name) >= self.floor[one.service] - ROUNDING
 
     def _lend(self) -> list[Placed]:
-        """A worker of a service that stands in the way, on a node rented for the time; none where nothing is lent."""
+        """Workers in place of one that stands in the way, on nodes rented for the time; none where too few are lent."""
         for blocker in self._blockers():
-            for (service, name), kind in self.served.kinds.items():
-                if service != blocker.service or kind.nodes > 1:
-                    continue
-                for place, lender in enumerate(self.lenders):
-                    if lender.device != kind.device or lender.gpus < kind.num_gpus or lender.more < 1:
-                        continue
-                    node = f"{lender.offer}-lent-{len(self.lent) + 1}"
-                    one = Placed(f"{blocker.name}-lent", service, name, ((node, tuple(range(kind.num_gpus))),))
-                    with_it = Counter({name: 1})
-                    with_it.update(w.worker for w in self.state.running.values() if w.service == service)
-                    with_it[blocker.worker] -= 1
-                    if self.served.share(service, with_it) < self.floor[service] - ROUNDING:
-                        continue
-                    self.lenders[place] = Lender(lender.offer, lender.device, lender.gpus, lender.more - 1)
-                    self.lent.append(node)
-                    self.loans.append(one)
-                    self.state.start(one)
-                    return [one]
+            made = self._in_place_of(blocker)
+            for lender, one in made:
+                self.more[lender.offer] -= 1
+                self.lent += [node for node, _ in one.places]
+                self.loans.append(one)
+                self.borrowing.append(one)
+                self.state.start(one)
+            if made:
+                return [one for _, one in made]
         return []
+
+    def _in_place_of(self, blocker: Placed) -> list[tuple[Lender, Placed]]:
+        """The fewest that one by one serve the most, until the worker is not needed."""
+        service = blocker.service
+        counts = self._workers(service, without=blocker.name)
+        more = dict(self.more)
+        made: list[tuple[Lender, Placed]] = []
+        share = self.served.share(service, counts)
+        while share < self.floor[service] - ROUNDING:
+            ways = [
+                (self.served.share(service, counts + Counter([worker])), lender, worker)
+                for lender in self.lenders
+                if more[lender.offer] >= 1
+                for of, worker in lender.hosts
+                if of == service and (of, worker) in self.served.kinds
+            ]
+            best, lender, worker = max(ways, key=lambda way: way[0], default=(share, None, ""))
+            if lender is None or best <= share + ROUNDING:
+                return []
+            share = best
+            counts[worker] += 1
+            more[lender.offer] -= 1
+            number = len(self.lent) + len(made) + 1
+            devices = tuple(range(lender.hosts[service, worker]))
+            places = ((f"{lender.offer}-lent-{number}", devices),)
+            made.append((lender, Placed(f"{blocker.name}-lent-{number}", service, worker, places)))
+        return made
 
     def _blockers(self) -> list[Placed]:
         """Workers to stop on devices that others wait for."""
@@ -256,21 +278,30 @@ def change(
     after: tuple[Sequence[DeployedNodes], Sequence[DeployedPod]],
     kinds: Iterable[DeployedWorkers],
     lenders: Sequence[Lender],
+    there: Mapping[str, frozenset[int]],
 ) -> Change:
-    """Steps from one set of nodes and pods to another; kinds : of all workers of both."""
+    """Steps from one set of nodes and pods to another.
+
+    kinds : of all workers of both. there : devices by node that those in force may still have.
+    """
     old, new = workers_in(before[1]), workers_in(after[1])
-    way = _Way(Served(fleet, kinds), old, new, lenders)
+    gone = [one for one in old if not all(there.get(node, frozenset()).issuperset(d) for node, d in one.places)]
+    way = _Way(Served(fleet, kinds), [one for one in old if one not in gone], new, lenders)
     rented = [[name for row in side[0] if row.offer is not None for name in row.names] for side in (before, after)]
     added = [name for name in rented[1] if name not in rented[0]]
     dropped = [name for name in rented[0] if name not in rented[1]]
-    kept, started, stopped = len(way.kept), len(way.starting), len(way.stopping)
+    kept, started, stopping = len(way.kept), len(way.starting), [*gone, *way.stopping]
+    if gone:
+        way.steps.append(Step(stop=tuple(pod.pod for one in gone for pod in one.pods()), served=way.before))
     way.walk(added, dropped)
     return Change(
         kept=kept,
         started=started,
-        stopped=stopped,
+        stopped=len(stopping),
         steps=tuple(way.steps),
         lent_nodes=tuple(way.lent),
         served_before=way.before,
         served_least=way.least,
+        pods=tuple(pod for one in (*stopping, *way.borrowing) for pod in one.pods()),
+        lent=tuple(way.served.kinds[what] for what in dict.fromkeys((o.service, o.worker) for o in way.borrowing)),
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 
-from formulations.deployment.check import check
+from formulations.deployment.check import check, check_alone
 from formulations.deployment.problem import DeployProblem, Predicted
 from formulations.deployment.rows import dearest
 from formulations.gpu_fleet.verdict import judge as judge_fleet
@@ -111,12 +110,6 @@ def _prefill(predicted: Predicted, where: str, size: tuple[int, int]) -> tuple[l
 
 
 def judge_alone(plan: DeployPlan) -> Verdict:
-    """What needs no instance: no device of a node is held twice."""
-    held = Counter((pod.node, device) for pod in plan.pods for device in pod.gpus)
-    twice = [key for key, number in held.items() if number > 1]
-    violations = tuple(
-        Violation(rule="pods", subject=node, message=f"device {device} of {node} is held more than once")
-        for node, device in twice
-    )
+    """What needs no instance: nodes and pods are told once, and no device of a node is held twice."""
     assumption = "no instance given: prices, throughput, limits and free devices are not judged"
-    return Verdict(violations=violations, assumptions=(assumption,))
+    return Verdict(violations=tuple(check_alone(plan)), assumptions=(assumption,))

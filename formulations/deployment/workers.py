@@ -77,7 +77,12 @@ def predicted_workers(
         spec = _spec(service, index, reading)
         if spec is None:
             continue
-        asked = Served(model=service.model, precision=service.precision, backend=service.backend)
+        asked = Served(
+            model=service.model,
+            checkpoint=service.checkpoint,
+            precision=service.precision,
+            backend=service.backend,
+        )
         if service.precision is None or service.precision in WEIGHT_FORMATS:
             found.served[service.name] = as_served(spec, asked)
         search = _Service(instance, service, index, spec, coefficients, reading, found)

@@ -11,7 +11,7 @@ from formulations.gpu_fleet import melange
 from formulations.gpu_fleet.baseline import best_single_offer
 from formulations.gpu_fleet.check import check
 from formulations.gpu_fleet.problem import FleetProblem
-from formulations.gpu_fleet.rows import in_order, instance_counts, started_replicas
+from formulations.gpu_fleet.rows import cost_parts, instance_counts
 from formulations.gpu_fleet.search import search
 from formulations.gpu_fleet.tiers import search_by_tiers
 from formulations.gpu_fleet.unserved import served_per_s, unserved_per_s
@@ -60,15 +60,8 @@ class GpuFleet:
         share = {hours: float(s) for hours, s in zip(problem.hours, problem.share, strict=True)}
         counts = instance_counts(problem, plan)
         weights = np.array([share[period.hours] for period in plan.periods])
-        rent = float(weights @ (counts @ problem.price))
-        parts = {"rent_usd_per_hour": rent}
-        if problem.start_cost is not None and problem.start_cost.any():
-            parts["start_usd_per_hour"] = problem.start_usd_per_hour(counts[in_order(problem, plan)])
-        if problem.current is not None:
-            changed = float(np.abs(counts[0] - problem.current).sum())
-            parts["change_usd_per_hour"] = problem.change_cost * changed
-        if problem.running is not None and problem.move_cost is not None:
-            parts["move_usd_per_hour"] = float(problem.move_cost @ started_replicas(problem, plan))
+        parts = cost_parts(problem, plan)
+        rent = parts["rent_usd_per_hour"]
         served = served_per_s(problem, plan)
         requests = float(weights @ served.sum(axis=1))
         tokens = float(weights @ (served @ problem.output_tokens))

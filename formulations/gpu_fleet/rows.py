@@ -88,3 +88,18 @@ def on_spot(problem: FleetProblem, index: int, rows: Iterable[Assignment]) -> Fl
             stages = [row.role in roles for roles in STAGES.values()]
             found[stages, problem.bucket_model[bucket]] += problem.rate[index, bucket] * row.fraction
     return np.asarray(found.max(axis=0))
+
+
+def cost_parts(problem: FleetProblem, plan: FleetPlan) -> dict[str, float]:
+    """USD/hour on the mean of the hours: rent, and starts, changes and moves where the problem prices them."""
+    share = {hours: float(s) for hours, s in zip(problem.hours, problem.share, strict=True)}
+    counts = instance_counts(problem, plan)
+    weights = np.array([share[period.hours] for period in plan.periods])
+    parts = {"rent_usd_per_hour": float(weights @ (counts @ problem.price))}
+    if problem.start_cost is not None and problem.start_cost.any():
+        parts["start_usd_per_hour"] = problem.start_usd_per_hour(counts[in_order(problem, plan)])
+    if problem.current is not None:
+        parts["change_usd_per_hour"] = problem.change_cost * float(np.abs(counts[0] - problem.current).sum())
+    if problem.running is not None and problem.move_cost is not None:
+        parts["move_usd_per_hour"] = float(problem.move_cost @ started_replicas(problem, plan))
+    return parts

@@ -24,6 +24,7 @@ from formulations.gpu_fleet.explain import explain
 from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
 from formulations.gpu_fleet.packing import Counts, plan_of
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
+from formulations.gpu_fleet.rows import cost_parts
 from formulations.gpu_fleet.search import apart_by_hour, by_hour
 from formulations.gpu_fleet.service_plans import ServicePlans
 from formulations.gpu_fleet.solution import counts_of, solver_of
@@ -88,7 +89,7 @@ def search_by_tiers(
             found = by_hour(search.ordinary, options, budget, method)
             if found.plan is not None and found.claimed is not None:
                 group.cost = _Goal(found.claimed, None if found.bound is None else found.bound.value)
-                return replace(found, plan=search.told(found.plan, [group]))
+                return replace(found, plan=search.told(found.plan, [group], group.cost))
         search.rent(group, part)
         groups.append(group)
         budget.report()
@@ -174,7 +175,10 @@ class _Search:
             assert group.values is not None
             for period, columns in zip(group.periods, group.built.columns, strict=True):
                 counts[period] = counts_of(self.problem, columns, group.values)
+        plan = plan_of(self.problem, counts)
         cost = self._mean(groups, [group.cost for group in groups])
+        # Columns of moves and starts are above what is needed where only earlier goals found a point.
+        cost = _Goal(min(cost.value, sum(cost_parts(self.problem, plan).values())), cost.bound)
         served = all(goal.closed for group in groups for goal in group.left)
         proven = served and all(group.cost.closed for group in groups)
         stops = [result.stop for result in self.results if result.status is not Status.OPTIMAL]
@@ -185,14 +189,14 @@ class _Search:
         return SearchResult(
             status=Status.OPTIMAL if proven else Status.FEASIBLE,
             stop=Stop.PROOF if proven else [*stops, Stop.TIME_LIMIT][0],
-            plan=self.told(plan_of(self.problem, counts), groups),
+            plan=self.told(plan, groups, cost),
             solver=last.solver,
             solver_version=last.solver_version,
             claimed=cost.value,
             bound=bound,
         )
 
-    def told(self, plan: FleetPlan, groups: list[_Group]) -> FleetPlan:
+    def told(self, plan: FleetPlan, groups: list[_Group], cost: _Goal) -> FleetPlan:
         """The plan with its goals. What is unserved is read off the plan, where rounding is gone."""
         left = unserved_per_s(self.problem, plan)
         tiers = []
@@ -200,7 +204,7 @@ class _Search:
             bound = self._mean(groups, [group.left[place] for group in groups]).bound
             bound = None if bound is None else bound * self.demand[place]
             tiers.append(_tier(f"unserved, priority {priority}", "requests/s", _Goal(left[priority], bound)))
-        tiers.append(_tier("cost", "USD/hour", self._mean(groups, [group.cost for group in groups])))
+        tiers.append(_tier("cost", "USD/hour", cost))
         tiers += [_tier("changes", "instances", group.changes) for group in groups if group.changes is not None]
         return plan.model_copy(update={"tiers": tuple(tiers)})
 

@@ -1,9 +1,11 @@
 """Column generation: the program of patterns, the prices it gives, new patterns at these prices, and a bound.
 
 Sets: kinds of nodes k, n_k alike; patterns q of a kind, a_jq pods of class j in it; classes j with d_j pods.
-Variables: y_q >= 0 nodes that get pattern q; x_j in [least_j, d_j] pods of class j that run.
+Variables: y_q >= 0 nodes that get pattern q; x_j in [least_j, d_j] pods of class j that run;
+z_ab >= 0 places of class b that pods of class a take, which fit into them (`exchanges`).
     minimise    sum of c_k y_q  -  sum of w_j x_j
-    subject to  sum over q of a_jq y_q  >=  x_j        each class       (dual π_j >= 0)
+    subject to  sum over q of a_jq y_q  +  sum over b of z_jb  -  sum over b of z_bj  >=  x_j
+                                                       each class       (dual π_j >= 0)
                 sum over q of kind k of y_q  <=  n_k   each kind
                 sum over j of w_sj x_j  >=  reached_s  each tier before (dual τ_s >= 0)
 A class that is spread over zones z comes once for each (`shapes`), x_jz in [0, d_j], with
@@ -111,6 +113,8 @@ class Program:
             self.lp.add(-float(goal.weight[j]), rows, values, least, float(demand[j]))
         for mine in self._zoned_rows:
             self.lp.add(0.0, mine[1:], np.full(mine.size - 1, -1.0))
+        for a, b in shapes.exchanges.tolist():
+            self.lp.add(0.0, [a, b], [1.0, -1.0])
         if goal.must or self.kept:
             dear = MISSING * max(1.0, float(shapes.cost.max(initial=0.0)), float(np.abs(goal.weight).max(initial=0.0)))
             for j in range(num_classes):

@@ -3,6 +3,8 @@ patterns for it, until every node has its pattern or no pod is left."""
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+
 import numpy as np
 
 from formulations.outcome import Budget
@@ -30,16 +32,12 @@ def dive(program: Program, amounts: FloatArray, budget: Budget) -> Chosen:
         takes = _settled(program, answer, nodes)
         if not takes:
             break
-        for q, times in takes:
-            kind, pattern = program.columns.kind[q], program.columns.pattern[q]
-            for part, number in _fitting(program, kind, pattern, times, demand):
-                used = counts(shapes, part) * number
-                demand -= used
-                nodes[kind] -= number
-                kept = [
-                    least - float(weight @ used) for (weight, _), least in zip(program.goal.kept, kept, strict=True)
-                ]
-                chosen.append((kind, part, number))
+        for kind, pattern, number in _served(program, takes, demand):
+            used = counts(shapes, pattern) * number
+            demand -= used
+            nodes[kind] -= number
+            kept = [least - float(weight @ used) for (weight, _), least in zip(program.goal.kept, kept, strict=True)]
+            chosen.append((kind, pattern, number))
         program.shrink(nodes, demand, kept)
         if budget.stop() is not None:
             break
@@ -68,19 +66,40 @@ def _settled(program: Program, answer: FloatArray, nodes: IntArray) -> list[tupl
     return takes
 
 
-def _fitting(program: Program, kind: int, pattern: Pattern, times: int, demand: IntArray) -> list[tuple[Pattern, int]]:
-    """The pattern as often as the pods left fill it, and then cut to the pods left."""
-    shapes = program.shapes
-    count = counts(shapes, pattern)
-    used = np.flatnonzero(count)
-    full = min(times, int((demand[used] // count[used]).min(initial=times)))
-    found = [(pattern, full)] if full else []
-    left = demand - full * count
+def _served(program: Program, takes: list[tuple[int, int]], demand: IntArray) -> Chosen:
+    """Patterns and how often, with the pods there are: places that their class leaves over go to pods of others that
+    fit into them, those of the highest price first and then the largest; the rest is filled up anew."""
+    shapes, columns = program.shapes, program.columns
+    nodes = [(columns.kind[q], list(columns.pattern[q])) for q, times in takes for _ in range(times)]
+    places: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for node, (_, entries) in enumerate(nodes):
+        for place, (j, _) in enumerate(entries):
+            places[j].append((node, place))
+    left, over = demand.copy(), dict[int, list[tuple[int, int]]]()
+    for j, mine in places.items():
+        used = min(len(mine), int(left[j]))
+        left[j] -= used
+        if used < len(mine):
+            over[j] = mine[used:]
+    gpus = shapes.problem.class_gpus[shapes.classes]
+    wide = shapes.fits.sum(axis=0)
+    for a in np.lexsort((-wide, -np.round(program.prices, 9))).tolist():
+        for b in sorted((b for b in over if shapes.fits[a, b]), key=lambda b: wide[b]) if left[a] else ():
+            while left[a] and over[b]:
+                node, place = over[b].pop()
+                entries = nodes[node][1]
+                entries[place] = a, entries[place][1][: int(gpus[a])]
+                left[a] -= 1
+    empty = defaultdict(set)
+    for mine in over.values():
+        for node, place in mine:
+            empty[node].add(place)
     values = np.maximum(program.prices, 1e-9)
-    for _ in range(times - full):
-        part = program.pricer.trimmed(kind, list(pattern), values, left)
-        if not part:
-            break
-        found.append((part, 1))
-        left = left - counts(shapes, part)
-    return found
+    for node, gone in empty.items():
+        kind, entries = nodes[node]
+        entries[:] = [entry for place, entry in enumerate(entries) if place not in gone]
+        had = counts(shapes, tuple(entries))
+        entries[:] = program.pricer.trimmed(kind, entries, values, left + had)
+        left -= counts(shapes, tuple(entries)) - had
+    counted = Counter((kind, tuple(entries)) for kind, entries in nodes if entries)
+    return [(kind, pattern, times) for (kind, pattern), times in counted.items()]

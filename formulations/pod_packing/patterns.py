@@ -12,12 +12,12 @@ Then pods are put into patterns, and what is left wherever it still fits (`reali
 
 Rules between pods: anti-affinity within a node is part of a pattern, and of the bound for pods that share no device.
 Spread of a class over up to 8 zones is part of the program; how many pods go to each zone is settled before whole nodes
-are sought. Affinity, other spread, anti-affinity across nodes and gangs (but for their least number in the integer
-program) are left out and kept when pods are put onto nodes: plans keep them, and bounds, which know less of them, may
-be out of reach. The gap says by how much at most.
+are sought. Gangs, all of their least number or none, are part of the integer programs alone. Affinity, other spread and
+anti-affinity across nodes are left out and kept when pods are put onto nodes: plans keep them, and bounds, which know
+less of them, may be out of reach. The gap says by how much at most.
 Running pods stay where they are. Weight among pods of one tier, preferences and evictions are not part of it.
 
-Reference: Gilmore and Gomory 1961 (patterns); Wentges 1997 (smoothing); data: Weng et al., ATC'23 (openb).
+Reference: Gilmore and Gomory 1961 (patterns); Wentges 1997 (smoothing); `exchanges`; data: Weng et al., ATC'23 (openb).
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class PatternSearch:
             amounts = amounts if again is None else again
         rounding = Rounding(program, demand, self._step(aim), self.options, self.rng)
         best = dive(program, amounts, budget)
-        self._try(best, demand, order)
+        self._try(best, rounding.running(best), order)
         idle, patience = 0, PATIENCE if self.problem.num_nodes > LOOSE_NODES else PATIENCE_FEW
         for _ in range(TRIES):
             met = self._gap(place, bound) <= (self.options.relative_gap or 0.0)
@@ -215,11 +215,11 @@ class PatternSearch:
             idle += 1
             if found is not None:
                 best = found
-                idle = 0 if self._try(best, demand, order) else idle
+                idle = 0 if self._try(best, rounding.running(best), order) else idle
 
-    def _try(self, chosen: Chosen, demand: IntArray, order: FloatArray) -> bool:
+    def _try(self, chosen: Chosen, running: IntArray, order: FloatArray) -> bool:
         state = State(self.problem)
-        realise(state, self.shapes, chosen, demand)
+        realise(state, self.shapes, chosen, running)
         state.drop_broken()
         fill(state, order)
         return self._offer(state)

@@ -9,7 +9,8 @@ Data: a value v_j of one pod of each class; cores in C equal units, device parts
 A kind with G free devices, partly used ones with m_1, m_2, ... parts left and c units of cores has the content worth
 (P[G] ⊕ T[m_1] ⊕ T[m_2] ...)[c].
 
-Requests are rounded up where a content is wanted, so that it fits, and down where a bound is, so that none is missed.
+Cores that are not multiples of a unit are rounded: requests up where a content is wanted, so that it fits, and down
+where a bound is, so that none is missed.
 Amounts besides cores (memory, pod slots, ...) are priced: each kind has a price λ_r >= 0 for them, v_j - λ·request_j is
 what the knapsack sees, and λ·free is added back: a bound for any λ. Prices rise where the best content needs too much.
 One pod of a class on a node (anti-affinity to itself) is kept for pods that share no device; the rest is left to the
@@ -29,8 +30,8 @@ from formulations.pod_packing.shapes import Entry, Pattern, Shapes, whole_device
 from planner.kubernetes.snapshot import CPU, WHOLE_MILLI
 from planner.workload import FloatArray, IntArray
 
-#: Units of cores of the largest node.
-CORE_UNITS = 256
+#: Units of cores of the largest node where requests have to be rounded to them; up to so many where they need not be.
+CORE_UNITS, EVEN_UNITS = 256, 512
 #: Where a price of an amount begins, as a share of what the node's content is worth; by what factor it moves, less
 #: each time that it has gone too far, down to the last one.
 FIRST_PRICE, FIRST_STEP, LAST_STEP = 0.02, 1.6, 1.05
@@ -48,7 +49,10 @@ class Pricer:
         request = problem.request[shapes.classes]
         cores = request[:, self.cpu] if self.cpu >= 0 else np.zeros(shapes.classes.size, dtype=np.int64)
         free = shapes.free[:, self.cpu] if self.cpu >= 0 else np.zeros(len(shapes.free), dtype=np.int64)
-        unit = max(1, -(-int(free.max(initial=1)) // CORE_UNITS))
+        # Requests that are multiples of a unit, as they often are, need no rounding.
+        unit, even = max(1, -(-int(free.max(initial=1)) // CORE_UNITS)), math.gcd(*cores.tolist())
+        if even and free.max(initial=0) <= EVEN_UNITS * even:
+            unit = even
         self.units = free // unit
         self.gpus, self.milli = problem.class_gpus[shapes.classes], problem.class_milli[shapes.classes]
         self.share = problem.is_share[shapes.classes]

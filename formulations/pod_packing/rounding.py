@@ -50,10 +50,11 @@ class Rounding:
         program.shrink(*left)
         program.improve(budget, RESIDUAL_ROUNDS, bounded=False)
         worth = self._value(best)
-        if program.value + self._value(fixed) > worth - 0.999 * self.step:
+        placed = float(program.goal.weight @ (self.demand - left[1]))
+        if program.value + self._cost(fixed) - placed > worth - 0.999 * self.step:
             return None
         columns = program.columns
-        table = np.minimum(np.array(columns.count), left[1])
+        table = np.array(columns.count)
         bearable = max(self.step, worth - self.value)
         useful = self._loss(np.array(columns.kind), table) <= bearable
         limits = SolveOptions(
@@ -61,16 +62,24 @@ class Rounding:
             seed=self.options.seed,
             work_limit=None if self.options.work_limit is None else int(self.options.work_limit),
         )
-        found = solve_master(program, loose, useful, budget, limits)
+        found = solve_master(program, loose, useful, self.demand - left[1], budget, limits)
         return None if found is None else fixed + found
 
     def _value(self, chosen: Chosen) -> float:
         """What a choice counts in the program."""
-        goal, total, cost = self.program.goal, np.zeros_like(self.demand), 0.0
-        for kind, pattern, times in chosen:
+        return self._cost(chosen) - float(self.program.goal.weight @ self.running(chosen))
+
+    def _cost(self, chosen: Chosen) -> float:
+        if not self.program.goal.costs:
+            return 0.0
+        return sum(times * float(self.shapes.cost[kind]) for kind, _, times in chosen)
+
+    def running(self, chosen: Chosen) -> IntArray:
+        """Pods of each class that run in a choice, [J']."""
+        total = np.zeros_like(self.demand)
+        for _, pattern, times in chosen:
             total += times * counts(self.shapes, pattern)
-            cost += times * float(self.shapes.cost[kind]) if goal.costs else 0.0
-        return cost - float(goal.weight @ np.minimum(total, self.demand))
+        return self.shapes.running(total, self.demand)
 
     def _loss(self, kinds: IntArray, table: IntArray) -> FloatArray:
         """What nodes of these kinds lose that run so many pods, [n] and [n, J'] -> [n]."""
@@ -89,7 +98,7 @@ class Rounding:
         place = place[np.argsort(self._loss(kinds, table)[place], kind="stable")]
         rows = table[place]
         before = np.cumsum(rows, axis=0) - rows
-        loss = self._loss(kinds[place], np.clip(self.demand - before, 0, rows))
+        loss = self._loss(kinds[place], np.clip(self.running(chosen) - before, 0, rows))
         lost = loss > 1e-6 * max(1.0, float(loss.max(initial=0.0)))
         chance = self.rng.random(place.size)
         losing = np.argsort(-np.where(lost, loss * chance, 0.0), kind="stable")

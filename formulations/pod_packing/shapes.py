@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from formulations.pod_packing.exchanges import fitting, shortest
 from formulations.pod_packing.knapsack import packed
 from formulations.pod_packing.problem import BoolArray, PodsProblem
 from formulations.pod_packing.state import State
@@ -64,6 +65,35 @@ class Shapes:
     def request(self) -> IntArray:
         """[J', R]."""
         return self.problem.request[self.classes]
+
+    @cached_property
+    def fits(self) -> BoolArray:
+        """Whether a place for local class b will do for a, [J', J'] (`exchanges`)."""
+        gpus, milli = self.problem.class_gpus[self.classes], self.problem.class_milli[self.classes]
+        return fitting(self.request, gpus, milli, self.allowed.T, self.problem.crossing[self.classes])
+
+    @cached_property
+    def exchanges(self) -> IntArray:
+        """Pairs (a, b) of these, [E, 2], from which the others follow."""
+        return shortest(self.fits)
+
+    @cached_property
+    def gangs(self) -> tuple[tuple[IntArray, int], ...]:
+        """Local classes of each gang that has no pods yet, and how many of them run at least if any does."""
+        problem, gang = self.problem, self.problem.gang[self.classes]
+        fresh = [g for g in np.unique(gang[gang >= 0]).tolist() if not problem.running[problem.gang == g].any()]
+        return tuple((np.flatnonzero(gang == g), int(problem.gang_least[g])) for g in fresh)
+
+    def running(self, places: IntArray, demand: IntArray) -> IntArray:
+        """Pods of each local class that run in so many places, at most `demand`, [J']: spread classes within their
+        skew, gangs whole or not at all."""
+        found = np.minimum(places, demand)
+        for one in self.zoned:
+            found[one.classes] = np.minimum(found[one.classes], found[one.classes].min() + one.max_skew)
+        for mine, least in self.gangs:
+            if found[mine].sum() < least:
+                found[mine] = 0
+        return found
 
     def holds(self, kind: int, pattern: Pattern) -> bool:
         """Whether a node of the kind has room for the pattern."""

@@ -13,6 +13,7 @@ import numpy as np
 from formulations.expert_placement.problem import ExpertPlacementProblem
 from formulations.gpu_fleet.problem import FleetProblem
 from formulations.parallelism.problem import ParallelProblem
+from formulations.parallelism.training.mixed.problem import IntArray, MixedProblem
 from formulations.parallelism.training.search.problem import TrainProblem
 from planner.cluster import Cluster, Nodes
 from planner.cost.expert_parallel import gpu_load
@@ -151,34 +152,56 @@ def _node_box(place: int, node: _Node, kind: Nodes) -> Box:
     return Box(f"node {place}", _islands(cells, min(kind.domain_gpus, kind.gpus_per_node)), kind.device.name)
 
 
-def _training(plan: TrainingPlan, problem: TrainProblem, cluster: Cluster | None) -> Iterator[Figure]:
-    # Several groups of nodes: the rows of stages tell their GPUs, and the timeline their kinds.
-    if cluster is None or len(cluster.nodes) != 1:
+def _training(plan: TrainingPlan, problem: TrainProblem | MixedProblem, cluster: Cluster | None) -> Iterator[Figure]:
+    if cluster is None:
         return
-    (kind,) = cluster.resolved()
-    stage_of = np.full(kind.num_gpus, -1)
+    stage_of = np.full(problem.num_gpus, -1)
     for place, stage in enumerate(plan.stages):
         stage_of[stage.first_gpu : stage.first_gpu + stage.num_gpus] = place
-    by_node = stage_of.reshape(kind.count, kind.gpus_per_node)
-    if plan.rank_map is not None:
-        by_node = np.full_like(by_node, -1)
-        for group in plan.rank_map.nodes:
-            for place, node in enumerate(group):
-                by_node[node] = place
-    island = min(kind.domain_gpus, kind.gpus_per_node)
-    boxes = [
-        Box(f"node {node}", _islands([_stage_cell(place) for place in row], island))
-        for node, row in enumerate(by_node.tolist())
-    ]
+    kinds = cluster.resolved()
+    if isinstance(problem, MixedProblem):
+        areas = _blocks(problem, kinds, stage_of)
+    else:
+        by_node = stage_of.reshape(-1, problem.gpus_per_node)
+        if plan.rank_map is not None:
+            by_node = np.full_like(by_node, -1)
+            for group in plan.rank_map.nodes:
+                for place, node in enumerate(group):
+                    by_node[node] = place
+        areas = _areas(cluster, _stage_boxes(by_node, kinds[0], 0))
     legend = [(_stage_cell(place), _stage(plan, place)) for place in range(len(plan.stages))]
     many = len(legend) > 2 * MOST_PIPELINES
     split = f"tensor {plan.tensor_parallel_size}, context {plan.context_parallel_size}, data {plan.data_parallel_size}"
+    split = split if plan.layout in (None, "one_kind") else "its own sizes"
     mapped = "" if plan.rank_map is None else " Nodes are in the order that their measured links asked for."
     caption = (
         f"Pipeline stages on the cluster ({_joined(cluster)}). A stage's GPUs are split by {split}, tensor ranks being"
         f" neighbours.{mapped} Grey GPUs are idle."
     )
-    yield Figure(topology(_areas(cluster, boxes), () if many else legend), caption)
+    yield Figure(topology(areas, () if many else legend), caption)
+
+
+def _blocks(problem: MixedProblem, kinds: Sequence[Nodes], stage_of: IntArray) -> list[Area]:
+    """Equal nodes of one kind and site are an area; their GPUs are numbered together."""
+    areas, node = [], 0
+    for number, block in enumerate(problem.blocks):
+        kind = next(
+            one for one in kinds if (one.device.name, one.gpus_per_node) == (block.device.name, block.gpus_per_node)
+        )
+        first = problem.first_gpu(number)
+        by_node = stage_of[first : first + block.num_gpus].reshape(-1, block.gpus_per_node)
+        areas.append(Area(problem.told(number), tuple(_stage_boxes(by_node, kind, node))))
+        node += len(by_node)
+    return areas
+
+
+def _stage_boxes(by_node: IntArray, kind: Nodes, first: int) -> list[Box]:
+    """A box of each node from its GPUs' stages [nodes, GPUs]; nodes are numbered from `first`."""
+    island = min(kind.domain_gpus, kind.gpus_per_node)
+    return [
+        Box(f"node {first + node}", _islands([_stage_cell(place) for place in row], island))
+        for node, row in enumerate(by_node.tolist())
+    ]
 
 
 def _stage_cell(place: int) -> Cell:
@@ -188,7 +211,15 @@ def _stage_cell(place: int) -> Cell:
 def _stage(plan: TrainingPlan, place: int) -> str:
     stage = plan.stages[place]
     beside = [name for name, held in (("embedding", stage.embedding), ("head", stage.head)) if held]
-    return f"stage {place}: {' and '.join([f'{stage.num_layers} layers', *beside])}"
+    holds = f"stage {place}: {' and '.join([f'{stage.num_layers} layers', *beside])}"
+    if plan.layout in (None, "one_kind"):
+        return holds
+    sizes = {
+        "TP": stage.tensor_parallel_size, "CP": stage.context_parallel_size, "EP": stage.expert_parallel_size,
+        "DP": stage.data_parallel_size,
+    }  # fmt: skip
+    told = " ".join(f"{name}{size}" for name, size in sizes.items() if size is not None and size > 1)
+    return f"{holds} on {stage.num_gpus} {stage.device}{', ' + told if told else ''}"
 
 
 def _layers(plan: LayersPlan, problem: Any, cluster: Cluster | None) -> Iterator[Figure]:

@@ -37,6 +37,10 @@ class Service(Description):
 
     name: Name
     model: Annotated[Path | None, Field(description="catalogue name or config.json; not needed with `workers`")] = None
+    checkpoint: Annotated[
+        Name | None,
+        Field(description="what workers load: an id of the hub, or a path where they run; default: the model"),
+    ] = None
     backend: Literal["vllm", "sglang", "trtllm"] = "vllm"
     precision: Annotated[Name | None, Field(description="format of the weights; default: the checkpoint's")] = None
     slo: Annotated[Slo | None, Field(description="default: the instance's")] = None

@@ -42,17 +42,27 @@ WRITERS: Mapping[str, Mapping[str, Writer]] = {
     "dynamo": {"parallel": Writer("NVIDIA Dynamo DynamoGraphDeployment, v1alpha1 (1.3)", _module("dynamo"))},
     "exflow-csv": {"experts": Writer("ExFlow solution CSV (Expert,Node)", _module("exflow"))},
     "kubectl-sh": {
+        "deploy": Writer(
+            "shell script that starts a deployment, or changes it step by step; dry run by default",
+            _module("deploy_script"),
+        ),
         "pods": Writer(
             "shell script of evictions, moves and bindings in order; dry run by default",
             _module("pod_moves", "write_script"),
-        )
+        ),
     },
     "lws": {"parallel": Writer("Kubernetes LeaderWorkerSet, one a kind of worker", _module("lws"))},
     "k8s": {
+        "deploy": Writer(
+            "everything in order: Services, Deployments and LeaderWorkerSets on their nodes", _module("deploy_k8s")
+        ),
         "parallel": Writer("Kubernetes Deployments and Services, on nodes with that GPU", _module("deployment")),
         "pods": Writer("Binding objects for pending pods, a JSON list for kubectl create", _module("bindings")),
     },
-    "kueue": {"fleet": Writer("Kueue ResourceFlavors, Topology and ClusterQueues", _module("kueue"))},
+    "kueue": {
+        "deploy": Writer("the same, a ClusterQueue for each service", _module("kueue", "write_deployment")),
+        "fleet": Writer("Kueue ResourceFlavors, Topology and ClusterQueues", _module("kueue")),
+    },
     "megatron": {"training": Writer("Megatron-LM arguments, a shell array", _module("megatron"))},
     "moves": {"experts": Writer("ordered expert moves from the current placement, CSV or JSON", _module("moves"))},
     "sglang": {

@@ -7,10 +7,11 @@ several nodes need `lws`. Source: k8s.io/api apps/v1 and core/v1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from planner.errors import ExportError
+from planner.kubernetes.names import label
 from planner.plan import ParallelDocument
 from planner.writers.kube import (
     PORT,
@@ -18,7 +19,6 @@ from planner.writers.kube import (
     Started,
     container,
     device_of,
-    label,
     names,
     products,
     shared_memory,
@@ -34,7 +34,7 @@ PROGRESS_DEADLINE_S = 3600
 
 def write(document: ParallelDocument, path: str) -> None:
     """Deployments and Services, one each a kind of worker; ExportError for workers of several nodes."""
-    engine, started, model = started_workers(document)
+    engine, started, model = started_workers(document.plan)
     for launch, _ in started:
         if launch.nodes > 1:
             raise ExportError(
@@ -42,40 +42,42 @@ def write(document: ParallelDocument, path: str) -> None:
                 " export it to lws"
             )
     app = label(document.instance.name)
-    manifests = [
-        manifest
-        for (launch, body), name in zip(started, names(started), strict=True)
-        for manifest in _worker(launch, body, engine, model, name, app)
-    ]
+    manifests = []
+    for (launch, body), name in zip(started, names(started), strict=True):
+        chosen = {"app.kubernetes.io/part-of": app, "app.kubernetes.io/name": name}
+        labels = {**chosen, "gpuplan/role": launch.worker.role}
+        pod = {**_affinity(launch), **pod_spec(launch, body, engine, model)}
+        manifests += [deployment(name, launch.worker.count, chosen, labels, pod), service(name, chosen, labels)]
     write_manifests(document, path, "k8s", manifests, *_told(document, engine, started, model))
 
 
-def _worker(
-    launch: Launch, body: Sequence[str], engine: Engine, model: str, name: str, app: str
-) -> Iterator[dict[str, Any]]:
-    chosen = {"app.kubernetes.io/part-of": app, "app.kubernetes.io/name": name}
-    labels = {**chosen, "gpuplan/role": launch.worker.role}
-    yield {
+def pod_spec(launch: Launch, body: Sequence[str], engine: Engine, model: str) -> dict[str, Any]:
+    """Of a worker of one node, wherever it runs."""
+    return {"containers": [container(launch, body, engine, model)], "volumes": shared_memory()}
+
+
+def deployment(
+    name: str, replicas: int, chosen: Mapping[str, str], labels: Mapping[str, str], pod: Mapping[str, Any]
+) -> dict[str, Any]:
+    """So many equal pods; chosen : labels that tell them from all others."""
+    return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {"name": name, "labels": labels},
         "spec": {
-            "replicas": launch.worker.count,
+            "replicas": replicas,
             "progressDeadlineSeconds": PROGRESS_DEADLINE_S,
             # GPUs for one more replica are seldom there: the old pod makes room before the new one starts.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
             "selector": {"matchLabels": chosen},
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": {
-                    **_affinity(launch),
-                    "containers": [container(launch, body, engine, model)],
-                    "volumes": shared_memory(),
-                },
-            },
+            "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }
-    yield {
+
+
+def service(name: str, chosen: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, Any]:
+    """The address of the chosen pods."""
+    return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": name, "labels": labels},

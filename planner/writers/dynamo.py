@@ -16,12 +16,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from planner.errors import ExportError
+from planner.kubernetes.names import label
 from planner.plan import ParallelDocument
 from planner.writers.engine_argv import engine_flags, model_name
 from planner.writers.kube import (
     PRODUCT_LABEL,
     device_of,
-    label,
     names,
     products,
     resource,
@@ -46,7 +46,7 @@ TRANSFER = ("--disaggregation-transfer-backend", "nixl")
 
 def write(document: ParallelDocument, path: str) -> None:
     """One DynamoGraphDeployment; ExportError for what it cannot express, see the module."""
-    engine, started, shell_model = started_workers(document)
+    engine, started, shell_model = started_workers(document.plan)
     roles = {launch.worker.role for launch, _ in started}
     if "both" in roles and len(roles) > 1:
         raise ExportError(

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import io
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planner import catalog
 from planner.errors import ExportError, OptionError
 from planner.files import write_text
 from planner.hardware import DeviceKind
-from planner.plan import ParallelDocument, PlanDocument
+from planner.kubernetes.names import MOST_NAME, label
+from planner.parallel_plan import ParallelPlan
+from planner.plan import PlanDocument
 from planner.writers.common import comments
 from planner.writers.serving_launch import Engine, Launch, default_model, launches
+
+if TYPE_CHECKING:
+    from ruamel.yaml import YAML
 
 #: Images of the engines' releases that the launch commands are for. Source: the engines' release pages; documented.
 IMAGES = {
@@ -30,17 +34,14 @@ RESOURCES = {"NVIDIA": "nvidia.com/gpu", "AMD": "amd.com/gpu"}
 PRODUCT_LABEL = "nvidia.com/gpu.product"
 PRODUCTS = ("NVIDIA-", "Tesla-")
 PORT = 8000
-#: Longest name of a set: pods add a number or two to it, and a label holds 63 characters.
-MOST_NAME = 50
 
 Started = Sequence[tuple[Launch, Sequence[str]]]
 
 
-def started_workers(document: ParallelDocument) -> tuple[Engine, Started, str]:
+def started_workers(plan: ParallelPlan | None) -> tuple[Engine, Started, str]:
     """The plan's engine, what it starts, and the shell value of MODEL; ExportError for what the engine cannot run."""
     from planner.writers import sglang_serve, trtllm_serve, vllm_serve
 
-    plan = document.plan
     assert plan is not None
     if plan.backend is None:
         raise ExportError("the plan names no engine; plan again with one (`backend:`, --backend)")
@@ -125,26 +126,24 @@ def names(started: Started) -> list[str]:
     return found
 
 
-def label(text: str) -> str:
-    """Lower-case letters, digits and dashes, a letter first."""
-    made = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    made = made if made[:1].isalpha() else f"w-{made}"
-    return made[:MOST_NAME].strip("-")
-
-
 def write_manifests(
     document: PlanDocument, path: str, to: str, manifests: Sequence[Mapping[str, Any]], *said: str
 ) -> None:
     """All manifests in one YAML file, or in `<to>.yaml` of the folder `path`, with comments before them."""
-    from ruamel.yaml import YAML
-
     if path != "-" and Path(path).is_dir():
         path = str(Path(path) / f"{to}.yaml")
-    dumper = YAML()
-    dumper.default_flow_style = False
-    dumper.width = 4096
-    # Labels that are said twice are written twice: people read these files.
-    dumper.representer.ignore_aliases = lambda _: True
     text = io.StringIO()
-    dumper.dump_all(list(manifests), text)
+    dumper().dump_all(list(manifests), text)
     write_text(path, comments(document, to, path, *said) + text.getvalue())
+
+
+def dumper() -> YAML:
+    """Writes objects as people read them."""
+    from ruamel.yaml import YAML
+
+    made = YAML()
+    made.default_flow_style = False
+    made.width = 4096
+    # Labels that are said twice are written twice.
+    made.representer.ignore_aliases = lambda _: True
+    return made

@@ -16,16 +16,11 @@ from typing import Any
 
 from planner.errors import ExportError
 from planner.fleet_plan import FleetPlan, Period, RentedOffer
-from planner.plan import FleetDocument
-from planner.writers.kube import PRODUCT_LABEL, device_of, label, products, resource, write_manifests
+from planner.kubernetes.names import HOSTNAME_LABEL, REGION_LABEL, ZONE_LABEL, label
+from planner.plan import DeployDocument, FleetDocument
+from planner.writers.kube import PRODUCT_LABEL, device_of, products, resource, write_manifests
 
 API_VERSION = "kueue.x-k8s.io/v1beta2"
-#: Well-known labels of nodes. Source: Kubernetes' reference of labels.
-REGION_LABEL, ZONE_LABEL, HOSTNAME_LABEL = (
-    "topology.kubernetes.io/region",
-    "topology.kubernetes.io/zone",
-    "kubernetes.io/hostname",
-)
 SPARE = "spare"
 
 Gpus = Mapping[str, int]
@@ -74,6 +69,13 @@ def write(document: FleetDocument, path: str) -> None:
         *(_queue(queue, gpus, kinds, name) for queue, gpus in queues.items()),
     ]
     write_manifests(document, path, "kueue", manifests, *_told(plan, kinds.values()))
+
+
+def write_deployment(document: DeployDocument, path: str) -> None:
+    """The same of a deployment, whose services are the models: standing nodes have a quota, too."""
+    assert document.plan is not None
+    said = {name: getattr(document, name) for name in ("instance", "gpuplan_version", "outcome")}
+    write(FleetDocument(problem="fleet", plan=document.plan.fleet, **said), path)
 
 
 def _flavors(plan: FleetPlan) -> dict[str, Flavor]:

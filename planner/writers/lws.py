@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from planner.errors import ExportError
+from planner.kubernetes.names import label
 from planner.plan import ParallelDocument
 from planner.writers.kube import (
     PORT,
@@ -19,7 +20,6 @@ from planner.writers.kube import (
     Started,
     container,
     device_of,
-    label,
     names,
     products,
     shared_memory,
@@ -34,8 +34,7 @@ def write(document: ParallelDocument, path: str) -> None:
     """One LeaderWorkerSet for each kind of worker; ExportError for what the engine or the format cannot run."""
     engine, started, model = _started(document)
     sets = [
-        _manifest(name, _spec(launch, body, engine, model))
-        for (launch, body), name in zip(started, names(started), strict=True)
+        group(name, launch, body, engine, model) for (launch, body), name in zip(started, names(started), strict=True)
     ]
     write_manifests(document, path, "lws", sets, *_told(document, engine, model))
 
@@ -61,14 +60,24 @@ def write_disaggregated(document: ParallelDocument, path: str) -> None:
 
 
 def _started(document: ParallelDocument) -> tuple[Engine, Started, str]:
-    engine, started, model = started_workers(document)
+    engine, started, model = started_workers(document.plan)
     for launch, _ in started:
-        if engine.to == "trtllm" and launch.nodes > 1:
-            raise ExportError(
-                f"{launch.worker.name}: TensorRT-LLM starts the {launch.nodes} nodes of a worker with srun or mpirun,"
-                " which pods of a LeaderWorkerSet have not; export it to trtllm, or plan with workers of a node"
-            )
+        refuse_mpi(engine, launch)
     return engine, started, model
+
+
+def refuse_mpi(engine: Engine, launch: Launch) -> None:
+    """ExportError for workers that pods of a LeaderWorkerSet cannot start."""
+    if engine.to == "trtllm" and launch.nodes > 1:
+        raise ExportError(
+            f"{launch.worker.name}: TensorRT-LLM starts the {launch.nodes} nodes of a worker with srun or mpirun,"
+            " which pods of a LeaderWorkerSet have not; export it to trtllm, or plan with workers of a node"
+        )
+
+
+def group(name: str, launch: Launch, body: Sequence[str], engine: Engine, model: str) -> dict[str, Any]:
+    """A LeaderWorkerSet of one kind of worker."""
+    return _manifest(name, _spec(launch, body, engine, model))
 
 
 def _manifest(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,8 @@ def sound_plan(document: TrainingDocument, to: str) -> TrainingPlan:
     plan = document.plan
     if plan is None:
         raise ExportError(f"the document holds no plan (status {document.outcome.status})")
+    if plan.framework != to:
+        raise ExportError(f"the plan was made for {plan.framework}; plan again with framework: {to}")
     if plan.layout not in (None, "one_kind"):
         _equal_sizes(plan, to)
     gpus = sum(stage.num_gpus for stage in plan.stages)
@@ -38,8 +40,6 @@ def sound_plan(document: TrainingDocument, to: str) -> TrainingPlan:
         raise ExportError(f"micro-batches x micro-batch x data are {batch} sequences, not {plan.global_batch_size}")
     if (plan.data_parallel_size * plan.context_parallel_size) % plan.expert_parallel_size:
         raise ExportError("expert_parallel_size does not divide data x context parallel ranks")
-    if plan.framework != to:
-        raise ExportError(f"the plan was made for {plan.framework}; plan again with framework: {to}")
     return plan
 
 
@@ -54,6 +54,19 @@ def _equal_sizes(plan: TrainingPlan, to: str) -> None:
     for place, stage in enumerate(plan.stages):
         if stage.num_gpus > plan.gpus_per_node and stage.num_nodes != stage.num_gpus // plan.gpus_per_node:
             raise ExportError(f"stage {place} lies on {stage.num_nodes} nodes; nodes of different sizes start apart")
+    _whole_nodes(plan)
+
+
+def _whole_nodes(plan: TrainingPlan) -> None:
+    """ExportError where the ranks of a node, as launchers count them, do not lie on one."""
+    size = plan.gpus_per_node
+    gpus = [gpu for stage in plan.stages for gpu in range(stage.first_gpu, stage.first_gpu + stage.num_gpus)]
+    for rank in range(0, len(gpus), size):
+        held = gpus[rank : rank + size]
+        if held != list(range(held[0], held[0] + len(held))) or held[0] // size != held[-1] // size:
+            raise ExportError(
+                f"ranks {rank}-{rank + len(held) - 1} do not lie on one node of {size}; give `fixed` sizes that do"
+            )
 
 
 def placement(plan: TrainingPlan) -> list[str]:

@@ -12,16 +12,17 @@ from pathlib import Path
 
 from planner.errors import ExportError
 from planner.files import write_text
+from planner.kubernetes.names import label
 from planner.plan import ParallelDocument
 from planner.writers.common import comments
 from planner.writers.engine_argv import engine_flags, model_name
-from planner.writers.kube import label, names, started_workers
+from planner.writers.kube import names, started_workers
 from planner.writers.serving_launch import told
 
 
 def write(document: ParallelDocument, path: str) -> None:
     """A file, or one a kind of worker in the folder `path`; ExportError for what a file of flags cannot express."""
-    engine, started, shell_model = started_workers(document)
+    engine, started, shell_model = started_workers(document.plan)
     if engine.to != "vllm":
         raise ExportError(f"the plan was made for {engine.to}, and this is vLLM's file; plan again with backend vllm")
     into_folder = path != "-" and Path(path).is_dir()

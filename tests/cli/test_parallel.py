@@ -212,7 +212,7 @@ def test_a_model_that_fits_nowhere_says_what_it_needs(gpuplan: Invoke, folder: P
     ("flags", "expected"),
     [
         (["--device", "h100", "--cluster", "c.yaml"], "choose one of --cluster and --device"),
-        (["--nodes", "2"], "--nodes and --gpus-per-node go with --device"),
+        (["--nodes", "2"], "--nodes, --gpus-per-node and --link go with --device"),
         (["--backend", "other"], "is not one of"),
         (["--disaggregated", "maybe"], "is not one of"),
         (["--objective", "speed"], "is not one of"),

@@ -45,6 +45,27 @@ def test_a_plan_in_lines(gpuplan: Invoke, files: Path, command: str) -> None:
     assert json.loads((files / "plan.json").read_text())["kind"] == "training"
 
 
+def test_flags_alone_are_an_instance(gpuplan: Invoke, folder: Path) -> None:
+    sizes = ["--batch-size", "64", "--sequence-length", "4096", "--fix", "tensor_parallel_size=2"]
+    cluster = ["--device", "h100_sxm", "--nodes", "2", "--link", "ib_ndr"]
+    asked = ["--task", "train", "--model", "meta-llama/Llama-3.1-8B", *cluster, *sizes]
+    result = gpuplan("parallel", *asked, "-o", "plan.json", "--save-instance", "asked.yaml")
+    assert result.exit_code == 0, result.output
+    assert "optimal plan (proven)" in result.stdout
+    plan = json.loads((folder / "plan.json").read_text())["plan"]
+    assert (plan["tensor_parallel_size"], plan["global_batch_size"], plan["sequence_length"]) == (2, 64, 4096)
+    assert 'link: "ib_ndr"' in (folder / "asked.yaml").read_text()
+    assert gpuplan("check", "plan.json", "--instance", "asked.yaml").exit_code == 0
+    missing = gpuplan("parallel", "--task", "train", "--model", "meta-llama/Llama-3.1-8B", *cluster)
+    assert missing.exit_code in (2, 7)
+    assert "--batch-size" in missing.output
+    assert "--sequence-length" in missing.output
+    wrong = gpuplan("parallel", *asked, "--fix", "tensor=x", "--fix", "8")
+    assert wrong.exit_code == 7
+    assert "'tensor=x'" in wrong.output
+    assert "'8'" in wrong.output
+
+
 def test_what_does_not_fit_says_why_and_what_would(gpuplan: Invoke, files: Path) -> None:
     result = gpuplan("plan", "large.yaml")
     assert result.exit_code == 3

@@ -141,14 +141,16 @@ def test_a_first_workbook_needs_no_file(gpuplan: Any, folder: Path) -> None:
 
 
 def test_a_deployment_has_a_workbook(gpuplan: Any, folder: Path) -> None:
-    """Its workers come with no latency of their own; their GPUs are summed, and it is planned again from its book."""
+    """Its workers have the GPUs of the plan, and it is planned again from its book."""
     instance = str(FLEET.parent / "deploy" / "half_used_cluster.yaml")
     result = gpuplan("workbook", instance, "-o", "plan.xlsx", "--csv", "sheets")
     assert result.exit_code == 0, result.output
     told = [row for row in rows(folder / "sheets" / "plan.csv") if row]
-    (head,) = (row for row in told if "num_gpus" in row)
-    (total,) = (row for row in told if row[0] == "GPUs in all")
-    assert float(total[head.index("num_gpus")]) == 11
+    start = next(place for place, row in enumerate(told) if "GPUs each" in row and "worker" in row)
+    head = told[start]
+    workers = [row for row in told[start + 1 :] if row[0].isdigit() and row[head.index("role")].isalpha()]
+    gpus = [int(row[head.index("GPUs each")]) * int(row[head.index("count")]) for row in workers]
+    assert sum(gpus) == 11
     assert gpuplan("plan", "plan.xlsx", "--json", "--quiet").exit_code == 0
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.best_known import better
 from formulations import SolveOptions, check_document, load_problem, plan
 from planner import read_document
 
@@ -16,6 +17,13 @@ BEST = sorted(INSTANCES.glob("*/*.best.json"))
 def test_every_instance_has_a_best_known_plan() -> None:
     names = {path.name.removesuffix(".yaml") for path in INSTANCES.glob("*/*.yaml")}
     assert {path.name.removesuffix(".best.json") for path in BEST} == names
+
+
+@pytest.mark.parametrize("path", BEST, ids=lambda path: path.name.removesuffix(".best.json"))
+def test_a_plan_is_not_better_than_itself(path: Path) -> None:
+    """Tiers of fleets have goals, those of pods have not."""
+    best = read_document(path)
+    assert better(best, best.model_copy()) is None
 
 
 @pytest.mark.slow

@@ -14,6 +14,9 @@ from planner.cost.verdict import Violation
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
+#: Options whose runs of layers are looked at together.
+MOST_TOGETHER = 64
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class UnevenProblem:
@@ -77,19 +80,35 @@ class UnevenProblem:
         """Places of the order."""
         return int(self.end.max())
 
-    @cached_property
-    def stage_s(self) -> FloatArray:
-        """T of every option and run of layers [O, L + 1, L + 1], infinite for empty ones."""
-        worked_s = self._runs(self.layer_s, np.inf)
-        if self.receive_s is not None:
-            worked_s[:, 1:, :] += self.receive_s[:, None, None]
-            worked_s[:, :, :-1] += self.send_s[:, None, :-1]
-        return worked_s
+    def runs(self, most_pace_s: float = np.inf) -> Runs:
+        """All runs of layers of all options that fit with one micro-batch in flight, and are no slower than a cap."""
+        places = np.arange(self.num_layers + 1)
+        later = places[None] > places[:, None]
+        sent_s = self.link_s
+        found = []
+        for start in range(0, len(self.begin), MOST_TOGETHER):
+            part = slice(start, start + MOST_TOGETHER)
+            done_s = _before(self.layer_s[part])
+            work_s = done_s[:, None, :] - done_s[:, :, None]
+            if self.receive_s is not None:
+                work_s[:, 1:, :] += self.receive_s[part, None, None]
+                work_s[:, :, :-1] += self.send_s[part, None, :-1]
+            pace_s = np.maximum(work_s, sent_s[part, None, :])
+            option, first, last = np.nonzero((pace_s <= most_pace_s) & later)
+            seconds = work_s[option, first, last], pace_s[option, first, last]
+            option = option + start
+            flying = self._most_flying(option, first, last)
+            holds = flying >= 1
+            found.append([one[holds] for one in (option, first, last, *seconds, flying)])
+        option, first, last, through_s, pace_s, flying = (np.concatenate(column) for column in zip(*found, strict=True))
+        return Runs(option, first, last, through_s + sent_s[option, last], pace_s, flying)
 
-    @cached_property
-    def stage_sync_s(self) -> FloatArray:
-        """G of every option and run of layers."""
-        return self._runs(self.sync_s, 0.0) if self.sync_runs_s is None else self.sync_runs_s
+    def sync_of(self, option: IntArray, first: IntArray, last: IntArray) -> FloatArray:
+        """G of runs of layers."""
+        if self.sync_runs_s is not None:
+            return np.asarray(self.sync_runs_s[option, first, last])
+        done_s = _before(self.sync_s)
+        return np.asarray(done_s[option, last] - done_s[option, first])
 
     @cached_property
     def link_s(self) -> FloatArray:
@@ -98,20 +117,39 @@ class UnevenProblem:
         sent[:, -1 if self.receive_s is None else 0 :] = 0.0
         return sent
 
-    @cached_property
-    def most_flying(self) -> FloatArray:
-        """Micro-batches in flight for which a stage has room, [O, L + 1, L + 1]; below 1 it does not fit at all."""
-        states, kept = self._runs(self.layer_bytes, 0.0), self._runs(self.kept_bytes, 0.0)
-        room = self.capacity_bytes[:, None, None] * (1 + TOLERANCE) - states
+    def _most_flying(self, option: IntArray, first: IntArray, last: IntArray) -> FloatArray:
+        """Micro-batches in flight for which stages have room; below 1 they do not fit at all."""
+        held, kept = self._held
+        room = self.capacity_bytes[option] * (1 + TOLERANCE) - (held[option, last] - held[option, first])
+        each = kept[option, last] - kept[option, first]
         with np.errstate(divide="ignore", invalid="ignore"):
-            most = np.where(kept > 0, room / kept, np.where(room >= 0, np.inf, 0.0))
+            most = np.where(each > 0, room / each, np.where(room >= 0, np.inf, 0.0))
         return np.asarray(most * (1 + 1e-12))
 
-    def _runs(self, by_layer: FloatArray, empty: float) -> FloatArray:
-        """Sums over layers a .. b - 1 at [o, a, b]; `empty` where b <= a."""
-        before = np.concatenate([np.zeros((len(by_layer), 1)), np.cumsum(by_layer, axis=1)], axis=1)
-        places = np.arange(before.shape[1])
-        return np.where(places[None] > places[:, None], before[:, None, :] - before[:, :, None], empty)
+    @cached_property
+    def _held(self) -> tuple[FloatArray, FloatArray]:
+        """Bytes of states, and for each micro-batch in flight, of layers up to each, [O, L + 1]."""
+        return _before(self.layer_bytes), _before(self.kept_bytes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Runs:
+    """Runs of layers first .. last - 1 under an option, arrays [n] in that order.
+
+    through_s : T + c. pace_s : max(T, c). most_flying : micro-batches in flight for which there is room.
+    """
+
+    option: IntArray
+    first: IntArray
+    last: IntArray
+    through_s: FloatArray
+    pace_s: FloatArray
+    most_flying: FloatArray
+
+
+def _before(by_layer: FloatArray) -> FloatArray:
+    """Sums over the layers before each, [n, L + 1]."""
+    return np.concatenate([np.zeros((len(by_layer), 1)), np.cumsum(by_layer, axis=1)], axis=1)
 
 
 @dataclass(frozen=True, slots=True)

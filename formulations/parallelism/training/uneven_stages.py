@@ -45,7 +45,15 @@ import numpy as np
 import numpy.typing as npt
 
 from formulations.outcome import TOLERANCE, Bound, Budget, SearchResult, SolveOptions, Status, Stop
-from formulations.parallelism.training.uneven_problem import Stage, UnevenCost, UnevenPlan, UnevenProblem, check, cost
+from formulations.parallelism.training.uneven_problem import (
+    Runs,
+    Stage,
+    UnevenCost,
+    UnevenPlan,
+    UnevenProblem,
+    check,
+    cost,
+)
 
 __all__ = ["Stage", "UnevenCost", "UnevenPlan", "UnevenProblem", "check", "choose", "choose_among", "cost"]
 
@@ -63,21 +71,27 @@ _FIRST_STEP = 0.02
 
 
 class _Program:
-    """The dynamic program under caps, over those runs of layers alone that are within them."""
+    """The dynamic program under caps, over those runs of layers alone that are within them.
 
-    def __init__(self, problem: UnevenProblem) -> None:
+    A run is in no pipeline with a bottleneck below its `pace_s`: its own, or what the devices before and behind it need
+    for the layers that it leaves them. Runs of pipelines that take `below_s` or more are left out at once.
+    """
+
+    def __init__(self, problem: UnevenProblem, below_s: float = np.inf) -> None:
         self.problem = problem
         self.most = min(problem.num_layers, problem.num_devices, problem.stages or problem.num_layers)
-        stage_s = problem.stage_s
-        option, first, last = np.nonzero(np.isfinite(stage_s) & (problem.most_flying >= 1))
-        at = option, first, last
-        sent_s = problem.link_s[option, last]
-        self.option, self.first, self.last = option, first, last
-        self.pace_s = np.maximum(stage_s[at], sent_s)
+        self.work, self.speed, self.least_ratio = _relative(problem)
+        others, through_s = problem.micro_batches - 1, self.floors_s()[1]
+        most_pace_s = (below_s - through_s) / others if others else np.inf
+        runs = problem.runs(most_pace_s)
+        pace_s = np.maximum(runs.pace_s, self._beside_s(runs))
+        useful = np.isfinite(pace_s) & (pace_s <= most_pace_s)
+        option, first, last = (one[useful] for one in (runs.option, runs.first, runs.last))
+        self.option, self.first, self.last, self.pace_s = option, first, last, pace_s[useful]
         closing_s = np.where(last == problem.num_layers, problem.closing_s[option], 0.0)
-        self.through_s = stage_s[at] + sent_s + closing_s
-        self.sync_s = problem.stage_sync_s[at]
-        self.most_flying = problem.most_flying[at]
+        self.through_s = runs.through_s[useful] + closing_s
+        self.sync_s = problem.sync_of(option, first, last)
+        self.most_flying = runs.most_flying[useful]
         width = problem.num_layers + 1
         self.after = problem.end[option] * width + last
         # Runs of one option from one layer on stand together; a state is where they begin.
@@ -85,23 +99,23 @@ class _Program:
         self.state = problem.begin[option] * width + first
 
     def floors_s(self) -> tuple[float, float]:
-        """No pipeline has a lower bottleneck, or a shorter way through: all work at each place's best speed.
-
-        With w the work of layers under some option, and r[o] the least of an option's layers over it, a stage takes
-        T >= r sum of w; so max T is at least sum of all w over the sum of the highest 1 / (r places) of every place.
-        """
-        problem = self.problem
-        reference = problem.layer_s[0]
-        if not (reference > 0).all():
+        """No pipeline has a lower bottleneck, or a shorter way through: all work at each place's best speed."""
+        whole = float(self.work.sum())
+        if not whole:
             return 0.0, 0.0
-        ratio = (problem.layer_s / reference).min(axis=1)
-        with np.errstate(divide="ignore"):
-            speed = 1.0 / (ratio * (problem.end - problem.begin))
-        fastest = np.zeros(problem.num_devices)
-        for begin, end, one in zip(problem.begin.tolist(), problem.end.tolist(), speed.tolist(), strict=True):
-            fastest[begin:end] = np.maximum(fastest[begin:end], one)
-        whole = float(reference.sum())
-        return whole / float(fastest.sum()) * _ROUNDING, whole * float(ratio.min()) * _ROUNDING
+        return whole / float(self.speed.sum()) * _ROUNDING, whole * self.least_ratio * _ROUNDING
+
+    def _beside_s(self, runs: Runs) -> FloatArray:
+        """The bottleneck that the layers before and after each run need at least on the devices before and behind."""
+        done = np.concatenate([[0.0], np.cumsum(self.work)])
+        speed = np.concatenate([[0.0], np.cumsum(self.speed)])
+        begin, end = self.problem.begin[runs.option], self.problem.end[runs.option]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            before_s = np.where(runs.first > 0, done[runs.first] / speed[begin], 0.0)
+            left, places = done[-1] - done[runs.last], speed[-1] - speed[end]
+            after_s = np.where(runs.last < self.problem.num_layers, left / places, 0.0)
+        # Without work to go by, only what has no device at all is known to be impossible.
+        return np.nan_to_num(np.maximum(before_s, after_s), nan=0.0, posinf=np.inf) * _ROUNDING
 
     def solve(
         self, pace_cap_s: float, sync_cap_s: float, through_cap_s: float = np.inf
@@ -112,13 +126,16 @@ class _Program:
         width = problem.num_layers + 1
         best = np.full((self.most + 1, (problem.num_devices + 1) * width), np.inf)
         best[0, problem.num_layers :: width] = 0.0
+        through_s, after, flying = self.through_s[chosen], self.after[chosen], self.most_flying[chosen]
+        starts = np.flatnonzero(np.diff(self.run[chosen], prepend=-1))
         for k in range(1, self.most + 1):
-            chosen = chosen[self.most_flying[chosen] >= min(k, problem.micro_batches)]
+            holds = flying >= min(k, problem.micro_batches)
+            if not holds.all():
+                chosen, through_s, after, flying = chosen[holds], through_s[holds], after[holds], flying[holds]
+                starts = np.flatnonzero(np.diff(self.run[chosen], prepend=-1))
             if not chosen.size:
                 break
-            value_s = self.through_s[chosen] + best[k - 1, self.after[chosen]]
-            starts = np.flatnonzero(np.diff(self.run[chosen], prepend=-1))
-            least_s = np.minimum.reduceat(value_s, starts)
+            least_s = np.minimum.reduceat(through_s + best[k - 1, after], starts)
             np.minimum.at(best[k], self.state[chosen[starts]], least_s)
             best[k, best[k] > through_cap_s] = np.inf
             if not np.isfinite(best[k]).any():
@@ -142,6 +159,25 @@ class _Program:
         return total_s, UnevenPlan(tuple(stages))
 
 
+def _relative(problem: UnevenProblem) -> tuple[FloatArray, FloatArray, float]:
+    """Work of each layer, [L], what a device at each place does of it a second at most, and the least s of a unit.
+
+    With w the work of layers under some option, and r[o] the least of an option's layers over it, a stage takes
+    T >= r sum of w; so max T is at least the sum of w of some layers over the sum of the highest 1 / (r places) of the
+    places that they lie on. No work where some layer takes no time.
+    """
+    work = problem.layer_s[0]
+    if not (work > 0).all():
+        return np.zeros(problem.num_layers), np.zeros(problem.num_devices), 0.0
+    ratio = (problem.layer_s / work).min(axis=1)
+    with np.errstate(divide="ignore"):
+        each = 1.0 / (ratio * (problem.end - problem.begin))
+    speed = np.zeros(problem.num_devices)
+    for begin, end, one in zip(problem.begin.tolist(), problem.end.tolist(), each.tolist(), strict=True):
+        speed[begin:end] = np.maximum(speed[begin:end], one)
+    return work, speed, float(ratio.min())
+
+
 def choose(
     problem: UnevenProblem,
     options: SolveOptions | None = None,
@@ -154,7 +190,7 @@ def choose(
     """
     options = options or SolveOptions()
     budget = budget or Budget(options.time_limit_s)
-    search = _Search(_Program(problem), budget, below_s)
+    search = _Search(_Program(problem, below_s), budget, below_s)
     reached = search.climb()
     if search.stop is None and not reached:
         if below_s < np.inf:

@@ -1,17 +1,12 @@
-"""Kinds of pods: classes that are exchangeable on every node, and which kinds fit into a place made for another one.
-
-A pod of kind a fits wherever one of kind b does if it asks for no more of anything, for no more devices, for no more of
-each, and may run on every node where b may. Then a place for b is worth at least as much as one for a in every good set
-of prices, which steadies them, and one change stands for many. Pods that rules tie to others are kinds of their own.
-
-Reference: Ben Amor, Desrosiers and Valério de Carvalho 2006 (dual-optimal inequalities).
-"""
+"""Kinds of pods: classes that are exchangeable on every node, and which kinds fit into a place made for another one
+(`exchanges`). Pods that rules tie to others are kinds of their own."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from formulations.pod_packing.problem import BoolArray, PodsProblem
+from formulations.pod_packing.exchanges import fitting, shortest
+from formulations.pod_packing.problem import PodsProblem
 from planner.kubernetes.snapshot import CPU, MEMORY, WHOLE_MILLI
 from planner.workload import FloatArray, IntArray
 
@@ -41,8 +36,8 @@ class Kinds:
         self.is_share, self.allowed = problem.is_share[chosen], problem.allowed[chosen]
         # A place has one slot for a pod, but whoever may place one pod there may as well find slots for more.
         self._sized = np.array([name in (CPU, MEMORY) for name in problem.resources])
-        self._fits = self._fitting(problem.crossing[chosen])
-        self.exchanges = self._shortest()
+        self._fits = fitting(self.request, self.gpus, self.milli, self.allowed, problem.crossing[chosen])
+        self.exchanges = shortest(self._fits)
 
     @property
     def count(self) -> int:
@@ -52,26 +47,6 @@ class Kinds:
     def counts(self, by_class: IntArray) -> IntArray:
         """Numbers of classes as numbers of kinds, [J] -> [K]."""
         return np.bincount(self.of_class, weights=by_class, minlength=self.count).astype(np.int64)
-
-    def _fitting(self, tied: BoolArray) -> BoolArray:
-        """Whether a pod of kind a fits in a place for b, [K, K]."""
-        found: BoolArray = (self.gpus[:, None] <= self.gpus) & (
-            (self.gpus[:, None] == 0) | (self.milli[:, None] <= self.milli)
-        )
-        for r in range(self.request.shape[1]):
-            found &= self.request[:, r, None] <= self.request[:, r]
-        rows, row = np.unique(self.allowed, axis=0, return_inverse=True)
-        wider: BoolArray = np.all(rows[:, None] | ~rows, axis=2)
-        found &= wider[np.ix_(row.ravel(), row.ravel())] & ~tied & ~tied[:, None]
-        np.fill_diagonal(found, False)
-        return found
-
-    def _shortest(self) -> IntArray:
-        fits = self._fits
-        steps = fits.astype(np.float32)
-        pairs = np.argwhere(fits & (steps @ steps == 0.0))
-        # Whoever has many that fit into its place comes first: its places are passed on along a chain.
-        return pairs[np.argsort(-fits.sum(axis=0)[pairs[:, 1]], kind="stable")]
 
     def worth(self, wanted: FloatArray) -> FloatArray:
         """What a place of each kind is worth, [K], at the worth of pods: one kind's, as many as it holds."""

@@ -36,7 +36,7 @@ def plan_book(
     name = str(value.get("name", ""))
     book = Book(f"gpuplan: {name}", written)
     front = book.add("Read me", name, f"A plan of the problem {value.get(PROBLEM)}, by gpuplan.")
-    inputs = _inputs(book, value, folder)
+    inputs = inputs_sheet(book, value, folder)
     solved = document is not None and document.plan is not None
     if document is not None:
         if document.plan is not None:
@@ -47,7 +47,7 @@ def plan_book(
     return book
 
 
-def _inputs(book: Book, value: Mapping[str, Any], folder: str) -> dict[str, Input]:
+def inputs_sheet(book: Book, value: Mapping[str, Any], folder: str) -> dict[str, Input]:
     """The instance as paths and values; each with its cell."""
     note = "Fill in the yellow cells, save, and run: gpuplan plan plan.xlsx -o new.xlsx"
     sheet = book.add(INPUTS, "What to plan", note)

@@ -15,8 +15,9 @@ from formulations.batch.replanning import replan
 from formulations.batch.worker import solve_job
 from formulations.in_force import in_force
 from formulations.outcome import SolveOptions
+from formulations.planning import plan
 from planner.errors import OptionError
-from planner.files import read_source
+from planner.files import read_source, to_json
 from planner.overlay import over
 
 
@@ -82,6 +83,32 @@ def test_experts_are_replanned_from_a_plan_document(tmp_path: Path) -> None:
     assert found["objective"] == pytest.approx(1.0)
     assert (found["moves"], found["pays_back"], found["break_even_hours"]) == (2, True, pytest.approx(4.0))
     assert document.outcome.objective == pytest.approx(1.0 + 2 * 0.1)
+
+
+def test_a_deployment_moves_to_a_cheaper_gpu(tmp_path: Path) -> None:
+    """A worker of one l4 for 1 USD/h; a t4 that serves as much is offered for 0.9. To start there costs 1.2 USD once:
+    0.1 USD/h saved for 24 h is 2.4, back after 12 h. At 3.6 USD it is left alone."""
+    rows = "".join(f"w-{device},m,{device},both,1,100,100,5\n" for device in ("l4", "t4"))
+    (tmp_path / "w.csv").write_text(
+        f"worker,service,device,role,gpus,input_tokens,output_tokens,requests_per_s\n{rows}"
+    )
+    offers = [
+        {"name": name, "device": name, "gpus": 1, "price_usd_per_hour": usd} for name, usd in (("l4", 1), ("t4", 0.9))
+    ]
+    instance = {
+        "problem": "deploy", "name": "d", "workers": "w.csv", "utilisation": 1.0,
+        "services": [{"name": "m", "demand": [{"input_tokens": 100, "output_tokens": 100, "rate_per_s": 5}]}],
+    }  # fmt: skip
+    (tmp_path / "now.json").write_text(json.dumps({**instance, "offers": offers[:1]}))
+    (tmp_path / "last.json").write_text(to_json(plan(tmp_path / "now.json", options=SolveOptions())))
+    (tmp_path / "d.json").write_text(json.dumps({**instance, "offers": offers}))
+    source = read_source(tmp_path / "d.json")
+    source = over(source, in_force(source, str(tmp_path / "last.json")))
+    _, found = replan(source, move_price=1.2, horizon_hours=24.0)(SolveOptions())
+    assert (found["keep_objective"], found["objective"]) == (pytest.approx(1.0), pytest.approx(0.9))
+    assert (found["moves"], found["pays_back"], found["break_even_hours"]) == (1, True, pytest.approx(12.0))
+    _, found = replan(source, move_price=3.6, horizon_hours=24.0)(SolveOptions())
+    assert (found["moves"], found["pays_back"]) == (0, False)
 
 
 def test_kinds_without_priced_moves_are_refused() -> None:

@@ -111,17 +111,30 @@ def test_a_place_is_worth_what_it_saves(tmp_path: Path) -> None:
     assert prices[2] == pytest.approx(2)
 
 
+def test_places_on_spot_nodes_have_prices_of_their_own(tmp_path: Path) -> None:
+    """The last GPU is rented at 3: an ordinary place saves that, one on spot nine tenths of it, whatever it costs."""
+    found = [offer("few", 1, max_count=4), offer("more", 3)]
+    found.append(offer("cheap", 0.5, market="spot", availability=0.9, max_count=3))
+    _, plan = planned(problem(tmp_path, {"m": 50}, [worker("w", 5)], found))
+    assert {one.spot: one.usd_per_hour for one in plan.slot_prices} == {
+        False: pytest.approx(3),
+        True: pytest.approx(2.7),
+    }
+
+
 def test_what_each_coupling_pays(tmp_path: Path) -> None:
     """a and b on a pair of 3. Apart: two singles at 2. Priced one by one, GPUs cost 1.5, and then the pair as well."""
     rows = [worker("wa", 5, "a"), worker("wb", 5, "b")]
     instance = problem(tmp_path, {"a": 4, "b": 4}, rows, [offer("single", 2), offer("pair", 3, 2)])
-    found = {one.cut: one.usd_per_hour for one in couplings(instance, 3.0, CUTS, SolveOptions(time_limit_s=20))}
-    assert found == {cut: pytest.approx(4.0 if cut == "sharing" else 3.0) for cut in CUTS}
+    _, plan = planned(instance)
+    found = {one.cut: one.usd_per_hour for one in couplings(instance, plan, CUTS, SolveOptions(time_limit_s=20))}
+    # Nothing is cut where there are no hours, no roles and no experts.
+    assert found == {cut: pytest.approx(4.0 if cut == "sharing" else 3.0) for cut in ("sharing", "workers", "nodes")}
 
 
 def test_cut_hours_are_all_like_the_busiest(tmp_path: Path) -> None:
     instance = problem(tmp_path, {"m": [5.0, 15.0]}, [worker("w", 5)], [offer("o", 1)])
-    (found,) = couplings(instance, 2.0, ["hours"], SolveOptions(time_limit_s=20))
+    (found,) = couplings(instance, planned(instance)[1], ["hours"], SolveOptions(time_limit_s=20))
     assert found.usd_per_hour == pytest.approx(3)
     assert found.extra == pytest.approx(0.5)
 
@@ -158,8 +171,18 @@ def test_no_time_is_no_plan_and_no_proof(tmp_path: Path) -> None:
     rows = [worker(f"w{g}", 3.1 * g, gpus=g) for g in (1, 2, 4, 8)]
     found = [offer(f"o{g}", 1.0 * g**0.9, g) for g in (1, 2, 4, 8)]
     outcome = run(problem(tmp_path, {"m": 77}, rows, found), time_limit_s=1e-9)
-    assert outcome.status in (Status.UNKNOWN, Status.FEASIBLE)
-    assert outcome.status is Status.UNKNOWN or outcome.plan is not None
+    # The stage-by-stage plan is there without a search; nothing is proven of it.
+    assert outcome.status is Status.FEASIBLE
+    assert outcome.plan is not None
+    assert outcome.bound is None or outcome.bound.value <= outcome.plan.cost_usd_per_hour
+
+
+def test_no_time_and_no_plain_plan_within_the_limits(tmp_path: Path) -> None:
+    """The rule's plan costs more than the budget, so there is none to fall back to."""
+    rows = [worker(f"w{g}", 3.1 * g, gpus=g) for g in (1, 2, 4, 8)]
+    found = [offer(f"o{g}", 1.0 * g**0.9, g) for g in (1, 2, 4, 8)]
+    outcome = run(problem(tmp_path, {"m": 77}, rows, found, budget_usd_per_hour=1.0), time_limit_s=1e-9)
+    assert outcome.plan is None
 
 
 def test_the_same_instance_has_the_same_hash_and_another_one_another(tmp_path: Path) -> None:

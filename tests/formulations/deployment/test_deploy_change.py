@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from deploy_cases import offer, planned, problem, run, worker, written
 
-from formulations.outcome import Status
+from formulations.deployment.cuts import only
+from formulations.gpu_fleet.formulation import GPU_FLEET
+from formulations.gpu_fleet.problem import FleetProblem
+from formulations.outcome import SearchResult, Status
 from planner.deploy_plan import DeployPlan
 from planner.errors import DescriptionError
+from planner.fleet_plan import FleetPlan
 
 
 def change_of(folder: Path, before: DeployPlan, *arguments: object, **more: object) -> DeployPlan:
@@ -117,3 +124,23 @@ def test_a_plan_of_something_else_is_not_in_force(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"problem": "deploy"}')
     with pytest.raises(DescriptionError):
         problem(tmp_path, {"m": 5}, [worker("w", 5)], [offer("single", 1)], current="other.json")
+
+
+def test_moves_that_the_search_had_no_time_to_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that stops early starts another worker for nothing; what follows keeps the one in force."""
+    rows, found = [worker("old", 5), worker("new", 5)], [offer("single", 1)]
+    _, before = planned(problem(tmp_path, {"m": 5}, rows[:1], found))
+    instance = problem(tmp_path, {"m": 5}, rows, found, current=written(tmp_path, before))
+    real = GPU_FLEET.search
+
+    def early(fleet: FleetProblem, *arguments: Any) -> SearchResult[FleetPlan]:
+        result = real(only(fleet, np.array(fleet.config_worker) == "new"), *arguments)
+        return replace(result, status=Status.FEASIBLE, bound=None)
+
+    monkeypatch.setattr(GPU_FLEET, "search", early)
+    outcome = run(instance)
+    assert outcome.objective is not None
+    assert outcome.objective.total == pytest.approx(1)
+    assert outcome.plan is not None
+    assert outcome.plan.change is not None
+    assert outcome.plan.change.kept == 1

@@ -11,7 +11,7 @@ from deploy_cases import offer, planned, problem, worker, written
 from formulations.deployment.check import check
 from formulations.deployment.problem import DeployProblem
 from formulations.deployment.verdict import judge, judge_alone
-from planner.deploy_plan import DeployPlan
+from planner.deploy_plan import DeployPlan, Step
 
 
 @pytest.fixture
@@ -43,6 +43,16 @@ def pods(change: Callable[..., dict[str, object]]) -> Callable[[DeployPlan], Dep
     return broken
 
 
+def nodes(**update: object) -> Callable[[DeployPlan], DeployPlan]:
+    """A plan whose first nodes are told otherwise."""
+
+    def broken(plan: DeployPlan) -> DeployPlan:
+        first, *rest = plan.nodes
+        return plan.model_copy(update={"nodes": (first.model_copy(update=update), *rest)})
+
+    return broken
+
+
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
@@ -63,6 +73,10 @@ def pods(change: Callable[..., dict[str, object]]) -> Callable[[DeployPlan], Dep
             ),
             "there is no standing node 'x'",
         ),
+        (nodes(gpus=16), "it is 2 x l4"),
+        (nodes(device="t4"), "is told as"),
+        (nodes(usd_per_hour=1.0), "at 1 USD/h"),
+        (pods(lambda first, rest: {"parts": 2}), "not whole"),
     ],
 )
 def test_broken_plans(
@@ -102,6 +116,7 @@ def test_steps_that_do_not_lead_to_the_plan(tmp_path: Path) -> None:
         return [one.message for one in check(instance, plan.model_copy(update={"change": changed}))]
 
     assert any("other pods run" in said for said in with_step(start=step.start[1:]))
+    assert any("nothing says where" in said for said in with_step(start=(*step.start, "other")))
     assert any("runs already" in said for said in with_step(start=(*step.start, before.pods[0].pod)))
     assert any("does not run" in said for said in with_step(stop=("other",)))
     assert any("which is not there" in said for said in with_step(add_nodes=()))
@@ -109,3 +124,41 @@ def test_steps_that_do_not_lead_to_the_plan(tmp_path: Path) -> None:
     assert any(
         "belong to a deployment" in one.message for one in check(instance, plan.model_copy(update={"change": None}))
     )
+
+
+def test_steps_that_end_elsewhere_or_pull_a_node_away(tmp_path: Path) -> None:
+    """What is in force ran on the other node; and a node may not go while a pod runs there."""
+    rows, found = [worker("w", 5)], [offer("pair", 3, 2)]
+    _, before = planned(problem(tmp_path, {"m": 15}, rows, found))
+    moved = before.model_copy(update={"pods": (*before.pods[:2], before.pods[2].model_copy(update={"gpus": (1,)}))})
+    instance = problem(tmp_path, {"m": 15}, rows, found, current=written(tmp_path, moved))
+    _, plan = planned(instance)
+    assert plan.change is not None
+    wrong = plan.model_copy(update={"pods": before.pods})
+    assert any("other pods run" in one.message for one in check(instance, wrong))
+    step = Step(drop_nodes=("pair-1",), served=1.0)
+    wrong = plan.model_copy(update={"change": plan.change.model_copy(update={"steps": (step,)})})
+    assert any("pair-1 goes, but" in one.message for one in check(instance, wrong))
+
+
+def test_steps_say_where_what_the_plan_does_not_have_runs(tmp_path: Path) -> None:
+    """A swap on a full node borrows a node: the worker on it, and the one that stops, are told as they run."""
+    nodes = [{"name": "own", "device": "l4", "gpus": 2}]
+    rows = [worker("large", 4, gpus=2), worker("small", 5)]
+    _, before = planned(problem(tmp_path, {"m": 4}, rows[:1], [offer("single", 5)], nodes=nodes))
+    current = written(tmp_path, before)
+    instance = problem(tmp_path, {"m": 9}, rows, [offer("single", 5)], nodes=nodes, current=current)
+    _, plan = planned(instance)
+    assert check(instance, plan) == []
+    change = plan.change
+    assert change is not None
+    stops, lent = change.pods
+    assert (stops.pod, stops.node, lent.node) == (before.pods[0].pod, "own", change.lent_nodes[0])
+    assert [one.worker for one in change.lent] == [lent.worker]
+    for pods, expected in (
+        ((), "nothing says where"),
+        ((stops, lent.model_copy(update={"node": "own"})), "is not lent"),
+        ((stops.model_copy(update={"gpus": (0,)}), lent), "not told as it runs"),
+    ):
+        broken = plan.model_copy(update={"change": change.model_copy(update={"pods": pods})})
+        assert any(expected in one.message for one in check(instance, broken)), expected

@@ -12,7 +12,7 @@ from fleet_cases import best, demand, offers, problem, profile, random_problem, 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from formulations.gpu_fleet import milp
+from formulations.gpu_fleet import milp, service_plans
 from formulations.gpu_fleet.dominance import needless_configs
 from formulations.gpu_fleet.problem import BoolArray, FleetProblem
 
@@ -40,7 +40,10 @@ def test_the_whole_model_has_the_same_optimum(seed: int, cap: int, better: float
     made = replace(made, most=np.minimum(made.most, cap), throughput=made.throughput * faster)
     made = replace(made, least=np.minimum(made.least, made.most))
     assume(needless_configs(made).any())
-    with patch.object(milp, "needless_configs", none_needless):
+    with (
+        patch.object(milp, "needless_configs", none_needless),
+        patch.object(service_plans, "needless_configs", none_needless),
+    ):
         whole = worth(made)
     assert worth(made) == pytest.approx(whole)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from formulations.pod_packing.exchanges import MOST_CLASSES, fitting
 from formulations.pod_packing.problem import PodsProblem
 from formulations.pod_packing.repair.kinds import Kinds
 from tests.formulations.pod_packing.pods_cases import problem
@@ -49,6 +50,13 @@ def test_a_place_serves_only_who_may_run_wherever_it_can_be() -> None:
     """A pod for the east may not take the place of one that runs anywhere; the other way round it may."""
     pods = [{"name": "east", "gpus": 1, "node_selector": {"zone": "east"}}, {"name": "any", "gpus": 1}]
     assert passed(problem(NODES, pods)) == {("any", "east")}
+
+
+def test_too_many_classes_take_no_places_of_each_other() -> None:
+    """One more than the limit, each a little larger than the one before."""
+    sizes = np.arange(MOST_CLASSES + 1)
+    alike, none = np.zeros_like(sizes), np.zeros(sizes.size, dtype=np.bool_)
+    assert not fitting(sizes[:, None], alike, alike, ~none[:, None], none).any()
 
 
 def test_tied_pods_keep_to_themselves() -> None:

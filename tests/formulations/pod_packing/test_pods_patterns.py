@@ -14,7 +14,7 @@ from formulations.outcome import Budget, SolveOptions, Status
 from formulations.pod_packing.columns import Goal, Program, evened, least_spread
 from formulations.pod_packing.dive import dive
 from formulations.pod_packing.knapsack import filled, filled_cores, joined
-from formulations.pod_packing.master import master_model
+from formulations.pod_packing.master import master_model, passed_on, solve_master
 from formulations.pod_packing.problem import PodsProblem
 from formulations.pod_packing.rounding import Rounding
 from formulations.pod_packing.shapes import shapes_of
@@ -136,7 +136,8 @@ def test_three_solvers_agree_on_whole_nodes(seed: int, objective: str) -> None:
     program = program_of(random_problem(seed, objective))
     if not program.columns.kind:
         pytest.skip("nothing fits anywhere")
-    model, _ = master_model(program, np.arange(len(program.columns.kind)))
+    none = np.zeros(program.demand.size, dtype=np.int64)
+    model, _, _ = master_model(program, np.arange(len(program.columns.kind)), none)
     options = SolveOptions(time_limit_s=30)
     answers = [solve_linear_mathopt(model, Budget(60), options, solver=name) for name in ("highs", "scip")]
     answers.append(solve_linear_pulp(model, Budget(60), options))
@@ -178,3 +179,91 @@ def test_rounding_never_makes_a_choice_worse() -> None:
     used = np.bincount([kind for kind, _, _ in best], weights=[times for _, _, times in best], minlength=2)
     assert (used <= program.shapes.count).all()
     assert all(program.shapes.holds(kind, pattern) for kind, pattern, _ in best)
+
+
+def test_places_are_passed_on() -> None:
+    """Two nodes are packed for one pod of 2 GPUs and one of 600 thousandths each. One of the large places goes to a pod
+    of 1 GPU, which has the first of its devices, and one of the small places to a pod of 300 thousandths."""
+    one = problem(
+        [{"name": "n", "count": 2, "gpus": 3}],
+        [
+            {"name": "two", "gpus": 2, "cpu": 3},
+            {"name": "one", "gpus": 1, "cpu": 2},
+            {"name": "large", "gpus": 1, "gpu_milli": 600},
+            {"name": "small", "gpus": 1, "gpu_milli": 300},
+        ],
+        objective="allocation",
+    )
+    shapes = shapes_of(State(one))
+    name = {one.pod_names[int(np.flatnonzero(one.pod_class == j)[0])].partition("/")[2]: j for j in shapes.classes}
+    two, whole, large, small = (int(name[pod]) for pod in ("two", "one", "large", "small"))
+    pairs = [tuple(pair) for pair in shapes.exchanges.tolist()]
+    assert set(pairs) == {(whole, two), (large, whole), (small, large)}
+    numbers = np.array([{(whole, two): 1, (small, large): 1}.get(pair, 0) for pair in pairs])
+    found = passed_on(shapes, [(0, ((two, (0, 1)), (large, (2,))), 2)], numbers)
+    entries = sorted(entry for _, pattern, times in found for entry in pattern * times)
+    assert entries == sorted([(two, (0, 1)), (whole, (0,)), (large, (2,)), (small, (2,))])
+    assert all(shapes.holds(kind, pattern) for kind, pattern, _ in found)
+    assert sum(times for _, _, times in found) == 2
+
+
+def test_of_two_alike_one_takes_the_places_of_the_other() -> None:
+    """Pods that differ in priority alone: one pair, not a circle."""
+    one = problem([{"name": "n", "gpus": 1}], [{"name": "p", "gpus": 1, "priority": 5}, {"name": "q", "gpus": 1}])
+    assert shapes_of(State(one)).exchanges.shape == (1, 2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_all_run_on_as_few_devices_as_the_bound_says(seed: int) -> None:
+    """One hundred pods of many sizes, none of them often: every device holds a pod of more than half of one, so no plan
+    has fewer devices than there are such pods, and cores are plenty. Patterns alone, without exchanges, end above."""
+    rng = np.random.default_rng(seed)
+    pods = [
+        {"name": f"p{i}", "count": 2, "cpu": f"{int(cpu)}m", "gpus": 1, "gpu_milli": int(milli)}
+        for i, (cpu, milli) in enumerate(
+            zip(rng.integers(500, 3000, 50), rng.choice([230, 320, 550, 650, 810, 1000, 1000, 1000], 50), strict=True)
+        )
+    ]
+    nodes = [{"name": "n", "count": 14, "cpu": 32, "gpus": 8}, {"name": "m", "count": 9, "cpu": 4, "gpus": 1}]
+    outcome = solved(problem(nodes, pods, objective="consolidate"), method="patterns")
+    assert outcome.status is Status.OPTIMAL
+
+
+def test_a_gang_is_completed_beside_what_is_settled() -> None:
+    """One pod of a gang of two has its place already, and one GPU is left. A pod of it is worth 1, another one 1.5: the
+    gang's second pod makes both run, 2 > 1.5; with nothing settled the gang cannot run, and the other pod does."""
+    one = problem(
+        [{"name": "n", "gpus": 1}],
+        [{"name": "g", "count": 2, "gpus": 1, "gang": "g"}, {"name": "o", "gpus": 1, "cpu": 2}],
+        objective="allocation",
+    )
+    shapes = shapes_of(State(one))
+    of_gang = one.gang[shapes.classes] >= 0
+    goal = Goal(weight=np.where(of_gang, 1.0, 1.5), costs=False, must=False)
+    for settled, chosen in ((1, of_gang), (0, ~of_gang)):
+        done = np.where(of_gang, settled, 0)
+        program = Program(shapes, goal, one.demand[shapes.classes] - done)
+        for j in range(2):
+            program.add(0, ((j, (0,)),))
+        found = solve_master(program, [], np.ones(2, dtype=np.bool_), done, Budget(60), SolveOptions(time_limit_s=30))
+        assert found == [(0, ((int(np.flatnonzero(chosen)[0]), (0,)),), 1)]
+
+
+def test_what_runs_of_gangs_and_spread_classes() -> None:
+    """Three of a gang of four have places: none runs. Four places in zone a and one in b, skew 1: 2 + 1."""
+    one = problem(
+        [{**node, "gpus": 9} for node in ZONES],
+        [
+            {"name": "g", "count": 4, "gpus": 1, "gang": "g"},
+            {"name": "s", "count": 5, "gpus": 1, "cpu": 2, **spread("s", 1)},
+        ],
+        objective="allocation",
+    )
+    shapes = shapes_of(State(one))
+    gang = one.gang[shapes.classes] >= 0
+    zone = {index: shapes.zone[index] for index in np.flatnonzero(~gang).tolist()}
+    places = np.array([3 if gang[j] else (4 if zone[j] == min(zone.values()) else 1) for j in range(gang.size)])
+    running = shapes.running(places, np.full(gang.size, 5))
+    assert running[gang].tolist() == [0]
+    assert sorted(running[~gang].tolist()) == [1, 2]
+    assert shapes.running(places + gang, np.full(gang.size, 5))[gang].tolist() == [4]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from formulations.outcome import SolveOptions
@@ -13,6 +14,7 @@ from formulations.reporting import placed as drawn
 from formulations.reporting.placed import placed
 from planner.cluster import Cluster, Network, NodeGroup
 from planner.files import SourceText, read_source
+from planner.plan import read_document
 from planner.reporting.topology import Cell
 
 INSTANCES = Path(__file__).resolve().parents[3] / "instances"
@@ -61,6 +63,7 @@ def test_leaves_and_racks_are_areas() -> None:
     [
         "parallel/given_table.yaml",
         "parallel/train_70b_rails.yaml",
+        "parallel/train_8b_a100_h100.yaml",
         "fleet/split_roles.yaml",
         "parallel/layers_three_sites.yaml",
         "parallel/windows_home.yaml",
@@ -97,3 +100,42 @@ def test_a_worker_has_as_many_devices_as_it_asks_for() -> None:
     told = [cell.told for node in there for cell in node.cells]
     for one in document.plan.workers:
         assert told.count(one.name) == one.count * one.num_gpus
+
+
+@pytest.mark.parametrize("name", ["train_8b_a100_h100", "train_8b_four_kinds", "train_70b_two_sites"])
+def test_every_stage_over_unequal_nodes_has_its_own_devices(name: str) -> None:
+    """Devices drawn of a stage = its GPUs, in the area of its kind; nodes of a kind are listed apart in the cluster."""
+    source = read_source(str(INSTANCES / "parallel" / f"{name}.yaml"))
+    problem: Any = problem_of(source)
+    document: Any = read_document(str(INSTANCES / "parallel" / f"{name}.best.json"))
+    stage_of = np.full(problem.num_gpus, -1)
+    for place, stage in enumerate(document.plan.stages):
+        stage_of[stage.first_gpu : stage.first_gpu + stage.num_gpus] = place
+    cluster = cluster_of(source)
+    assert cluster is not None
+    areas = drawn._blocks(problem, cluster.resolved(), stage_of)
+    for place, stage in enumerate(document.plan.stages):
+        told = [
+            area.name
+            for area in areas
+            for box in area.boxes
+            for island in box.islands
+            for cell in island
+            if cell.told == f"stage {place}"
+        ]
+        assert len(told) == stage.num_gpus
+        assert all(str(stage.device) in one and (stage.site or "") in one for one in told)
+    (figure,) = placed(document, problem, cluster)
+    assert f"on {document.plan.stages[0].num_gpus} {document.plan.stages[0].device}" in figure.svg
+
+
+def test_equal_nodes_in_several_entries_are_drawn() -> None:
+    source = read_source(str(INSTANCES / "parallel/train_70b_rails.yaml"))
+    problem: Any = problem_of(source)
+    document: Any = read_document(str(INSTANCES / "parallel/train_70b_rails.best.json"))
+    cluster = cluster_of(source)
+    assert cluster is not None
+    (group,) = cluster.nodes
+    halves = cluster.model_copy(update={"nodes": (group.model_copy(update={"count": group.count // 2}),) * 2})
+    (figure,) = placed(document, problem, halves)
+    assert "group 1" in figure.svg

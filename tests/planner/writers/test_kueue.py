@@ -15,7 +15,7 @@ from formulations.planning import plan
 from planner.descriptions.fleet import FleetInstance
 from planner.errors import ExportError
 from planner.fleet_plan import FleetPlan
-from planner.plan import FleetDocument
+from planner.plan import FleetDocument, read_document
 from planner.writers import export
 
 SCHEMAS = {kind: f"crds/{kind.lower()}-kueue-v1beta2.json" for kind in ("ResourceFlavor", "ClusterQueue", "Topology")}
@@ -142,3 +142,18 @@ def test_golden_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export(made.model_copy(update={"gpuplan_version": "0.1.0", "instance": instance}), "kueue", "fleet_kueue.yaml")
     golden = Path(__file__).resolve().parents[2] / "golden" / "fleet_kueue.yaml"
     assert Path("fleet_kueue.yaml").read_text() == golden.read_text()
+
+
+def test_a_deployment_has_a_queue_for_each_service(tmp_path: Path, shared_data: Path) -> None:
+    """19 GPUs: 8 for reasoning, 10 for chat, 1 for titles."""
+    kept = Path(__file__).resolve().parents[3] / "instances" / "deploy" / "demo.best.json"
+    export(read_document(kept), "kueue", str(tmp_path / "quotas.yaml"))
+    found = list(YAML(typ="safe").load_all((tmp_path / "quotas.yaml").read_text()))
+    for one in found:
+        schema = json.loads((shared_data / SCHEMAS[one["kind"]]).read_text())
+        jsonschema.Draft202012Validator(schema).validate(one)
+    assert quotas(found) == {
+        "demo-reasoning": {"h200-sxm": 8},
+        "demo-chat": {"h100-sxm": 10},
+        "demo-titles": {"h100-sxm": 1},
+    }

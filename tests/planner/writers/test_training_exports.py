@@ -184,6 +184,9 @@ def test_what_no_launcher_says_is_refused_with_its_reason(tmp_path: Path) -> Non
     for changes, words in (
         ({"stages": (first, *plan.stages[1:])}, "one tensor_parallel_size for all stages, these have 2, 4"),
         ({"layout": "replicas"}, "every replica the same micro-batches"),
+        # Half a node of each kind: eight ranks are not one node of eight.
+        ({"gpus_per_node": 8}, "ranks 0-7 do not lie on one node"),
+        ({"framework": "torchtitan", "stages": (first, *plan.stages[1:])}, "made for torchtitan"),
     ):
         broken = document.model_copy(update={"plan": plan.model_copy(update=changes)})
         with pytest.raises(ExportError, match=words):

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from formulations.outcome import Budget, SolveOptions
-from formulations.parallelism.training.mixed.options import tensor_sizes
 from formulations.parallelism.training.mixed.plans import alone_document
 from formulations.parallelism.training.mixed.pricing import between_s, exposed, reduction, sent_s, stage_parameters
 from formulations.parallelism.training.mixed.problem import MixedProblem
@@ -17,7 +16,7 @@ from formulations.parallelism.training.mixed.replicas import Families, families
 from formulations.parallelism.training.search.plans import passes_of
 from formulations.parallelism.training.search.problem import RECOMPUTE, TrainProblem
 from formulations.parallelism.training.search.search import search as search_one_kind
-from formulations.parallelism.training.search.space import MOST_MICRO_BATCH, divisors
+from formulations.parallelism.training.search.space import MOST_MICRO_BATCH, divisors, tensor_sizes
 from planner.cost.training.memory import training_memory_by_stage
 from planner.cost.training.plans import TrainingPlans
 from planner.cost.training.sizes import plan_sizes

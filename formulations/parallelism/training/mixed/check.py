@@ -10,6 +10,8 @@ from formulations.parallelism.training.mixed.plans import OWN, alone, owner, pri
 from formulations.parallelism.training.mixed.pricing import stage_arrays
 from formulations.parallelism.training.mixed.problem import MixedProblem
 from formulations.parallelism.training.search.check import check as check_one_kind
+from formulations.parallelism.training.search.problem import TrainProblem
+from formulations.parallelism.training.search.space import zero_stages
 from planner.cost.training.plans import problems
 from planner.cost.verdict import Violation
 from planner.training_plan import TrainingPlan, TrainingStage
@@ -96,6 +98,30 @@ def check_shape(plan: TrainingPlan) -> Iterator[Told]:
             yield "states", PLAN, f"shares of the optimizer states add up to {shares:g}"
     if plan.layout != "one_kind" and (plan.virtual_pipeline_size != 1 or plan.schedule != "1f1b"):
         yield "interleaving", PLAN, "unequal stages run 1f1b without interleaving"
+    yield from _layout(plan)
+
+
+def _layout(plan: TrainingPlan) -> Iterator[Told]:
+    """What stages must have in common under each layout, which is also what their price rests on."""
+    if plan.layout == "one_kind":
+        for place, stage in enumerate(plan.stages):
+            others = [name for name in OWN if getattr(stage, name) != getattr(plan, name)]
+            if others:
+                yield "layout", f"stage {place}", f"{', '.join(others)} not as the plan of one kind says"
+    if plan.layout in ("replicas", "shards"):
+        for number, places in enumerate(pipelines_of(plan)):
+            own = [plan.stages[place] for place in places]
+            others = [name for name in OWN if len({getattr(stage, name) for stage in own}) > 1]
+            if others or len({(stage.device, stage.site) for stage in own}) > 1:
+                told = f"stages of one replica differ in {', '.join(others) or 'kind'}"
+                yield "layout", f"pipeline {number}", told
+    if plan.layout == "shards":
+        for place, stage in enumerate(plan.stages):
+            one = (stage.context_parallel_size, stage.expert_parallel_size, stage.zero_stage) == (1, 1, 1)
+            alike = stage.tensor_parallel_size == plan.stages[0].tensor_parallel_size
+            if not (one and alike and stage.embedding and stage.head):
+                told = "replicas that share states have no pipeline, context or expert parallelism, and one tensor size"
+                yield "layout", f"stage {place}", told
 
 
 def _product(stage: TrainingStage) -> int:
@@ -117,6 +143,8 @@ def _instance(problem: MixedProblem, plan: TrainingPlan) -> Iterator[Told]:
 def _places(problem: MixedProblem, plan: TrainingPlan) -> Iterator[Told]:
     """Every stage on GPUs of one kind at one site, no GPU twice."""
     taken: dict[int, int] = {}
+    if plan.layout == "one_kind" and len({owner(problem, stage) for stage in plan.stages}) > 1:
+        yield "layout", PLAN, "a plan of one kind has stages on several"
     for place, stage in enumerate(plan.stages):
         if owner(problem, stage) is None:
             told = f"GPUs {stage.first_gpu} + {stage.num_gpus} are not all {stage.device}"
@@ -142,13 +170,26 @@ def _sizes(problem: MixedProblem, plan: TrainingPlan) -> Iterator[Told]:
             block = problem.blocks[at]
             one = stage_arrays(block, stage, layers, max(1, *stage.micro_batches))
             yield from (("legal", f"stage {place}", found.reason) for found in problems(one, problem.model))
+            yield from _zero(block, plan, place, len(places))
             if stage.recompute not in block.recompute:
                 yield "recompute", f"stage {place}", f"{stage.recompute} is none of {', '.join(block.recompute)}"
+
+
+def _zero(block: TrainProblem, plan: TrainingPlan, place: int, stages: int) -> Iterator[Told]:
+    """ZeRO as the framework runs it, or as it is fixed; pipelines over blocks have collectives once a step alone."""
+    zero, fixed = plan.stages[place].zero_stage, block.fixed.get("zero_stage")
+    legal = zero_stages(block.framework, stages > 1) if fixed is None else (fixed,)
+    if zero not in legal or (plan.layout == "stages" and zero is not None and zero > 1):
+        yield "zero", f"stage {place}", f"{block.framework} does not run ZeRO {zero} here"
 
 
 def _links(problem: MixedProblem, plan: TrainingPlan) -> Iterator[Told]:
     """Tensor parallelism inside islands; ways between neighbours, and between all that share gradients."""
     owners = [owner(problem, stage) for stage in plan.stages]
+    if plan.layout != "stages":
+        lies = {(stage.pipeline, at) for stage, at in zip(plan.stages, owners, strict=True)}
+        if len({at for _, at in lies}) < len(lies):
+            yield "layout", PLAN, "a kind has two families of replicas"
     for place, (stage, at) in enumerate(zip(plan.stages, owners, strict=True)):
         assert at is not None
         block, tensor = problem.blocks[at], stage.tensor_parallel_size or 1

@@ -29,6 +29,7 @@ def judge(problem: MixedProblem, plan: TrainingPlan) -> Verdict:
     def metric(name: str, value: float, unit: str) -> Metric:
         return Metric(name=name, value=value, unit=unit, source="calibrated" if measured else "datasheet")
 
+    shared = "links between sites are shared by all that crosses them, and no other traffic is on them"
     worst = max(found.parts, key=lambda name: found.parts[name])
     return Verdict(
         metrics=(
@@ -43,7 +44,7 @@ def judge(problem: MixedProblem, plan: TrainingPlan) -> Verdict:
         bottleneck=f"{PART_WORDS[worst]}: {found.parts[worst] / found.step_s:.0%} of a step",
         assumptions=(
             "weights in 16 bits, fp32 master weights and two Adam moments; flash attention",
-            "links between sites are shared by all that crosses them, and no other traffic is on them",
+            *((shared,) if any(site is not None for site in problem.sites) else ()),
             *problem.assumptions,
         ),
     )

@@ -15,9 +15,9 @@ from formulations.parallelism.training.search.problem import RECOMPUTE, TrainPro
 from formulations.parallelism.training.search.space import (
     MIN_CONTEXT_TOKENS,
     MOST_MICRO_BATCH,
-    divided_by_tensor,
     divisors,
     powers_of_two,
+    tensor_sizes,
     zero_stages,
 )
 from planner.cost.training.memory import training_memory_by_stage
@@ -58,14 +58,6 @@ class Options:
     def sync_s(self, overlap: float) -> FloatArray:
         """What a step waits for after the last micro-batch, [n, L + 1, L + 1]."""
         return exposed(self.busy_s, runs(self.layer_s), overlap) + self.update_s
-
-
-def tensor_sizes(block: TrainProblem) -> list[int]:
-    """Tensor-parallel sizes that divide the model and the domain, or the one that is fixed."""
-    counts = [count for count, _ in divided_by_tensor(block)]
-    domain = block.domain_gpus
-    wanted = [block.fixed["tensor_parallel_size"]] if "tensor_parallel_size" in block.fixed else divisors(domain)
-    return [one for one in wanted if domain % one == 0 and all(count % one == 0 for count in counts)]
 
 
 def context_sizes(block: TrainProblem) -> list[int]:
@@ -125,7 +117,7 @@ def stage_options(problem: MixedProblem, number: int, micro_batches: int) -> Opt
         gradient_bytes=block.gradient_bytes,
         stage_layers=[1] * problem.model.num_layers,
     )
-    return _unbeaten(_priced(problem, number, units, plans))
+    return _unbeaten(_priced(problem, number, units, plans), unit)
 
 
 def _priced(problem: MixedProblem, number: int, units: IntArray, plans: TrainingPlans) -> Options:
@@ -174,11 +166,11 @@ def runs(by_layer: FloatArray) -> FloatArray:
     return np.asarray(np.maximum(before[:, None, :] - before[:, :, None], 0.0))
 
 
-def _unbeaten(options: Options) -> Options | None:
+def _unbeaten(options: Options, unit: int) -> Options | None:
     """Without options that hold not even one layer, or that another of as many units beats or equals in everything.
 
     Less work and less reduction is never slower, although less work hides less of a reduction: it hides no more than
-    the work is less.
+    the work is less. Tensor groups begin at multiples of their size, so that the other must lie wherever this one may.
     """
     holds = (options.layer_bytes + options.kept_bytes).min(axis=1) <= options.capacity_bytes
     options = options[holds]
@@ -187,10 +179,14 @@ def _unbeaten(options: Options) -> Options | None:
     few = np.concatenate(
         [options.layer_s, options.layer_bytes, options.kept_bytes, -options.capacity_bytes[:, None]], axis=1
     )
+    # Units between places where an option may begin.
+    tensor = options.plans.tensor_parallel_size
+    steps = tensor // np.gcd(tensor, unit)
     kept: list[int] = []
-    for place in np.lexsort((options.layer_s.sum(axis=1), options.units)).tolist():
+    for place in np.lexsort((steps, options.layer_s.sum(axis=1), options.units)).tolist():
         beaten = any(
             (few[other] <= few[place]).all()
+            and steps[place] % steps[other] == 0
             and (options.busy_s[other] <= options.busy_s[place]).all()
             and (options.update_s[other] <= options.update_s[place]).all()
             for other in kept

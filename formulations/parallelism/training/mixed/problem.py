@@ -52,6 +52,7 @@ from formulations.parallelism.training.search.problem import TrainProblem
 from planner.cost.training.model import TrainingModel
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 #: Blocks of which all orders are tried.
 MOST_ORDERED = 4

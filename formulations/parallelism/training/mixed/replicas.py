@@ -15,13 +15,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from formulations.outcome import Budget
-from formulations.parallelism.training.mixed.options import context_sizes, expert_sizes, tensor_sizes
+from formulations.outcome import TOLERANCE, Budget
+from formulations.parallelism.training.mixed.options import context_sizes, expert_sizes
 from formulations.parallelism.training.mixed.pricing import between_s
 from formulations.parallelism.training.mixed.problem import MixedProblem
 from formulations.parallelism.training.search.pricing import step_of
 from formulations.parallelism.training.search.problem import RECOMPUTE, TrainProblem
-from formulations.parallelism.training.search.space import MOST_MICRO_BATCH, divisors, zero_stages
+from formulations.parallelism.training.search.space import MOST_MICRO_BATCH, divisors, tensor_sizes, zero_stages
 from formulations.parallelism.training.shares import ShareProblem, choose
 from planner.cost.training.memory import training_memory
 from planner.cost.training.plans import TrainingPlans
@@ -130,9 +130,14 @@ def families(problem: MixedProblem, number: int, micro_batch: int) -> Families |
     return Families(number, plans, unit_s, np.maximum(once_s - stages * unit_s, 0.0), memory)
 
 
-def best_replicas(problem: MixedProblem, below_s: float, budget: Budget) -> tuple[Shared | None, bool]:
-    """The fastest replicas of several blocks that take less than `below_s`, and whether all were looked at."""
-    batch, best = problem.any_block.global_batch_size, None
+def best_replicas(problem: MixedProblem, below_s: float, budget: Budget) -> tuple[Shared | None, float]:
+    """The fastest replicas of several blocks found that take less than `below_s`, and the least that others may take.
+
+    The latter is infinite where none is left. Families that leave GPUs idle have fewer ports between blocks, and one
+    that is slower with more of them may win; those are left, with the ports of all GPUs as their bound. So are shares
+    where a kind that the fastest ones leave idle does some of the work.
+    """
+    batch, best, left_s = problem.any_block.global_batch_size, None, np.inf
     small = [one for one in divisors(batch) if one <= MOST_MICRO_BATCH]
     fixed = problem.any_block.fixed
     for micro_batch in [fixed["micro_batch_size"]] if "micro_batch_size" in fixed else small:
@@ -141,14 +146,16 @@ def best_replicas(problem: MixedProblem, below_s: float, budget: Budget) -> tupl
         made = [families(problem, number, micro_batch) for number in range(len(problem.blocks))]
         for chosen in subsets(problem):
             if budget.stop() is not None:
-                return best, False
+                return best, 0.0
             known = [one for number in chosen if (one := made[number]) is not None]
             if len(known) < len(chosen):
                 continue
-            found = _fastest(problem, known, batch // micro_batch)
+            found, least_s = _fastest(problem, known, batch // micro_batch)
             if found.step_s < below_s:
                 best, below_s = found, found.step_s
-    return best, True
+            if least_s < found.step_s * (1 - TOLERANCE):
+                left_s = min(left_s, least_s)
+    return best, left_s
 
 
 def subsets(problem: MixedProblem) -> Iterator[tuple[int, ...]]:
@@ -160,8 +167,8 @@ def subsets(problem: MixedProblem) -> Iterator[tuple[int, ...]]:
                 yield chosen
 
 
-def _fastest(problem: MixedProblem, known: list[Families], units: int) -> Shared:
-    """The best family of each block, by bisection, and the micro-batches of every replica."""
+def _fastest(problem: MixedProblem, known: list[Families], units: int) -> tuple[Shared, float]:
+    """The family of each block that is best beside the gradients between blocks, by bisection, and a bound of all."""
 
     def done(limit_s: float) -> list[IntArray]:
         return [
@@ -178,15 +185,18 @@ def _fastest(problem: MixedProblem, known: list[Families], units: int) -> Shared
             low = middle
     chosen = [one[np.array([int(count.argmax())])] for one, count in zip(known, done(high), strict=True)]
     shares, slowest_s = _shared_out(chosen, units)
+    blocks = [one.block for one in chosen]
     gpus = [int(one.plans.num_gpus[0]) for one in chosen]
     factor = 2.0 * min(problem.any_block.gradient_bytes, 4)
-    return Shared(
-        blocks=tuple(one.block for one in chosen),
+    found = Shared(
+        blocks=tuple(blocks),
         plans=tuple(one.plans for one in chosen),
         micro_batches=shares,
         states=(),
-        step_s=slowest_s + between_s(problem, [one.block for one in chosen], gpus, factor),
+        step_s=slowest_s + between_s(problem, blocks, gpus, factor),
     )
+    every = [problem.blocks[number].num_gpus for number in blocks]
+    return found, high * (1 - 1e-9) + between_s(problem, blocks, every, factor)
 
 
 def _shared_out(chosen: list[Families], units: int) -> tuple[tuple[tuple[int, ...], ...], float]:

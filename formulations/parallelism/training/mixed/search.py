@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from formulations.outcome import TOLERANCE, Bound, Budget, SearchResult, SolveOptions, Status, Stop
 from formulations.parallelism.training.mixed.baseline import equal_replicas_s, equal_stages_s
 from formulations.parallelism.training.mixed.explain import reasons, ways_out
-from formulations.parallelism.training.mixed.options import expert_sizes, tensor_sizes
-from formulations.parallelism.training.mixed.plans import alone_document, pipeline_document, shared_document
+from formulations.parallelism.training.mixed.options import expert_sizes
+from formulations.parallelism.training.mixed.plans import alone, alone_document, pipeline_document, shared_document
 from formulations.parallelism.training.mixed.problem import MixedProblem
 from formulations.parallelism.training.mixed.replicas import best_replicas
 from formulations.parallelism.training.mixed.shards import best_shards
@@ -19,9 +20,11 @@ from formulations.parallelism.training.search.plans import passes_of
 from formulations.parallelism.training.search.problem import RECOMPUTE, TrainProblem
 from formulations.parallelism.training.search.refine import refined
 from formulations.parallelism.training.search.search import search as search_one_kind
-from formulations.parallelism.training.search.space import MOST_MICRO_BATCH, divisors
+from formulations.parallelism.training.search.space import MOST_MICRO_BATCH, divisors, tensor_sizes
 from planner.cost.training.plans import TrainingPlans
 from planner.training_plan import Alternative, TrainingPlan
+
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(slots=True)
@@ -29,16 +32,15 @@ class _Best:
     """The best plan so far, what every layout reached, and the least of what was not looked at."""
 
     plan: TrainingPlan | None = None
-    block: int | None = None
     step_s: float = np.inf
     open_s: float = np.inf
     plans_priced: int = 0
     told: list[Alternative] = field(default_factory=list)
     looked_at: list[str] = field(default_factory=list)
 
-    def take(self, plan: TrainingPlan, block: int | None = None) -> None:
+    def take(self, plan: TrainingPlan) -> None:
         if plan.step_s < self.step_s:
-            self.plan, self.step_s, self.block = plan, plan.step_s, block
+            self.plan, self.step_s = plan, plan.step_s
 
 
 def search(problem: MixedProblem, options: SolveOptions, budget: Budget) -> SearchResult[TrainingPlan]:
@@ -58,13 +60,12 @@ def search(problem: MixedProblem, options: SolveOptions, budget: Budget) -> Sear
         )
     ]
     plan = best.plan
-    if best.block is not None:
-        block = problem.blocks[best.block]
-        aside = refined(block, _own(problem, best.block, plan), options, budget)
+    if plan.layout == "one_kind":
+        aside = refined(*alone(problem, plan), options, budget)
         plan = plan.model_copy(update={"pipeline_order": aside.pipeline_order, "notes": aside.notes})
     plan = plan.model_copy(
         update={
-            "work_bound_s": min(floor_s, best.step_s),
+            "work_bound_s": floor_s,
             "alternatives": (*best.told, *told),
             "plans_priced": best.plans_priced,
         }
@@ -83,12 +84,6 @@ def search(problem: MixedProblem, options: SolveOptions, budget: Budget) -> Sear
     )
 
 
-def _own(problem: MixedProblem, number: int, plan: TrainingPlan) -> TrainingPlan:
-    first = problem.first_gpu(number)
-    stages = tuple(one.model_copy(update={"first_gpu": one.first_gpu - first}) for one in plan.stages)
-    return plan.model_copy(update={"stages": stages})
-
-
 def _one_kind(problem: MixedProblem, options: SolveOptions, budget: Budget, best: _Best) -> None:
     """Every block alone."""
     count = 0
@@ -99,7 +94,7 @@ def _one_kind(problem: MixedProblem, options: SolveOptions, budget: Budget, best
             best.told.append(Alternative(name=f"{problem.told(number)} alone", step_s=None, why=why))
         else:
             best.told.append(Alternative(name=f"{problem.told(number)} alone", step_s=found.plan.step_s))
-            best.take(alone_document(problem, number, found.plan), number)
+            best.take(alone_document(problem, number, found.plan))
             count += found.plan.plans_priced
         if found.status is not Status.INFEASIBLE:
             open_s = 0.0 if found.bound is None else found.bound.value
@@ -112,13 +107,12 @@ def _one_kind(problem: MixedProblem, options: SolveOptions, budget: Budget, best
 def _replicas(problem: MixedProblem, budget: Budget, best: _Best) -> None:
     """Replicas of one kind each, with states sharded in each block, then over all."""
     for name, find in (("replicas of one kind each", best_replicas), ("replicas that share states", best_shards)):
-        found, whole = find(problem, np.inf, budget)
-        why = "" if found is not None else "no plan fits" if whole else "no time was left"
+        found, left_s = find(problem, np.inf, budget)
+        why = "" if found is not None else "no plan fits" if left_s > 0 else "no time was left"
         best.told.append(Alternative(name=name, step_s=None if found is None else found.step_s, why=why))
         if found is not None:
             best.take(shared_document(problem, found))
-        if not whole:
-            best.open_s = 0.0
+        best.open_s = min(best.open_s, left_s)
         best.looked_at.append(name)
 
 
@@ -154,14 +148,28 @@ def _without(problem: MixedProblem, budget: Budget, best: _Best) -> SearchResult
 
 
 def work_bound_s(problem: MixedProblem) -> float:
-    """All sequences at the rate of all GPUs together, each kind's layers at the best size and micro-batch there is."""
-    rate = sum(block.num_gpus / _least_gpu_s(block) for block in problem.blocks)
-    return problem.any_block.global_batch_size / rate * (1 - 1e-9)
+    """All layers of all sequences on all GPUs together, each layer on each kind at the best size and micro-batch.
+
+    With w[b,l] GPU seconds of a layer of one sequence on kind b, W[b] of all its layers and n[b] GPUs: in T seconds
+    kind b does x[b,l] of layer l with sum_l w[b,l] x[b,l] <= n[b] T. Divided by W[b], summed over kinds, and with
+    sum_b x[b,l] = C: T sum_b n[b] / W[b] >= C sum_l min_b w[b,l] / W[b].
+    """
+    seconds = [_least_gpu_s(block) for block in problem.blocks]
+    legal = [(block, each) for block, each in zip(problem.blocks, seconds, strict=True) if np.isfinite(each).all()]
+    if not legal:
+        return np.inf
+    rate = sum(block.num_gpus / float(each.sum()) for block, each in legal)
+    share = float(np.min([each / each.sum() for _, each in legal], axis=0).sum())
+    return problem.any_block.global_batch_size * share / rate * (1 - 1e-9)
 
 
-def _least_gpu_s(block: TrainProblem) -> float:
-    """GPU seconds of all layers for one sequence, at least; infinite where no size is legal."""
-    least = np.inf
+def _least_gpu_s(block: TrainProblem) -> FloatArray:
+    """GPU seconds of each layer for one sequence, at least [L], the last with the head; infinite where none is legal.
+
+    Layers differ in their sizes here, as stages of a pipeline do.
+    """
+    layers = block.model.num_layers
+    least = np.full(layers, np.inf)
     micro = [one for one in divisors(block.global_batch_size) if one <= MOST_MICRO_BATCH]
     experts = expert_sizes(replace(block, fixed={}), int(np.lcm.reduce(block.model.num_experts or (1,))))
     for tensor in tensor_sizes(block):
@@ -170,13 +178,15 @@ def _least_gpu_s(block: TrainProblem) -> float:
                 tensor_parallel_size=tensor,
                 expert_parallel_size=expert,
                 data_parallel_size=expert,
+                pipeline_parallel_size=layers,
                 micro_batch_size=micro,
                 recompute=min(int(RECOMPUTE[name]) for name in block.recompute),
                 global_batch_size=[expert * one for one in micro],
                 sequence_length=block.sequence_length,
                 flash_attention=block.flash_attention,
                 gradient_bytes=block.gradient_bytes,
+                stage_layers=[1] * layers,
             )
-            gpu_s = tensor * passes_of(block, plans).total_s.sum(axis=1) / plans.micro_batch_size
-            least = min(least, float(gpu_s.min()))
+            gpu_s = tensor * passes_of(block, plans).total_s / plans.micro_batch_size[:, None]
+            least = np.minimum(least, gpu_s.min(axis=0))
     return least

@@ -14,13 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from formulations.outcome import Budget
-from formulations.parallelism.training.mixed.options import tensor_sizes
 from formulations.parallelism.training.mixed.pricing import between_s, exposed
 from formulations.parallelism.training.mixed.problem import MixedProblem
 from formulations.parallelism.training.mixed.replicas import Shared, by_block, subsets
 from formulations.parallelism.training.search.plans import passes_of
 from formulations.parallelism.training.search.problem import RECOMPUTE, TrainProblem
-from formulations.parallelism.training.search.space import MOST_MICRO_BATCH, divisors, zero_stages
+from formulations.parallelism.training.search.space import MOST_MICRO_BATCH, divisors, tensor_sizes, zero_stages
 from formulations.parallelism.training.shares import ShareProblem, choose
 from planner.cost.training.communication import Links, group
 from planner.cost.training.compute import OPTIMIZER_TRAFFIC_BYTES, Rates
@@ -80,11 +79,11 @@ def optimizer_bytes(block: TrainProblem, tensor: int) -> float:
     return block.margin.states_factor * OPTIMIZER_BYTES * block.model.total_parameters / tensor
 
 
-def best_shards(problem: MixedProblem, below_s: float, budget: Budget) -> tuple[Shared | None, bool]:
-    """The fastest plan with shared states that takes less than `below_s`, and whether all were looked at."""
+def best_shards(problem: MixedProblem, below_s: float, budget: Budget) -> tuple[Shared | None, float]:
+    """The fastest plan with shared states that takes less than `below_s`, and the least that what is left may take."""
     one, best = problem.any_block, None
     if not all(allowed(block) for block in problem.blocks):
-        return None, True
+        return None, np.inf
     tensors = sorted(set.intersection(*(set(tensor_sizes(block)) for block in problem.blocks)))
     batch = one.global_batch_size
     small = [size for size in divisors(batch) if size <= MOST_MICRO_BATCH]
@@ -96,11 +95,11 @@ def best_shards(problem: MixedProblem, below_s: float, budget: Budget) -> tuple[
         for chosen in subsets(problem):
             for holders in product(*(made[number] for number in chosen)):
                 if budget.stop() is not None:
-                    return best, False
+                    return best, 0.0
                 found = _shared(problem, list(holders), tensor, batch // micro_batch)
                 if found is not None and found.step_s < below_s:
                     best, below_s = found, found.step_s
-    return best, True
+    return best, np.inf
 
 
 def _holders(problem: MixedProblem, number: int, tensor: int, micro_batch: int) -> list[Holder]:

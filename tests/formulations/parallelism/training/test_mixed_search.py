@@ -55,15 +55,32 @@ def test_no_pipeline_by_brute_force_is_better(changes: dict[str, Any]) -> None:
 
 
 def test_no_replicas_by_brute_force_are_better() -> None:
-    """Every pair of families and every way to share the micro-batches; the longest replica of a side is its time."""
     asked = mixed(global_batch_size=10)
-    found, whole = best_replicas(asked, np.inf, Budget(60))
+    found, left_s = best_replicas(asked, np.inf, Budget(60))
     assert found is not None
-    assert whole
-    best = np.inf
-    for micro_batch in (1, 2, 5, 10):
+    assert left_s > 0.0
+    assert found.step_s == pytest.approx(best_pair_s(asked), rel=1e-9)
+
+
+@pytest.mark.parametrize(("sizes", "batch"), [((5, 4), 4), ((3, 2), 4), ((7, 2), 6)])
+def test_what_replicas_leave_open_is_in_their_bound(sizes: tuple[int, int], batch: int) -> None:
+    """Odd nodes: the fastest families leave GPUs, and their ports between the kinds, idle."""
+    nodes = [
+        {"device": device, "count": 1, "gpus_per_node": size}
+        for device, size in zip(("h100_sxm", "a100_sxm"), sizes, strict=True)
+    ]
+    asked = mixed(cluster={**PAIR, "nodes": nodes}, global_batch_size=batch, sequence_length=256)
+    found, left_s = best_replicas(asked, np.inf, Budget(60))
+    best_s = best_pair_s(asked)
+    assert min(left_s, np.inf if found is None else found.step_s) <= best_s * (1 + 1e-9)
+
+
+def best_pair_s(asked: MixedProblem) -> float:
+    """Every pair of families and every way to share the micro-batches; the longest replica of a side is its time."""
+    best, batch = np.inf, asked.any_block.global_batch_size
+    for micro_batch in (one for one in range(1, batch + 1) if batch % one == 0):
         sides = [families(asked, number, micro_batch) for number in (0, 1)]
-        units = 10 // micro_batch
+        units = batch // micro_batch
         if any(side is None for side in sides):
             continue
         for one, other in product(*(range(len(side.plans)) for side in sides if side is not None)):
@@ -79,7 +96,7 @@ def test_no_replicas_by_brute_force_are_better() -> None:
                     for number, side, count in ((0, left, first), (1, right, units - first))
                 ]
                 best = min(best, max(steps) + between_s(asked, [0, 1], gpus, 8.0))
-    assert found.step_s == pytest.approx(best, rel=1e-9)
+    return best
 
 
 def test_replicas_of_a_faster_kind_have_more_micro_batches() -> None:
