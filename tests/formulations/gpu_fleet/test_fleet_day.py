@@ -22,8 +22,11 @@ from formulations.outcome import Budget, SolveOptions, Status
 def day(seed: int, shares: FloatArray) -> FleetProblem:
     """The instance of `shared` as a day; shares : of its demand, [hours, 1] or [hours, buckets]."""
     problem = shared(seed)
-    hours = tuple((hour,) for hour in range(len(shares)))
-    share = np.full(len(shares), 1 / len(shares))
+    # Periods of one to three hours.
+    length = 1 + np.arange(len(shares)) % 3
+    last = np.cumsum(length)
+    hours = tuple(tuple(range(end - size, end)) for end, size in zip(last.tolist(), length.tolist(), strict=True))
+    share = length / last[-1]
     return replace(problem, rate=problem.rate * shares, burst=None, share=share, hours=hours)
 
 
