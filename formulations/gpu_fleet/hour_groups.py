@@ -9,7 +9,8 @@ import numpy as np
 
 from formulations.backends.linear import LinearModel
 from formulations.backends.relaxation import Relaxation, relax
-from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
+from formulations.gpu_fleet.columns import FleetModel
+from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
 
 #: Groups of similar hours, whose mean demands stand for them in the relaxation.

@@ -24,8 +24,9 @@ import numpy as np
 
 from formulations.backends.linear import LinearBuilder, LinearModel, solve_linear_mathopt
 from formulations.backends.relaxation import Relaxation, relax
+from formulations.gpu_fleet.columns import FleetModel
 from formulations.gpu_fleet.explain import explain
-from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
+from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.packing import plan_of
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray
 from formulations.gpu_fleet.slices_cpsat import solve_whole

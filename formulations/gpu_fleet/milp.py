@@ -52,66 +52,24 @@ Reference: Griffin et al., Mélange, arXiv 2404.14527, for buckets and loads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 
 from formulations.backends.linear import IntArray as Columns
-from formulations.backends.linear import LinearBuilder, LinearModel
+from formulations.backends.linear import LinearBuilder
+from formulations.gpu_fleet.columns import Entries, FleetModel, PeriodColumns, Routing
 from formulations.gpu_fleet.dominance import needless_configs
-from formulations.gpu_fleet.handovers import FlowColumns, add_handovers
+from formulations.gpu_fleet.handovers import add_handovers
 from formulations.gpu_fleet.pools import replicas_for, tangents
 from formulations.gpu_fleet.problem import BoolArray, FleetProblem, FloatArray
 from formulations.gpu_fleet.stages import STAGES, has_role, network_need
 
-#: Row within a family, column, value.
-Entries = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
 #: Instances of one offer that no plan needs more of, where its own bound is not smaller.
 MOST_INSTANCES = 1e6
 #: Replicas of a load that is near to a solver's tolerance (1e-6).
 SMALL_LOAD = 1e-3
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Routing:
-    """Columns x of the pairs (bucket, config), all [N], and what roles hand to one another."""
-
-    x: Columns
-    bucket: Columns
-    config: Columns
-    flows: FlowColumns
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PeriodColumns:
-    """Columns of one period: y [K], z [C], u of the buckets with a demand (asked), and where requests go.
-
-    u : empty where all must be served. lost : by lost offer, z' and the routing. lost_zone : by zone, on z of others.
-    """
-
-    y: Columns
-    z: Columns
-    u: Columns
-    asked: Columns
-    routing: Routing
-    lost: dict[int, tuple[Columns, Routing]]
-    lost_zone: dict[int, Routing]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FleetModel:
-    """The model of some periods, where its variables are, and each period's rows of packing and whole instances.
-
-    changed : columns of instances added and dropped; empty without a current fleet.
-    """
-
-    model: LinearModel
-    periods: tuple[int, ...]
-    columns: tuple[PeriodColumns, ...]
-    packing: tuple[range, ...]
-    changed: Columns
 
 
 class FleetBuilder:

@@ -23,8 +23,9 @@ from formulations.backends.decomposition import Decomposition
 from formulations.backends.linear import LinearModel
 from formulations.backends.relaxation import Relaxation, relax
 from formulations.backends.result import SolverResult, conclude
+from formulations.gpu_fleet.columns import FleetModel
 from formulations.gpu_fleet.dominance import needless_configs
-from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
+from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
 from formulations.gpu_fleet.solution import Solver
 from formulations.outcome import Budget, PartBudget, SolveOptions, Status, Stop

@@ -10,8 +10,8 @@ import numpy as np
 
 from formulations.backends.linear import solve_linear_mathopt, solve_linear_pulp
 from formulations.backends.result import SolverResult, as_integer
+from formulations.gpu_fleet.columns import PeriodColumns, Routing
 from formulations.gpu_fleet.handovers import flow_table
-from formulations.gpu_fleet.milp import PeriodColumns, Routing
 from formulations.gpu_fleet.packing import Counts
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
 from formulations.gpu_fleet.stages import STAGES, has_role

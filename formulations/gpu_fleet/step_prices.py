@@ -8,7 +8,7 @@ import numpy as np
 
 from formulations.backends.linear import LinearBuilder
 from formulations.backends.relaxation import Relaxation, relax
-from formulations.gpu_fleet.milp import Entries
+from formulations.gpu_fleet.columns import Entries
 from formulations.gpu_fleet.problem import BoolArray, FleetProblem, FloatArray
 from formulations.outcome import Budget
 

@@ -24,9 +24,10 @@ import numpy as np
 
 from formulations.backends.relaxation import Relaxation, relax
 from formulations.backends.result import SolverResult
+from formulations.gpu_fleet.columns import PeriodColumns
 from formulations.gpu_fleet.hour_groups import reserved_prices
 from formulations.gpu_fleet.hours import ALIKE, CLOSED, HOUR_S
-from formulations.gpu_fleet.milp import FleetBuilder, PeriodColumns
+from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.packing import Counts
 from formulations.gpu_fleet.problem import BoolArray, FleetProblem, FloatArray
 from formulations.gpu_fleet.solution import counts_of, solver_of

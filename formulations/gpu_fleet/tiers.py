@@ -20,8 +20,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from formulations.backends.result import SolverResult
+from formulations.gpu_fleet.columns import FleetModel
 from formulations.gpu_fleet.explain import explain
-from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
+from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.packing import Counts, plan_of
 from formulations.gpu_fleet.problem import FleetProblem, FloatArray, IntArray
 from formulations.gpu_fleet.rows import cost_parts

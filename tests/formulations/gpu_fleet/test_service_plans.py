@@ -13,7 +13,8 @@ from formulations.backends.linear import solve_linear_mathopt
 from formulations.backends.relaxation import Relaxation, relax
 from formulations.gpu_fleet import service_plans
 from formulations.gpu_fleet.check import check
-from formulations.gpu_fleet.milp import FleetBuilder, FleetModel
+from formulations.gpu_fleet.columns import FleetModel
+from formulations.gpu_fleet.milp import FleetBuilder
 from formulations.gpu_fleet.problem import FleetProblem
 from formulations.gpu_fleet.reading import read_problem
 from formulations.gpu_fleet.service_plans import ServicePlans
