@@ -193,6 +193,8 @@ def only_offers(whole: FleetProblem, chosen: Sequence[int] | np.ndarray[Any, Any
         config_model=whole.config_model[configs],
         config_gpus=whole.config_gpus[configs],
         config_role=whole.config_role[configs],
+        # A profiled replica has the GPUs of an instance at most: none is bound to several.
+        config_offer=None,
         config_worker=tuple(whole.config_worker[c] for c in configs.tolist()),
         site_of_pool=whole.site_of_pool[pools],
         network_bytes_per_s=whole.network_bytes_per_s[pools],
