@@ -19,6 +19,7 @@ from cli.options import (
     WorkLimitOption,
     solve_options,
 )
+from cli.options import panel_option as _flag
 
 if TYPE_CHECKING:
     from formulations.deployment.cuts import Cut
@@ -28,11 +29,6 @@ WHAT, LIMITS, CHANGE, STUDIES = "Inventory and demand", "Limits", "A deployment 
 
 #: Keys that a file of --services may give.
 SERVICES_KEYS = ("services", "slo", "hours", "utilisation", "loads")
-
-
-def _flag(help: str, panel: str, metavar: str | None = None, *names: str) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
-    return option
 
 
 def deploy(

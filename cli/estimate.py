@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.options import JsonOption
+from cli.options import panel_option as _flag
 
 TABLE, WHAT, SPLIT = "A table, instead of flags", "Model and hardware", "Parallelism"
 SERVING, TRAINING, JUDGED = "Serving load", "Training", "Limits and prices"
@@ -52,11 +53,6 @@ class ScheduleName(StrEnum):
     ZB_1P = "zb-1p"
     ZB_2P = "zb-2p"
     ZB_V = "zb-v"
-
-
-def _flag(help: str, panel: str, metavar: str | None = None, *names: str) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
-    return option
 
 
 #: Flags that say something in one form of the command alone, and those that form needs.

@@ -21,6 +21,7 @@ from cli.options import (
     WorkLimitOption,
     solve_options,
 )
+from cli.options import panel_option as _flag
 
 if TYPE_CHECKING:
     from planner.files import SourceText
@@ -48,11 +49,6 @@ class LeaveOut(StrEnum):
 
     ONE = "leave-one-out"
     CLUSTER = "leave-cluster-out"
-
-
-def _flag(help: str, panel: str, metavar: str | None = None, *names: str) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
-    return option
 
 
 def experts(

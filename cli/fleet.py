@@ -19,6 +19,7 @@ from cli.options import (
     WorkLimitOption,
     solve_options,
 )
+from cli.options import panel_option as _flag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,11 +31,6 @@ WHAT, LIMITS, CHANGE = "Offers and demand", "Limits", "A fleet in force"
 STUDIES = "Studies"
 #: Keys that a file of each flag may give.
 OFFERS_KEYS, DEMAND_KEYS = ("offers",), ("demand", "headroom", "pool_slack", "slo")
-
-
-def _flag(help: str, panel: str, metavar: str | None = None, *names: str) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
-    return option
 
 
 def fleet(

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 SEARCH, OUTPUT = "Search", "Output"
 
 
+def panel_option(help: str, panel: str, metavar: str | None = None, *names: str) -> typer.models.OptionInfo:
+    """An option under a heading of the help; names where typer's own would not do."""
+    option: typer.models.OptionInfo = typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
+    return option
+
+
 def methods() -> Mapping[str, str]:
     """Search methods of all problems by name, with the problems that each is for."""
     from formulations.kinds import HOMES, kind

@@ -20,6 +20,7 @@ from cli.options import (
     WorkLimitOption,
     solve_options,
 )
+from cli.options import panel_option as _flag
 
 if TYPE_CHECKING:
     from planner.files import Loc
@@ -60,11 +61,6 @@ class GoalName(StrEnum):
     GPUS = "gpus"
     COST = "cost"
     JOULES = "joules"
-
-
-def _flag(help: str, panel: str, metavar: str | None = None, *names: str) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
-    return option
 
 
 def parallel(

@@ -20,6 +20,7 @@ from cli.options import (
     WorkLimitOption,
     solve_options,
 )
+from cli.options import panel_option as _flag
 
 WHAT, GOAL = "Nodes and pods", "Goal"
 
@@ -39,11 +40,6 @@ class Counted(StrEnum):
     GPUS = "gpus"
     NODES = "nodes"
     PRICE = "price"
-
-
-def _flag(help: str, panel: str, metavar: str | None = None, *names: str) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
-    return option
 
 
 def pods(

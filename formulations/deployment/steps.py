@@ -23,14 +23,13 @@ import numpy as np
 from formulations.backends.linear import LinearBuilder
 from formulations.backends.relaxation import Relaxation, relax
 from formulations.deployment.placing import Placed, workers_in
+from formulations.deployment.problem import Named
 from formulations.gpu_fleet.problem import FleetProblem
 from formulations.gpu_fleet.stages import STAGES
 from planner.deploy_plan import Change, DeployedNodes, DeployedPod, DeployedWorkers, Step
 
 #: Seconds for one small linear program, and what rounding may take of a share.
 SHARE_S, ROUNDING = 5.0, 1e-6
-#: A worker by service and name.
-Named = tuple[str, str]
 
 
 class Served:

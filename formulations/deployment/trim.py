@@ -39,10 +39,11 @@ def trimmed(
     idle_stay = bool(problem.spare_instances or problem.zone_names or problem.switching)
     known = Rows(problem)
     left = np.zeros((problem.num_periods, len(problem.bucket_model)))
-    for period, at in enumerate(in_order(problem, plan)):
+    order = in_order(problem, plan)
+    for period, at in enumerate(order):
         for row in plan.periods[at].unserved:
             left[period, known.bucket(row)] = row.fraction
-    instances = instance_counts(problem, plan)[in_order(problem, plan)]
+    instances = instance_counts(problem, plan)[order]
     counts: dict[int, Counts] = {}
     for period in range(problem.num_periods):
         found = _period(problem, period, instances[period], left[period], options, budget)

@@ -13,6 +13,7 @@ from formulations.parallelism.training.mixed.problem import MixedProblem
 from formulations.parallelism.training.mixed.replicas import best_replicas
 from formulations.parallelism.training.mixed.shards import best_shards
 from formulations.parallelism.training.mixed.stages import best_pipeline
+from formulations.parallelism.training.search.explain import fewest
 from formulations.parallelism.training.search.explain import reasons as reasons_of_one
 from formulations.parallelism.training.search.pricing import pieces
 from formulations.parallelism.training.search.space import MIN_CONTEXT_TOKENS, space
@@ -88,16 +89,7 @@ def _least_nodes(problem: MixedProblem, number: int, now: int) -> int | None:
         blocks = (*problem.blocks[:number], grown, *problem.blocks[number + 1 :])
         return fits(replace(problem, blocks=blocks))
 
-    high = 2 * now
-    while high <= MOST_TIMES * now and not enough(high):
-        high *= 2
-    if high > MOST_TIMES * now:
-        return None
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    return fewest(now, MOST_TIMES, enough)
 
 
 def _changed(problem: MixedProblem, **changes: Any) -> MixedProblem:

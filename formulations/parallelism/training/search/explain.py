@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from formulations.parallelism.training.search.plans import sizes_at
@@ -114,10 +114,18 @@ def _least_nodes(problem: TrainProblem) -> int | None:
     def fits(nodes: int) -> bool:
         return _fits(replace(problem, num_gpus=nodes * problem.gpus_per_node))
 
+    return fewest(now, MOST_TIMES, fits)
+
+
+def fewest(now: int, most_times: int, fits: Callable[[int], bool]) -> int | None:
+    """The fewest of something, above what there is now, with which `fits` holds and goes on to; None above a multiple.
+
+    The doubling below the answer did not fit, so the search between both ends is right where `fits` only turns once.
+    """
     high = 2 * now
-    while high <= MOST_TIMES * now and not fits(high):
+    while high <= most_times * now and not fits(high):
         high *= 2
-    if high > MOST_TIMES * now:
+    if high > most_times * now:
         return None
     low = high // 2
     while high - low > 1:
